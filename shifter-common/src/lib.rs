@@ -1,0 +1,10 @@
+//! What the kernel and the host share, without dependencies and without std.
+//!
+//! `abi` says what lies in maps, `packet` reads and rewrites headers through a
+//! small seam, `hash` and `select` choose, `tcp_state` says what a segment
+//! does to a flow. The eBPF crate and the host run the same code.
+#![no_std]
+
+pub mod abi;
+pub mod hash;
+pub mod select;

@@ -1,0 +1,51 @@
+//! Builds the eBPF object (or takes a ready one) and the gRPC code.
+
+use std::{env, fs, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+fn main() -> Result<()> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
+    let manifest =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo sets CARGO_MANIFEST_DIR")?);
+    build_object(&manifest, &out)?;
+    build_proto(&manifest)
+}
+
+/// Leaves the eBPF object at `$OUT_DIR/shifter`.
+fn build_object(manifest: &std::path::Path, out: &std::path::Path) -> Result<()> {
+    println!("cargo::rerun-if-env-changed=SHIFTER_BPF_OBJECT");
+    if let Some(object) = env::var_os("SHIFTER_BPF_OBJECT") {
+        let object = PathBuf::from(object);
+        println!("cargo::rerun-if-changed={}", object.display());
+        fs::copy(&object, out.join("shifter")).with_context(|| {
+            format!("SHIFTER_BPF_OBJECT names {}, which cannot be read: give the path of a built eBPF object", object.display())
+        })?;
+        return Ok(());
+    }
+    let root = manifest.join("../shifter-ebpf");
+    let Some(root_dir) = root.to_str() else {
+        bail!("the path of the workspace is not UTF-8: {}", root.display())
+    };
+    aya_build::build_ebpf(
+        [aya_build::Package { name: "shifter-ebpf", root_dir, ..Default::default() }],
+        aya_build::Toolchain::default(),
+    )
+    .context("the eBPF crate does not build; `cargo xtask setup` installs nightly with rust-src, LLVM and bpf-linker, and SHIFTER_BPF_OBJECT takes a ready object")
+}
+
+fn build_proto(manifest: &std::path::Path) -> Result<()> {
+    let include = manifest.join("../proto");
+    let file = include.join("shifter/v1/shifter.proto");
+    println!("cargo::rerun-if-changed={}", file.display());
+    let descriptors =
+        protox::compile([&file], [&include]).context("proto/shifter/v1/shifter.proto")?;
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
+    fs::write(
+        out.join("descriptor.bin"),
+        prost::Message::encode_to_vec(&descriptors),
+    )?;
+    tonic_prost_build::configure()
+        .compile_fds(descriptors)
+        .context("generating the gRPC code")
+}

@@ -1,0 +1,267 @@
+//! The packet path as the rest of the agent sees it.
+//!
+//! [`Datapath`] is the seam: `kernel` carries it out with aya, `fake` in
+//! memory for tests without root.
+
+use std::net::SocketAddr;
+
+use shifter_common::abi::{BackendCounters, PoolCounters};
+
+use crate::model::{Affinity, PoolName, Protocol, Seed, Vip};
+
+/// Index of `service_head`; `0..MAX_SERVICES`.
+pub type ServiceId = u16;
+/// Index of the backend table; `1..MAX_BACKEND_IDS`.
+pub type BackendId = u16;
+
+/// A service as published to the kernel, whole.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ServiceImage {
+    pub id: ServiceId,
+    pub vip: Vip,
+    /// Backend id of the VIP itself.
+    pub vip_backend: BackendId,
+    pub generation: u32,
+    /// New flows with a hash below it go to green; in `[0, 2^32]`.
+    pub threshold: u64,
+    pub dead_man: Option<DeadManImage>,
+    pub live: PoolName,
+    pub live_has_vip: bool,
+    pub affinity: Affinity,
+    pub seed: Seed,
+    /// Hash of the desired state.
+    pub desired_hash: u64,
+    /// Until this CLOCK_MONOTONIC time in ns the service is settling; 0: it is not.
+    pub settle_until_ns: u64,
+    /// Backends of blue and green whose sockets can be looked up, at most
+    /// `LOCAL_BACKENDS` each.
+    pub local_backends: [Vec<BackendId>; 2],
+}
+
+/// The dead-man of a service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeadManImage {
+    /// Threshold that holds from the deadline on.
+    pub safe_threshold: u64,
+    /// CLOCK_BOOTTIME in ns.
+    pub deadline_ns: u64,
+}
+
+/// A backend as the kernel holds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BackendImage {
+    pub addr: SocketAddr,
+    pub protocol: Protocol,
+    pub placement: Placement,
+    pub maint: bool,
+    pub down: bool,
+}
+
+/// Where packets for a backend go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Placement {
+    /// An address of this host; its sockets can be looked up.
+    Host,
+    /// The kernel routes it (container, namespace, or an interface without a
+    /// hook). `netns`: namespace id whose sockets can be looked up.
+    Kernel { netns: Option<i32> },
+    /// Redirected to a neighbour on an interface with a hook.
+    NextHop(NextHopImage),
+}
+
+/// A resolved neighbour.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct NextHopImage {
+    pub ifindex: u32,
+    /// Longest layer-3 packet in bytes.
+    pub mtu: u32,
+    pub source: [u8; 6],
+    pub destination: [u8; 6],
+}
+
+/// What the kernel holds when the agent starts.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Inventory {
+    pub services: Vec<ServiceImage>,
+    pub backends: Vec<(BackendId, SocketAddr, Protocol)>,
+}
+
+/// Which flows to list.
+#[derive(Clone, Default, Debug)]
+pub struct FlowFilter {
+    pub service: Option<ServiceId>,
+    pub pool: Option<PoolName>,
+    pub backend: Option<BackendId>,
+    pub client: Option<std::net::IpAddr>,
+    pub client_port: Option<u16>,
+    pub limit: usize,
+}
+
+/// One live flow.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FlowRow {
+    pub service: ServiceId,
+    pub client: SocketAddr,
+    pub protocol: Protocol,
+    pub pool: PoolName,
+    pub backend: BackendId,
+    /// "half_open", "adopted", "udp_unanswered", "established",
+    /// "udp_answered", "closing" or "reset".
+    pub state: &'static str,
+    pub proven: bool,
+    pub adopted: bool,
+    pub generation: u32,
+    pub age_s: f64,
+    pub idle_s: f64,
+    pub bytes: u64,
+}
+
+/// Counts over the whole flow table, one pass.
+#[derive(Clone, Default, Debug)]
+pub struct Census {
+    pub live: u64,
+    pub proven: u64,
+    pub unproven: u64,
+    pub closing: u64,
+    /// Live flows (not closing) by service: `[blue, green]`.
+    pub services: std::collections::HashMap<ServiceId, [u64; 2]>,
+    /// Live flows (not closing) by backend.
+    pub backends: std::collections::HashMap<BackendId, u64>,
+    /// Time of the pass in ns.
+    pub took_ns: u64,
+}
+
+/// Packets that ended for one reason on one hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VerdictCount {
+    /// "xdp", "tc" or "egress".
+    pub hook: &'static str,
+    pub number: u32,
+    pub reason: &'static str,
+    pub packets: u64,
+}
+
+/// One limit of the installation and what of it is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LimitUse {
+    pub name: &'static str,
+    pub used: u64,
+    pub limit: u64,
+    /// Memory that the whole limit takes in the kernel, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// A hook in force on an interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HookStatus {
+    pub interface: String,
+    pub ifindex: u32,
+    /// "xdp", "tc" or "none".
+    pub hook: String,
+    /// "tcx", "clsact" or "none".
+    pub egress: String,
+    /// Why this hook: driver, mode asked for, what stood in the way.
+    pub why: String,
+    /// Tag of the installation whose programs run there.
+    pub tag: String,
+    pub up: bool,
+}
+
+/// What a call on the datapath failed at. Every text says what would mend it.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    #[error("{operation} failed: {source}{remedy}")]
+    Kernel {
+        operation: String,
+        source: std::io::Error,
+        remedy: String,
+    },
+    #[error("the limit of {limit} {what} is reached: {remedy}")]
+    Full {
+        what: &'static str,
+        limit: u64,
+        remedy: &'static str,
+    },
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The packet path. All calls are short, but `census` and `flows`, which pass
+/// over the whole flow table (tens of ms for a million flows).
+pub trait Datapath: Send + Sync {
+    /// What the kernel holds now.
+    fn inventory(&self) -> Result<Inventory, DatapathError>;
+
+    /// Writes or updates the record of a backend. The address of an id in use never changes.
+    fn put_backend(&self, id: BackendId, backend: &BackendImage) -> Result<(), DatapathError>;
+    /// Forgets a backend that no ring names; the caller knows that no flow does.
+    fn delete_backend(&self, id: BackendId) -> Result<(), DatapathError>;
+
+    /// Publishes a service whole, by one store; `rings` are those of blue and
+    /// green (a backend id per slot, empty: no backend for new flows), `None`
+    /// keeps those in force. Returns CLOCK_MONOTONIC ns right after the store.
+    fn publish(
+        &self,
+        image: &ServiceImage,
+        rings: Option<&[Vec<BackendId>; 2]>,
+    ) -> Result<u64, DatapathError>;
+    /// Takes the VIP out of service; flows without a service pass untouched.
+    fn delete_service(&self, id: ServiceId) -> Result<(), DatapathError>;
+    /// Backend that new flows with this ring hash (upper half of the selection
+    /// hash) get in a pool, as the kernel would choose.
+    fn ring_choice(&self, id: ServiceId, pool: PoolName, ring_hash: u32) -> Option<BackendId>;
+
+    /// `(generation, CLOCK_MONOTONIC ns)` of the first flow chosen under the newest generation that chose one.
+    fn first_flow(&self, id: ServiceId) -> Option<(u32, u64)>;
+    /// Sums over CPUs, `[blue, green]`.
+    fn pool_counters(&self, id: ServiceId) -> Result<[PoolCounters; 2], DatapathError>;
+    /// Sum over CPUs.
+    fn backend_counters(&self, id: BackendId) -> Result<BackendCounters, DatapathError>;
+    /// Every verdict that was counted, zeros included.
+    fn verdicts(&self) -> Result<Vec<VerdictCount>, DatapathError>;
+
+    /// Live flows that match, at most `limit`, and the number of all that match.
+    fn flows(&self, filter: &FlowFilter) -> (Vec<FlowRow>, u64);
+    /// The live flow of one client on one service, if there is one.
+    fn find_flow(
+        &self,
+        service: ServiceId,
+        client: SocketAddr,
+        protocol: Protocol,
+    ) -> Option<FlowRow>;
+    /// Counts the table in one pass.
+    fn census(&self) -> Census;
+    /// Frees what expired; returns how many entries.
+    fn sweep(&self) -> u64;
+    /// Distinct clients `(green, total)` among flows of a service created within the window,
+    /// neither adopted nor forced by a cohort.
+    fn new_clients(&self, service: ServiceId, window_s: u32) -> (u64, u64);
+
+    /// Hooks in force.
+    fn hooks(&self) -> Vec<HookStatus>;
+    /// Limits of this installation.
+    fn limits(&self) -> Vec<LimitUse>;
+    /// Which installation the programs belong to.
+    fn tag(&self) -> String;
+}
+
+/// CLOCK_MONOTONIC in ns.
+pub fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// CLOCK_BOOTTIME in ns; runs on in suspend.
+pub fn boot_ns() -> u64 {
+    clock_ns(libc::CLOCK_BOOTTIME)
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for writes and the clock ids above exist on every Linux.
+    let failed = unsafe { libc::clock_gettime(clock, &mut time) };
+    assert_eq!(failed, 0, "clock_gettime of a known clock cannot fail");
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}

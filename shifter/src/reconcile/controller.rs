@@ -1,0 +1,276 @@
+//! What the API can ask of the agent, in the words of the model.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use shifter_common::abi::{BackendCounters, PoolCounters};
+
+use crate::{
+    datapath::{Census, DatapathError, FlowRow, HookStatus, LimitUse, VerdictCount},
+    model::{BackendSpec, PoolName, Protocol, ServiceSpec, Vip, Weight},
+};
+
+/// Who asks, since when, and under which conditions.
+#[derive(Clone, Debug)]
+pub struct WriteContext {
+    /// When the request arrived; receipts count from here.
+    pub arrived: Instant,
+    /// Whom the socket says it is: "uid 0 pid 4242".
+    pub actor: String,
+    pub reason: String,
+    pub request_id: String,
+    /// Refuse with [`ControlError::Conflict`] unless the service has this etag.
+    pub etag: Option<String>,
+    /// Go ahead where connections would be cut.
+    pub force: bool,
+    /// Check and plan; change nothing.
+    pub validate_only: bool,
+}
+
+/// Answer to a write.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Receipt {
+    pub service: String,
+    pub generation: u32,
+    pub etag: String,
+    /// Share of the hash space whose owner changed, in `[0, 1]`.
+    pub moved_share: f64,
+    /// Share of green that is programmed now.
+    pub green_share: f64,
+    /// From arrival to publication in the kernel.
+    pub programmed_ns: u64,
+    /// From arrival to the answer, commit included.
+    pub total_ns: u64,
+    pub unchanged: bool,
+    pub warnings: Vec<String>,
+}
+
+/// What an apply or plan changes in one service.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Change {
+    pub service: String,
+    /// "create", "update" or "unchanged".
+    pub action: &'static str,
+    /// One line each: `green: 5% -> 10%`.
+    pub details: Vec<String>,
+    pub moved_share: f64,
+    pub flows_that_stay: u64,
+    pub warnings: Vec<String>,
+}
+
+/// Which pool's share a weight names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ShareOf {
+    Green(Weight),
+    Blue(Weight),
+    /// The pool that is not live.
+    Candidate(Weight),
+}
+
+/// A change of one service's weight.
+#[derive(Clone, PartialEq, Debug)]
+pub struct WeightChange {
+    pub service: String,
+    pub share: ShareOf,
+    /// Arms the dead-man.
+    pub revert_after: Option<Duration>,
+}
+
+/// Observed share of new affinity keys.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Observed {
+    pub window_s: u32,
+    pub green: u64,
+    pub total: u64,
+    /// `(share, low, high)`: 95% Wilson interval; `None` without data.
+    pub interval: Option<(f64, f64, f64)>,
+    pub adopted: u64,
+    pub unpinned: u64,
+}
+
+/// The dead-man as it stands.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct DeadManView {
+    pub safe_share: f64,
+    pub remaining_s: f64,
+    pub passed: bool,
+}
+
+/// One backend of a pool as it stands.
+#[derive(Clone, PartialEq, Debug)]
+pub struct BackendView {
+    pub id: u16,
+    pub pool: PoolName,
+    pub spec: BackendSpec,
+    /// "up", "down" or "unknown".
+    pub health: &'static str,
+    /// "host", "vip", "kernel" or "next-hop".
+    pub placement: &'static str,
+    pub live_flows: u64,
+    pub counters: BackendCounters,
+    pub warnings: Vec<String>,
+}
+
+/// A service as it stands.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ServiceView {
+    pub spec: ServiceSpec,
+    pub etag: String,
+    pub generation: u32,
+    /// What the kernel acts on now, the dead-man included; share of green.
+    pub programmed_share: f64,
+    pub observed: Observed,
+    /// Live flows, `[blue, green]`.
+    pub carried: [u64; 2],
+    pub dead_man: Option<DeadManView>,
+    pub backends: Vec<BackendView>,
+    /// `(generation, ns after it was programmed)`.
+    pub first_flow: Option<(u32, u64)>,
+    /// "vip", "single", "hash" or "refused": DESIGN §2.7 (d) and (e).
+    pub adoption: &'static str,
+    pub counters: [PoolCounters; 2],
+    pub warnings: Vec<String>,
+}
+
+/// Which pool and backend a client gets, and why.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Explanation {
+    pub pool: PoolName,
+    pub backend: SocketAddr,
+    pub pinned: bool,
+    pub flow: Option<FlowView>,
+    pub why: Vec<String>,
+}
+
+/// A flow with names in place of ids.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FlowView {
+    pub service: String,
+    pub backend: SocketAddr,
+    pub row: FlowRow,
+}
+
+/// Which flows to list.
+#[derive(Clone, Debug, Default)]
+pub struct FlowQuery {
+    pub service: Option<String>,
+    pub pool: Option<PoolName>,
+    pub backend: Option<SocketAddr>,
+    pub client: Option<IpAddr>,
+    pub limit: usize,
+}
+
+/// The agent as it stands.
+#[derive(Clone, Debug)]
+pub struct InfoView {
+    pub tag: String,
+    pub uptime_s: f64,
+    pub hooks: Vec<HookStatus>,
+    pub limits: Vec<LimitUse>,
+    pub census: Census,
+    pub flow_capacity: u64,
+    pub table_memory_bytes: u64,
+    pub verdicts: Vec<VerdictCount>,
+    pub warnings: Vec<String>,
+    pub state_dir: String,
+}
+
+/// A change of a service, for watchers.
+#[derive(Clone, Debug)]
+pub struct ServiceEvent {
+    /// Rises by one with every event of this agent; unique over restarts.
+    pub version: u64,
+    pub service: String,
+    pub deleted: bool,
+}
+
+/// Why a request was not carried out. Each kind has one gRPC code, one
+/// ErrorInfo reason and one exit code; each text says what would be right.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// INVALID_ARGUMENT.
+    #[error("{0}")]
+    Invalid(String),
+    /// NOT_FOUND.
+    #[error("there is no service {name:?}; there are: {known}")]
+    NotFound { name: String, known: String },
+    /// FAILED_PRECONDITION: the host is not as the request needs it.
+    #[error("{0}")]
+    Precondition(String),
+    /// ABORTED: the etag is stale.
+    #[error(
+        "service {service:?} has changed since (etag is {is}, request says {asked}): read it again and repeat"
+    )]
+    Conflict {
+        service: String,
+        is: String,
+        asked: String,
+    },
+    /// RESOURCE_EXHAUSTED.
+    #[error("{0}")]
+    Exhausted(String),
+    /// INTERNAL.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<DatapathError> for ControlError {
+    fn from(error: DatapathError) -> Self {
+        match error {
+            DatapathError::Full { .. } => Self::Exhausted(error.to_string()),
+            DatapathError::Refused(text) => Self::Precondition(text),
+            DatapathError::Kernel { .. } => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+/// The agent, as the API sees it. Calls take at most some ms, but for those
+/// that read the flow table whole.
+pub trait Controller: Send + Sync + 'static {
+    fn list(&self) -> Result<Vec<ServiceView>, ControlError>;
+    fn get(&self, name: &str) -> Result<ServiceView, ControlError>;
+    /// All or nothing.
+    fn apply(
+        &self,
+        specs: &[ServiceSpec],
+        context: &WriteContext,
+    ) -> Result<(Vec<Receipt>, Vec<Change>), ControlError>;
+    fn plan(&self, specs: &[ServiceSpec]) -> Result<Vec<Change>, ControlError>;
+    fn plan_weight(&self, change: &WeightChange) -> Result<Change, ControlError>;
+    fn delete(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError>;
+    fn set_weight(
+        &self,
+        change: &WeightChange,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError>;
+    fn confirm(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError>;
+    /// `to` 0: the good split.
+    fn rollback(
+        &self,
+        name: &str,
+        to: u32,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError>;
+    fn promote(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError>;
+    fn explain(
+        &self,
+        name: &str,
+        client: IpAddr,
+        port: Option<u16>,
+    ) -> Result<Explanation, ControlError>;
+    /// Flows, and the number of all that match.
+    fn flows(&self, query: &FlowQuery) -> Result<(Vec<FlowView>, u64), ControlError>;
+    fn info(&self) -> Result<InfoView, ControlError>;
+    /// `(generation, ns)` once a flow was chosen under `generation` or a later one.
+    fn first_flow(&self, name: &str, generation: u32) -> Result<Option<(u32, u64)>, ControlError>;
+
+    /// Events with a version above `since`, oldest first; `None` when some of
+    /// them are no longer kept, so that the watcher must start anew.
+    fn events_since(&self, since: u64) -> Option<Vec<ServiceEvent>>;
+    /// Newest version, to wait for the next.
+    fn version(&self) -> tokio::sync::watch::Receiver<u64>;
+    /// VIP and protocol of a service, cheaply.
+    fn vip(&self, name: &str) -> Result<(Vip, Protocol), ControlError>;
+}
