@@ -5,13 +5,13 @@ mod output;
 mod stage;
 mod summary;
 
-use std::{fs, process::Command};
+use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::{
     lint,
-    run::{cargo, is_root, is_set, root},
+    run::{cargo, is_root, is_set},
     setup::{Need, setup},
     tidy,
 };
@@ -19,9 +19,6 @@ use options::Options;
 use stage::Stage;
 use summary::Summary;
 
-/// A scenario that cannot run here appends a line `name: reason` to the file
-/// that this variable names, and returns.
-const SKIPS: &str = "SHIFTER_TEST_SKIPS";
 /// Set to 1: full counts.
 const LONG: &str = "SHIFTER_TEST_LONG";
 
@@ -43,7 +40,7 @@ pub fn test(arguments: &[String]) -> Result<()> {
     }
     summary.push(stage::command("build", &mut build()));
     summary.push(stage::tests("unit tests", &mut unit_tests(&options)));
-    summary.push(scenarios(&options)?);
+    summary.push(scenarios(&options));
     if options.filter.is_some() && summary.tests_run() == 0 {
         bail!("no test has a name that contains {:?}", options.filter);
     }
@@ -82,28 +79,18 @@ fn unit_tests(options: &Options) -> Command {
     command
 }
 
-fn scenarios(options: &Options) -> Result<Stage> {
+fn scenarios(options: &Options) -> Stage {
     const NAME: &str = "scenarios";
     if !is_root() {
-        return Ok(stage::skipped(
+        return stage::skipped(
             NAME,
             "they make network namespaces and load eBPF programs: run as root",
-        ));
+        );
     }
-    let directory = root().join("target/xtask");
-    fs::create_dir_all(&directory)
-        .with_context(|| format!("making {} failed", directory.display()))?;
-    let skips = directory.join("skips");
-    fs::write(&skips, "").with_context(|| format!("emptying {} failed", skips.display()))?;
     let mut command = cargo(&["test", "--no-fail-fast", "--package", "shifter-tests"]);
     options.pass_on(&mut command, &["--test-threads=1"]);
-    command.env(SKIPS, &skips);
     if options.long {
         command.env(LONG, "1");
     }
-    let mut stage = stage::tests(NAME, &mut command);
-    let list = fs::read_to_string(&skips)
-        .with_context(|| format!("reading {} failed", skips.display()))?;
-    stage.take_skips(&list);
-    Ok(stage)
+    stage::tests(NAME, &mut command)
 }
