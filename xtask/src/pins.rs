@@ -8,7 +8,7 @@ pub const RUST: &str = "1.95";
 /// The LLVM that bpf-linker is built on. It cannot read what a newer one wrote.
 pub const LLVM: u32 = 22;
 /// The nightly that is installed for the eBPF object. Not the newest: that one
-/// has LLVM 23 (measured with the nightly of 2026-10-30).
+/// has LLVM 23 (that of 2026-10-30: bpf-linker ends with "Invalid record").
 pub const NIGHTLY: &str = "nightly-2026-05-20";
 /// Taken in place of [`NIGHTLY`] where it is installed already and its LLVM is old enough.
 pub const ANY_NIGHTLY: &str = "nightly";
@@ -45,12 +45,12 @@ pub const TABLE: [Pin; 8] = [
     Pin {
         name: "LLVM",
         version: "22",
-        why: "the newest that bpf-linker 0.13 can be built on and that Debian 12 has; a nightly with LLVM 23 writes what it cannot read",
+        why: "what bpf-linker is built on, and the newest that Debian 12 has; it cannot read what a nightly with LLVM 23 writes",
     },
     Pin {
         name: "bpf-linker",
         version: BPF_LINKER,
-        why: "links the eBPF object; built from source because a packaged one brings another LLVM",
+        why: "links the eBPF object; built from source on that LLVM",
     },
     Pin {
         name: "aya",

@@ -71,7 +71,7 @@ pub fn tidy(arguments: &[String]) -> Result<()> {
             eprintln!("warning: {warning}");
         }
     }
-    let findings = check(&files)?;
+    let findings = check(&files);
     for finding in &findings {
         eprintln!("{finding}");
     }
@@ -85,7 +85,7 @@ pub fn tidy(arguments: &[String]) -> Result<()> {
     }
 }
 
-fn check(files: &[File]) -> Result<Vec<Finding>> {
+fn check(files: &[File]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for file in files {
         findings.extend(public::check(file));
@@ -96,21 +96,21 @@ fn check(files: &[File]) -> Result<Vec<Finding>> {
             findings.extend(safety::check(&file.path, &file.text, &code));
         }
     }
-    let text = |path: &str| {
-        files
-            .iter()
-            .find(|file| file.path == path)
-            .map(|file| file.text.as_str())
-            .with_context(|| format!("{path} is missing"))
+    let mut text = |path: &str| match files.iter().find(|file| file.path == path) {
+        Some(file) => file.text.as_str(),
+        None => {
+            findings.push(Finding::new(path, 0, "the file is missing"));
+            ""
+        }
     };
-    findings.extend(maps::check(text(maps::CODE)?, text(maps::DOC)?));
-    findings.extend(verdicts::check(text(verdicts::CODE)?, text(verdicts::DOC)?));
-    findings.extend(toolchain::check(
-        text(toolchain::DOC)?,
-        text(toolchain::CARGO)?,
-        text(toolchain::BUILD_SCRIPT)?,
-    ));
-    Ok(findings)
+    let (maps, maps_page) = (text(maps::CODE), text(maps::DOC));
+    let (verdicts, verdicts_page) = (text(verdicts::CODE), text(verdicts::DOC));
+    let toolchain_page = text(toolchain::DOC);
+    let (cargo, build_script) = (text(toolchain::CARGO), text(toolchain::BUILD_SCRIPT));
+    findings.extend(maps::check(maps, maps_page));
+    findings.extend(verdicts::check(verdicts, verdicts_page));
+    findings.extend(toolchain::check(toolchain_page, cargo, build_script));
+    findings
 }
 
 fn fix_tables() -> Result<()> {
