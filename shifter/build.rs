@@ -27,11 +27,29 @@ fn build_object(manifest: &std::path::Path, out: &std::path::Path) -> Result<()>
     let Some(root_dir) = root.to_str() else {
         bail!("the path of the workspace is not UTF-8: {}", root.display())
     };
+    // The eBPF crate is its own directory and what it shares with the host.
+    println!(
+        "cargo::rerun-if-changed={}",
+        manifest.join("../shifter-common/src").display()
+    );
     aya_build::build_ebpf(
         [aya_build::Package { name: "shifter-ebpf", root_dir, ..Default::default() }],
-        aya_build::Toolchain::default(),
+        aya_build::Toolchain::Custom(nightly()),
     )
     .context("the eBPF crate does not build; `cargo xtask setup` installs nightly with rust-src, LLVM and bpf-linker, and SHIFTER_BPF_OBJECT takes a ready object")
+}
+
+/// The nightly that builds the eBPF object: that of docs/toolchain.md, which
+/// `cargo xtask setup` installs, or else the one that is there.
+fn nightly() -> &'static str {
+    const NIGHTLY: &str = "nightly-2026-05-20";
+    let installed = std::process::Command::new("rustup")
+        .args(["run", NIGHTLY, "rustc", "--version"])
+        .env("RUSTUP_AUTO_INSTALL", "0")
+        .stderr(std::process::Stdio::null())
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if installed { NIGHTLY } else { "nightly" }
 }
 
 fn build_proto(manifest: &std::path::Path) -> Result<()> {
