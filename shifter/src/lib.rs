@@ -5,4 +5,5 @@
 
 pub mod datapath;
 pub mod model;
+pub mod network;
 pub mod reconcile;
