@@ -25,7 +25,7 @@ use std::{
 
 use tokio::sync::{broadcast, watch};
 
-pub use obstacle::{forwarding_off, sysctl};
+pub use obstacle::{Obstacle, forwarding_off, sysctl};
 pub use snapshot::{Link, XdpMode, XdpSlot};
 
 use netlink::Query;

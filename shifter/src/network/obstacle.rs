@@ -1,6 +1,9 @@
 //! What of the host stands in the way of a VIP or a backend.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{
     Network,
@@ -10,6 +13,20 @@ use crate::{
     datapath::Placement,
     model::{Protocol, Vip},
 };
+
+/// Something of the host that stands in the way of a backend.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Obstacle {
+    pub what: String,
+    /// What mends it.
+    pub remedy: String,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.remedy)
+    }
+}
 
 impl Network {
     /// Whether conntrack may translate (DNAT) packets to the VIP, as it does
@@ -27,31 +44,39 @@ impl Network {
         self.rules.get().translates(&probe).is_some()
     }
 
-    /// What stands in the way of a backend, each with its remedy; empty: nothing
-    /// that can be seen. May run nft and iptables-save, as above.
+    /// [`Network::backend_obstacles`] as text.
     pub fn backend_warnings(&self, backend: SocketAddr, protocol: Protocol) -> Vec<String> {
-        let mut warnings = Vec::new();
+        let obstacles = self.backend_obstacles(backend, protocol);
+        obstacles.iter().map(ToString::to_string).collect()
+    }
+
+    /// What stands in the way of a backend; empty: nothing that can be seen.
+    /// May run nft and iptables-save, as above.
+    pub fn backend_obstacles(&self, backend: SocketAddr, protocol: Protocol) -> Vec<Obstacle> {
+        let mut obstacles = Vec::new();
         let placement = self.placement(backend);
         if placement == Placement::Host {
-            return warnings;
+            return obstacles;
         }
         let ip = backend.ip();
         if let Some(setting) = forwarding_off(ip) {
-            warnings.push(format!(
-                "backend {backend} is not on this host and {setting} is off: sysctl -w {setting}=1"
-            ));
+            obstacles.push(Obstacle {
+                what: format!("backend {backend} is not on this host and {setting} is off"),
+                remedy: format!("sysctl -w {setting}=1"),
+            });
         }
         let output = self.output_interface(ip);
         if output.is_none() {
-            warnings.push(format!(
-                "there is no route to backend {backend}: add one (ip route add {ip} via GATEWAY), or correct the address"
-            ));
+            obstacles.push(Obstacle {
+                what: format!("there is no route to backend {backend}"),
+                remedy: format!("add one (ip route add {ip} via GATEWAY), or correct the address"),
+            });
         }
         // A packet that is redirected to its next hop meets no netfilter.
         if matches!(placement, Placement::Kernel { .. }) {
-            self.filter_warnings(backend, protocol, output.as_deref(), &mut warnings);
+            self.filter_obstacles(backend, protocol, output.as_deref(), &mut obstacles);
         }
-        warnings
+        obstacles
     }
 
     /// Name of the interface that packets to `ip` leave by; `None` without a route.
@@ -62,43 +87,50 @@ impl Network {
         route.is_forwarded().then(|| link.name.clone())
     }
 
-    fn filter_warnings(
+    fn filter_obstacles(
         &self,
         backend: SocketAddr,
         protocol: Protocol,
         output: Option<&str>,
-        warnings: &mut Vec<String>,
+        obstacles: &mut Vec<Obstacle>,
     ) {
-        let ip = backend.ip();
+        let (ip, port) = (backend.ip(), backend.port());
         let rules = self.rules.get();
         let probe = Probe {
             address: ip,
-            port: backend.port(),
+            port,
             protocol,
             inputs: self.attached(),
             output,
             local: false,
         };
+        let publish =
+            "publish the container's port on an address of this host and name that as backend";
         if let Fate::Dropped(by) = rules.fate(Hook::Prerouting, &probe) {
-            warnings.push(format!(
-                "packets from outside that are addressed to backend {backend} are dropped by {by} \
-                 (Docker from version 28 on does so for a container's own address): publish the \
-                 container's port on an address of this host and name that as backend"
-            ));
+            obstacles.push(Obstacle {
+                what: format!(
+                    "packets from outside that are addressed to backend {backend} are dropped by \
+                     {by} (as Docker from version 28 on does for a container's own address)"
+                ),
+                remedy: publish.into(),
+            });
         }
         if let Fate::Dropped(by) = rules.fate(Hook::Forward, &probe) {
             let family = if ip.is_ipv4() { "ip" } else { "ip6" };
-            let port = backend.port();
-            warnings.push(format!(
-                "forwarded packets to backend {backend} are dropped by {by}: accept them there \
-                 ({family} daddr {ip} {protocol} dport {port} accept), or publish the port on an \
-                 address of this host and name that as backend"
-            ));
+            obstacles.push(Obstacle {
+                what: format!("forwarded packets to backend {backend} are dropped by {by}"),
+                remedy: format!(
+                    "accept them there ({family} daddr {ip} {protocol} dport {port} accept), or {publish}"
+                ),
+            });
         }
         if let Some(problem) = &rules.problem {
-            warnings.push(format!(
-                "whether the packet filter lets packets to backend {backend} pass is not known: {problem}"
-            ));
+            obstacles.push(Obstacle {
+                what: format!(
+                    "whether the packet filter lets packets to backend {backend} pass is not known"
+                ),
+                remedy: problem.clone(),
+            });
         }
     }
 

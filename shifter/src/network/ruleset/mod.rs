@@ -7,6 +7,8 @@
 mod cache;
 mod iptables;
 mod nft;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashSet, net::IpAddr};
 
