@@ -4,5 +4,7 @@
 //! `control` the only one with tonic; `reconcile` is where they meet.
 
 pub mod datapath;
+pub mod doctor;
 pub mod model;
+pub mod network;
 pub mod reconcile;
