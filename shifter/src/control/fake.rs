@@ -136,7 +136,12 @@ fn receipt(view: &ServiceView, before: f64) -> Receipt {
 }
 
 fn find<'a>(state: &'a mut State, name: &str) -> Result<&'a mut ServiceView, ControlError> {
-    let known = state.services.keys().cloned().collect::<Vec<_>>().join(", ");
+    let known = state
+        .services
+        .keys()
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
     state.services.get_mut(name).ok_or(ControlError::NotFound {
         name: name.to_owned(),
         known,
@@ -209,7 +214,10 @@ fn changes(state: &State, specs: &[ServiceSpec]) -> Vec<Change> {
         None => Change {
             service: spec.name.clone(),
             action: "create",
-            details: vec![format!("vip: {}", spec.vip), format!("green: {}", spec.green)],
+            details: vec![
+                format!("vip: {}", spec.vip),
+                format!("green: {}", spec.green),
+            ],
             moved_share: 0.0,
             flows_that_stay: 0,
             warnings: Vec::new(),
@@ -227,7 +235,11 @@ fn changes(state: &State, specs: &[ServiceSpec]) -> Vec<Change> {
 fn weight_change(view: &ServiceView, green: Weight) -> Change {
     Change {
         service: view.spec.name.clone(),
-        action: if view.spec.green == green { "unchanged" } else { "update" },
+        action: if view.spec.green == green {
+            "unchanged"
+        } else {
+            "update"
+        },
         details: vec![format!("green: {} -> {green}", view.spec.green)],
         moved_share: (green.share() - view.spec.green.share()).abs(),
         flows_that_stay: view.carried.iter().sum(),
@@ -311,7 +323,10 @@ impl Controller for FakeAgent {
             state.generation += u32::from(!unchanged);
             let generation = state.generation;
             let view = view(spec, generation);
-            receipts.push(Receipt { unchanged, ..receipt(&view, view.programmed_share) });
+            receipts.push(Receipt {
+                unchanged,
+                ..receipt(&view, view.programmed_share)
+            });
             state.services.insert(spec.name.clone(), view);
         }
         drop(state);
@@ -375,7 +390,9 @@ impl Controller for FakeAgent {
                 "generation {to} of service {name:?} is not known: leave --to out for the good split"
             )));
         }
-        self.write(name, context, |view| view.spec.green = good_split(view.spec.live))
+        self.write(name, context, |view| {
+            view.spec.green = good_split(view.spec.live)
+        })
     }
 
     fn promote(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError> {
@@ -404,11 +421,18 @@ impl Controller for FakeAgent {
 
     fn flows(&self, query: &FlowQuery) -> Result<(Vec<FlowView>, u64), ControlError> {
         let name = query.service.as_deref().unwrap_or("web");
-        let all = [flow(name, 40_001, PoolName::Blue), flow(name, 40_002, PoolName::Green)];
+        let all = [
+            flow(name, 40_001, PoolName::Blue),
+            flow(name, 40_002, PoolName::Green),
+        ];
         let matching = all
             .into_iter()
             .filter(|flow| query.pool.is_none_or(|pool| flow.row.pool == pool))
-            .filter(|flow| query.client.is_none_or(|client| flow.row.client.ip() == client))
+            .filter(|flow| {
+                query
+                    .client
+                    .is_none_or(|client| flow.row.client.ip() == client)
+            })
             .filter(|flow| query.backend.is_none_or(|backend| flow.backend == backend));
         let mut flows: Vec<_> = matching.collect();
         let matched = flows.len() as u64;
@@ -468,7 +492,10 @@ impl Controller for FakeAgent {
     fn events_since(&self, since: u64) -> Option<Vec<ServiceEvent>> {
         let newest = *self.version.borrow();
         let state = self.state();
-        let oldest = state.events.first().map_or(newest + 1, |event| event.version);
+        let oldest = state
+            .events
+            .first()
+            .map_or(newest + 1, |event| event.version);
         (since + 1 >= oldest).then(|| {
             let newer = state.events.iter().filter(|event| event.version > since);
             newer.cloned().collect()
