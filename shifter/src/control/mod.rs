@@ -10,6 +10,8 @@ mod services;
 mod socket;
 mod status;
 #[cfg(test)]
+pub mod testbed;
+#[cfg(test)]
 mod tests;
 mod watch;
 

@@ -82,7 +82,7 @@ impl Receipts {
     }
 
     /// `(verb, result, count)`.
-    pub(super) fn writes(&self) -> Vec<(&'static str, &'static str, u64)> {
+    pub fn writes(&self) -> Vec<(&'static str, &'static str, u64)> {
         let writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
         writes
             .iter()
