@@ -4,6 +4,19 @@ use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+/// Fields that JSON shows as a word instead of a number, and the function of
+/// `proto::word` that writes it.
+const ENUM_FIELDS: [(&str, &str); 8] = [
+    ("ServiceSpec.live", "pool"),
+    ("BackendSpec.state", "backend_state"),
+    ("BackendStatus.pool", "pool"),
+    ("BackendStatus.state", "backend_state"),
+    ("ExplainResponse.pool", "pool"),
+    ("ListFlowsRequest.pool", "pool"),
+    ("Flow.pool", "pool"),
+    ("Flow.protocol", "protocol"),
+];
+
 fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
     let manifest =
@@ -63,7 +76,15 @@ fn build_proto(manifest: &std::path::Path) -> Result<()> {
         out.join("descriptor.bin"),
         prost::Message::encode_to_vec(&descriptors),
     )?;
-    tonic_prost_build::configure()
-        .compile_fds(descriptors)
+    let mut code = tonic_prost_build::configure()
+        .type_attribute(".shifter.v1", "#[derive(serde::Serialize)]")
+        .field_attribute(".shifter.v1.ServiceSpec.seed", "#[serde(skip_serializing)]");
+    for (field, words) in ENUM_FIELDS {
+        code = code.field_attribute(
+            format!(".shifter.v1.{field}"),
+            format!("#[serde(serialize_with = \"super::word::{words}\")]"),
+        );
+    }
+    code.compile_fds(descriptors)
         .context("generating the gRPC code")
 }

@@ -1,0 +1,1 @@
+//! Tests of the metrics page and of the dashboard over it.
