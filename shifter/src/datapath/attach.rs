@@ -382,3 +382,9 @@ pub fn detach_clsact(name: &str) {
         let _ = tc::qdisc_detach_program(name, kind, place.program());
     }
 }
+
+/// Whether the kernel has tcx (6.6).
+pub fn has_tcx() -> bool {
+    aya::util::KernelVersion::current()
+        .is_ok_and(|version| version >= aya::util::KernelVersion::new(6, 6, 0))
+}

@@ -112,6 +112,15 @@ impl FlowTable {
         freed
     }
 
+    /// Visits service, backend and whether it is green of every flow that is not closing.
+    pub fn for_each_open(&self, mut visit: impl FnMut(ServiceId, u16, bool)) {
+        self.for_each(|entry| {
+            if !is_closing(control_state(entry.control)) {
+                visit(entry.service, entry.backend, entry.flags & FLOW_GREEN != 0);
+            }
+        });
+    }
+
     /// Counts the whole table.
     pub fn census(&self) -> Census {
         let start = Instant::now();

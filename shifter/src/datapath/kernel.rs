@@ -212,6 +212,24 @@ impl KernelDatapath {
         }
     }
 
+    /// An interface goes by another name, programs and all.
+    pub fn interface_renamed(&self, from: &str, to: &str, ifindex: u32) {
+        let mut hooks = lock(&self.hooks);
+        for hook in hooks.iter_mut().filter(|hook| hook.ifindex == ifindex) {
+            hook.interface = to.to_owned();
+            hook.why = format!("attached as {from}, renamed since");
+        }
+    }
+
+    /// Somebody detached an interface while the agent ran.
+    pub fn hook_taken_off(&self, name: &str) {
+        for hook in lock(&self.hooks).iter_mut().filter(|hook| hook.interface == name) {
+            hook.hook = "none".to_owned();
+            hook.egress = "none".to_owned();
+            hook.why = "it was detached; restart the agent to attach it again".to_owned();
+        }
+    }
+
     /// Next hops of clients: what `bpf_fib_lookup` can answer. Those not named
     /// and not a backend's are forgotten.
     pub fn set_next_hops(&self, hops: &[NextHopImage]) -> Result<(), DatapathError> {
@@ -244,7 +262,8 @@ impl KernelDatapath {
         }
     }
 
-    fn reclaim(&self) {
+    /// Lets what was replaced be used again, after a grace period of some ms.
+    pub fn reclaim(&self) {
         {
             let mut tables = lock(&self.tables);
             tables.services.ripen();
@@ -446,7 +465,6 @@ impl Datapath for KernelDatapath {
     }
 
     fn sweep(&self) -> u64 {
-        self.reclaim();
         self.flows.sweep(&self.timeouts)
     }
 
@@ -518,15 +536,4 @@ fn add_pool(a: PoolCounters, b: PoolCounters) -> PoolCounters {
         cohort_flows: a.cohort_flows + b.cohort_flows,
         fragments: a.fragments + b.fragments,
     }
-}
-
-/// Removes every pin of an installation: maps too, and with them all flows.
-pub fn remove_pins(bpffs: &Path) -> Result<(), DatapathError> {
-    let pins = Pins::new(bpffs);
-    let root = pins.root();
-    if root.exists() {
-        std::fs::remove_dir_all(root)
-            .map_err(|error| failed(format!("removing {}", root.display()), error, ""))?;
-    }
-    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd as _},
     path::{Path, PathBuf},
 };
 
@@ -133,6 +133,41 @@ impl Pins {
         &self.root
     }
 
+    /// Makes sure that this is the only agent over these pins; the lock ends
+    /// with the process. A second one is told who holds it.
+    pub fn lock(&self) -> Result<fs::File, DatapathError> {
+        self.create()?;
+        let directory = fs::File::open(&self.root)
+            .map_err(|error| failed(format!("opening {}", self.root.display()), error, ""))?;
+        // SAFETY: takes a descriptor that is open.
+        let taken = unsafe {
+            libc::flock(directory.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) != 0
+        };
+        if taken {
+            let holder = holder_of(&directory)
+                .map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+            return Err(DatapathError::Refused(format!(
+                "{holder} is the agent of this host already (it holds {}): stop it first, or talk to it with the command line",
+                self.root.display()
+            )));
+        }
+        Ok(directory)
+    }
+
+    /// Whether an agent runs over these pins.
+    pub fn is_locked(&self) -> bool {
+        self.root.exists() && self.lock().is_err()
+    }
+
+    /// Forgets everything: the maps too, and with them all flows.
+    pub fn remove(&self) -> Result<(), DatapathError> {
+        if self.root.exists() {
+            fs::remove_dir_all(&self.root)
+                .map_err(|error| failed(format!("removing {}", self.root.display()), error, ""))?;
+        }
+        Ok(())
+    }
+
     fn create(&self) -> Result<(), DatapathError> {
         let parent = self.root.parent().unwrap_or(Path::new("/"));
         if !is_bpffs(parent) {
@@ -153,6 +188,20 @@ impl Pins {
         }
         Ok(())
     }
+}
+
+/// Process that holds the flock of a file, by /proc/locks.
+fn holder_of(file: &fs::File) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt as _;
+    let inode = file.metadata().ok()?.ino().to_string();
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        // "1: FLOCK  ADVISORY  WRITE 4242 00:1b:13 0 EOF"
+        let words: Vec<_> = line.split_whitespace().collect();
+        let is_it = words.get(1) == Some(&"FLOCK")
+            && words.get(5).is_some_and(|file| file.rsplit(':').next() == Some(&inode));
+        is_it.then(|| words.get(4)?.parse().ok()).flatten()
+    })
 }
 
 /// Whether a path lies on a BPF file system.

@@ -10,6 +10,7 @@ pub mod flows;
 pub mod kernel;
 pub mod load;
 pub mod memory;
+pub mod off;
 pub mod services;
 
 use std::net::SocketAddr;
