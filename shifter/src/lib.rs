@@ -6,3 +6,4 @@
 pub mod datapath;
 pub mod model;
 pub mod reconcile;
+pub mod ring;

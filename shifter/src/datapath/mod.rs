@@ -3,6 +3,8 @@
 //! [`Datapath`] is the seam: `kernel` carries it out with aya, `fake` in
 //! memory for tests without root.
 
+pub mod fake;
+
 use std::net::SocketAddr;
 
 use shifter_common::abi::{BackendCounters, PoolCounters};
