@@ -7,3 +7,4 @@ pub mod datapath;
 pub mod model;
 pub mod reconcile;
 pub mod ring;
+pub mod store;
