@@ -4,6 +4,7 @@
 //! `control` serves gRPC, `telemetry` metrics, `cli` is a gRPC client;
 //! `reconcile` is where they meet.
 
+pub mod agent;
 pub mod cli;
 pub mod control;
 pub mod datapath;
@@ -12,4 +13,6 @@ pub mod model;
 pub mod network;
 pub mod proto;
 pub mod reconcile;
+pub mod ring;
+pub mod store;
 pub mod telemetry;

@@ -91,8 +91,8 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let settings = Settings {
         settle: config.settle,
         bake: config.bake,
-        state_dir: config.state_dir.display().to_string(),
-        flow_capacity: u64::from(config.flow_capacity),
+        state_dir: config.state_dir.clone(),
+        flow_capacity: config.flow_capacity,
     };
     let reconciler = Reconciler::start(
         Arc::clone(&datapath) as _,

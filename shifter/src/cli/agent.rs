@@ -1,6 +1,6 @@
 //! `shifter agent`: runs the agent.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{EXIT_DONE, failure::Failure};
 
@@ -14,12 +14,7 @@ pub(super) struct Agent {
 
 impl Agent {
     pub fn run(self) -> Result<u8, Failure> {
-        run_agent(&self.config).map_err(Failure::Local)?;
+        crate::agent::run(&self.config).map_err(Failure::Local)?;
         Ok(EXIT_DONE)
     }
-}
-
-/// Where the agent is wired in: `crate::agent::run(config)`.
-fn run_agent(config: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no agent for {}", config.display())
 }
