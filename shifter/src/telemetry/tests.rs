@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    process::{Command, Stdio},
     sync::Arc,
 };
 
@@ -11,7 +12,10 @@ use tokio::{runtime::Runtime, sync::watch};
 
 use super::{Receipts, bind, is_drop, render, serve};
 use crate::{
-    control::{fake::FakeAgent, testbed::Testbed},
+    control::{
+        fake::FakeAgent,
+        testbed::{Directory, Testbed},
+    },
     reconcile::controller::{DeadManView, Receipt},
 };
 
@@ -172,6 +176,75 @@ fn metrics_are_served_read_only_over_http() {
     runtime.block_on(server).unwrap();
 }
 
+/// The queries of every panel.
+fn panel_queries(dashboard: &serde_json::Value) -> Vec<String> {
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().unwrap());
+    targets
+        .map(|target| target["expr"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// Gives `input` to promtool, which has nothing to say about what is right.
+/// Without promtool the test is skipped, loudly; under CI that is a failure.
+fn promtool(args: &[&str], input: &str) {
+    let started = Command::new("promtool")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut promtool) = started else {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "promtool is missing: apt-get install prometheus"
+        );
+        eprintln!("SKIPPED: promtool is missing (apt-get install prometheus)");
+        return;
+    };
+    promtool
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    let said = promtool.wait_with_output().unwrap();
+    let (out, err) = (
+        String::from_utf8_lossy(&said.stdout),
+        String::from_utf8_lossy(&said.stderr),
+    );
+    assert!(said.status.success(), "promtool {args:?}: {out}{err}");
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_with_the_page() {
+    promtool(&["check", "metrics"], &full_page());
+}
+
+#[test]
+fn promtool_understands_every_query_of_the_dashboard() {
+    let text = include_str!("../../../packaging/grafana/shifter.json");
+    let queries = panel_queries(&serde_json::from_str(text).unwrap());
+    let rules: Vec<_> = queries
+        .iter()
+        .enumerate()
+        .map(|(index, query)| {
+            let expr = query
+                .replace("$__rate_interval", "1m")
+                .replace("$service", ".*");
+            serde_json::json!({ "record": format!("query:{index}"), "expr": expr })
+        })
+        .collect();
+    // JSON is YAML as well.
+    let rules = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    let directory = Directory::new();
+    let path = directory.0.join("rules.yml");
+    std::fs::write(&path, rules.to_string()).unwrap();
+    promtool(&["check", "rules", path.to_str().unwrap()], "");
+}
+
 #[test]
 fn the_dashboard_parses_and_asks_only_for_metrics_that_exist() {
     let path = concat!(
@@ -182,25 +255,21 @@ fn the_dashboard_parses_and_asks_only_for_metrics_that_exist() {
     let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
     let page = full_page();
     let known = names(&page);
-    let mut queries = Vec::new();
     for panel in dashboard["panels"].as_array().unwrap() {
         assert_eq!(
             panel["datasource"]["uid"], "${datasource}",
             "{}",
             panel["title"]
         );
-        for target in panel["targets"].as_array().unwrap() {
-            queries.push(target["expr"].as_str().unwrap());
-        }
     }
+    let mut queries = panel_queries(&dashboard);
     let variables = dashboard["templating"]["list"].as_array().unwrap();
-    queries.extend(
-        variables
-            .iter()
-            .filter_map(|variable| variable["query"]["query"].as_str()),
-    );
+    let of_variables = variables
+        .iter()
+        .filter_map(|variable| variable["query"]["query"].as_str());
+    queries.extend(of_variables.map(str::to_owned));
     let mut asked = BTreeSet::new();
-    for query in queries {
+    for query in &queries {
         let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         asked.extend(words.filter(|word| word.starts_with("shifter_")));
     }
