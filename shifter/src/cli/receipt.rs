@@ -63,44 +63,31 @@ fn lines(receipt: &Receipt, service: Option<&Service>, screen: &Screen<'_>) -> V
             receipt.generation
         ),
     }];
+    let weights = service.and_then(|service| service.weights.as_ref());
     let mut say = |what: &str, text: String| lines.push(format!("  {what:<11} {text}"));
     if !receipt.unchanged {
-        say(
-            "moved",
-            format!("{} of the hash space", text::percent(receipt.moved_share)),
-        );
-        say(
-            "programmed",
-            format!(
-                "in {}, answered in {}",
-                span::show_ns(receipt.programmed_ns),
-                span::show_ns(receipt.total_ns)
-            ),
-        );
+        let moved = text::percent(receipt.moved_share);
+        say("moved", format!("{moved} of the hash space"));
     }
+    if let Some(weights) = weights {
+        say("configured", weights.configured.clone());
+    }
+    say("programmed", programmed(receipt, weights));
     if let Some(first) = &receipt.first_flow {
-        say(
-            "first flow",
-            format!("after {}", span::show_ns(first.after_ns)),
-        );
+        let after = span::show_ns(first.after_ns);
+        say("first flow", format!("after {after}"));
     }
-    if let Some(service) = service {
-        if let Some(weights) = &service.weights {
-            say("configured", weights.configured.clone());
-            say("in force", text::percent(weights.programmed_share));
-            say(
-                "observed",
-                text::observed(&weights.observed.unwrap_or_default()),
-            );
-            say("carried", text::carried(weights));
-        }
-        if let Some(dead_man) = &service.dead_man {
-            let keep = match dead_man.passed {
-                true => String::new(),
-                false => format!(" unless `shifter confirm {name}` keeps the weight"),
-            };
-            say("dead-man", format!("{}{keep}", text::dead_man(dead_man)));
-        }
+    if let Some(weights) = weights {
+        let observed = weights.observed.unwrap_or_default();
+        say("observed", text::observed(&observed));
+        say("carried", text::carried(weights));
+    }
+    if let Some(dead_man) = service.and_then(|service| service.dead_man.as_ref()) {
+        let keep = match dead_man.passed {
+            true => String::new(),
+            false => format!(" unless `shifter confirm {name}` keeps the weight"),
+        };
+        say("dead-man", format!("{}{keep}", text::dead_man(dead_man)));
     }
     for warning in &receipt.warnings {
         lines.push(format!(
@@ -109,4 +96,17 @@ fn lines(receipt: &Receipt, service: Option<&Service>, screen: &Screen<'_>) -> V
         ));
     }
     lines
+}
+
+fn programmed(receipt: &Receipt, weights: Option<&Weights>) -> String {
+    let share = weights.map_or(receipt.green_share, |weights| weights.programmed_share);
+    let share = text::percent(share);
+    match receipt.unchanged {
+        true => share,
+        false => format!(
+            "{share} in {}, answered in {}",
+            span::show_ns(receipt.programmed_ns),
+            span::show_ns(receipt.total_ns)
+        ),
+    }
 }

@@ -111,24 +111,35 @@ fn width(cell: &Cell) -> usize {
 mod tests {
     use super::*;
 
-    fn lines(terminal: bool) -> Vec<String> {
+    fn lines(terminal: bool, no_color: bool) -> Vec<String> {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let screen = Screen::new((&mut out, terminal), (&mut err, terminal));
+        let mut screen = Screen::new((&mut out, terminal), (&mut err, terminal));
+        screen.forbid_colour(no_color);
         let mut table = Table::new(&["NAME", ">FLOWS", "WHY"]);
         table.row(["web".into(), "1,000".into(), "a – b".into()]);
-        table.row(["longer".into(), "1".into(), "".into()]);
+        table.row(["longer".into(), styled(Style::Loud, "1"), "".into()]);
         table.lines(&screen)
     }
 
+    const PLAIN: [&str; 3] = [
+        "NAME    FLOWS  WHY",
+        "web     1,000  a – b",
+        "longer      1  ",
+    ];
+
     #[test]
     fn columns_are_aligned_and_lines_do_not_end_in_padding() {
-        assert_eq!(
-            lines(false),
-            [
-                "NAME    FLOWS  WHY",
-                "web     1,000  a – b",
-                "longer      1  "
-            ]
-        );
+        assert_eq!(lines(false, false), PLAIN);
+    }
+
+    #[test]
+    fn colours_appear_on_a_terminal_only_and_move_no_column() {
+        assert_eq!(lines(true, true), PLAIN);
+        let coloured = lines(true, false);
+        if std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) {
+            assert_eq!(coloured[2], "longer      \x1b[33m1\x1b[0m  ");
+        } else {
+            assert_eq!(coloured, PLAIN);
+        }
     }
 }

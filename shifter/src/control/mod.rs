@@ -2,7 +2,7 @@
 
 mod convert;
 #[cfg(test)]
-pub mod fake;
+pub(crate) mod fake;
 mod observe;
 mod parse;
 mod peer;
@@ -10,7 +10,7 @@ mod services;
 mod socket;
 mod status;
 #[cfg(test)]
-pub mod testbed;
+pub(crate) mod testbed;
 #[cfg(test)]
 mod tests;
 mod watch;

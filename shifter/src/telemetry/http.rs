@@ -85,9 +85,8 @@ async fn serve_connection(
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_WAIT)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_LIFE, connection).await {
-        Ok(Err(error)) => tracing::debug!(%error, "a connection for metrics ended early"),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_LIFE, connection).await {
+        tracing::debug!(%error, "a connection for metrics ended early");
     }
 }
 

@@ -224,6 +224,9 @@ impl Controller for FakeAgent {
             )));
         }
         let receipt = self.write(name, context, |_| {})?;
+        if context.validate_only {
+            return Ok(receipt);
+        }
         self.state().services.remove(name);
         self.tell(name, true);
         Ok(receipt)

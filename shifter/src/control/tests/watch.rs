@@ -129,9 +129,8 @@ fn a_slow_watcher_holds_nobody_up_and_ends_with_the_last_state() {
             responses += 1;
             let last = response.service.is_some_and(|s| s.generation == 20_000);
             // Resyncs tell the last state more than once; the last one can be resumed from.
-            if last && response.version == 20_101
-                || response.kind == "synced" && response.version == 20_101
-            {
+            let whole = last || response.kind == "synced";
+            if whole && response.version == 20_101 {
                 break;
             }
         }
