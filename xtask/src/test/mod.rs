@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::{
-    lint,
+    Told, lint,
     run::{cargo, is_root, is_set},
     setup::{Need, setup},
     tidy,
@@ -41,8 +41,11 @@ pub fn test(arguments: &[String]) -> Result<()> {
     summary.push(stage::command("build", &mut build()));
     summary.push(stage::tests("unit tests", &mut unit_tests(&options)));
     summary.push(scenarios(&options));
-    if options.filter.is_some() && summary.tests_run() == 0 {
-        bail!("no test has a name that contains {:?}", options.filter);
+    if let Some(filter) = &options.filter
+        && summary.failed() == 0
+        && summary.tests_run() == 0
+    {
+        bail!("no test has a name that contains {filter:?}");
     }
     print!("{summary}");
     let refused = is_set("CI") && summary.skipped() > 0;
@@ -51,7 +54,8 @@ pub fn test(arguments: &[String]) -> Result<()> {
     }
     println!("{}", summary.counts());
     if refused || summary.failed() > 0 {
-        bail!("not all tests passed");
+        // The counts stay the last line.
+        return Err(Told.into());
     }
     Ok(())
 }

@@ -85,15 +85,24 @@ impl fmt::Display for Summary {
         }
         for stage in &self.stages {
             for (name, reason) in &stage.skipped {
-                writeln!(f, "SKIPPED: {}: {name}: {reason}", stage.name)?;
+                writeln!(f, "SKIPPED: {}: {reason}", full_name(stage, name))?;
             }
         }
         for stage in &self.stages {
             for name in &stage.failed {
-                writeln!(f, "FAILED: {}: {name}", stage.name)?;
+                writeln!(f, "FAILED: {}", full_name(stage, name))?;
             }
         }
         writeln!(f)
+    }
+}
+
+/// Of a test: with its stage; of a stage that is one check: its own.
+fn full_name(stage: &Stage, name: &str) -> String {
+    if name == stage.name {
+        name.to_owned()
+    } else {
+        format!("{}: {name}", stage.name)
     }
 }
 
