@@ -114,11 +114,25 @@ impl ServiceIds {
             self.next += 1;
             return Ok(self.next - 1);
         }
-        Err(DatapathError::Full {
+        Err(Self::full())
+    }
+
+    /// Refuses more than are left.
+    pub fn check_limit(&self, more: usize) -> Result<(), DatapathError> {
+        let left = self.free.len() + (MAX_SERVICES as usize - usize::from(self.next));
+        if more <= left {
+            Ok(())
+        } else {
+            Err(Self::full())
+        }
+    }
+
+    fn full() -> DatapathError {
+        DatapathError::Full {
             what: "services",
             limit: u64::from(MAX_SERVICES),
             remedy: "delete one that is no longer used (a deleted one counts until its flows have ended)",
-        })
+        }
     }
 
     pub fn release(&mut self, id: ServiceId) {

@@ -1,5 +1,8 @@
 //! The reconciler over the fake packet path.
 
 mod apply;
+mod delete;
+mod observe;
+mod restart;
 mod rig;
 mod split;
