@@ -13,6 +13,7 @@ use shifter_common::abi::MAX_SERVICES;
 use super::{
     Clock, HostFacts,
     backends::Backends,
+    control::Answered,
     controller::{ControlError, Receipt, WriteContext},
     entry::{Entry, Split, describe, threshold_moved},
     events::Events,
@@ -73,6 +74,7 @@ pub struct Reconciler {
     pub(super) core: Mutex<Core>,
     pub(super) observer: Mutex<Observer>,
     pub(super) events: Events,
+    pub(super) answered: Mutex<Answered>,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
 }
 
@@ -179,6 +181,7 @@ impl Reconciler {
             core: Mutex::new(core),
             observer: Mutex::default(),
             events: Events::new(base),
+            answered: Mutex::default(),
             census: Mutex::new(None),
         }
     }

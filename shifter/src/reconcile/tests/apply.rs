@@ -88,7 +88,7 @@ fn a_vip_that_is_not_local_is_refused_with_the_line_that_mends_it() {
     let rig = Rig::new();
     let mut spec = web();
     spec.vip.addr = "198.51.100.7:443".parse().unwrap();
-    let text = refused(&rig, &[spec.clone()]);
+    let text = refused(&rig, std::slice::from_ref(&spec));
     assert!(
         text.contains("`ip addr add 198.51.100.7/32 dev eth0`"),
         "{text}"
@@ -111,7 +111,7 @@ fn dnat_before_the_vip_is_refused_unless_the_live_pool_holds_the_vip_or_forced()
     let rig = Rig::new();
     let spec = web();
     lock(&rig.facts.translated).insert(spec.vip.addr);
-    let text = refused(&rig, &[spec.clone()]);
+    let text = refused(&rig, std::slice::from_ref(&spec));
     assert!(
         text.contains("DNAT stands in front of 203.0.113.10:443/tcp"),
         "{text}"
@@ -121,11 +121,14 @@ fn dnat_before_the_vip_is_refused_unless_the_live_pool_holds_the_vip_or_forced()
     with_vip.blue_pool[0].addr = spec.vip.addr;
     rig.apply(&[with_vip]).unwrap();
     assert_eq!(rig.reconciler.get("web").unwrap().adoption, "vip");
-    let text = refused(&rig, &[spec.clone()]);
+    let text = refused(&rig, std::slice::from_ref(&spec));
     assert!(text.contains("DNAT"), "{text}");
     let mut force = context();
     force.force = true;
-    let (receipts, _) = rig.reconciler.apply(&[spec.clone()], &force).unwrap();
+    let (receipts, _) = rig
+        .reconciler
+        .apply(std::slice::from_ref(&spec), &force)
+        .unwrap();
     assert!(receipts[0].warnings[0].contains("DNAT"));
     assert_eq!(rig.reconciler.get("web").unwrap().adoption, "refused");
     let mut changed = spec;

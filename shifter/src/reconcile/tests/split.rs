@@ -378,3 +378,16 @@ fn a_shift_among_thousands_of_services_takes_under_a_millisecond() {
     // The goal is 1 ms to programmed at the median; this counts the commit too.
     assert!(took[10] < 5_000, "{took:?} µs");
 }
+
+#[test]
+fn a_request_that_comes_again_is_carried_out_once() {
+    let rig = Rig::with_web();
+    let mut context = context();
+    context.request_id = "a".into();
+    let first = rig.reconciler.promote("web", &context).unwrap();
+    assert_eq!(rig.reconciler.promote("web", &context).unwrap(), first);
+    assert_eq!(rig.live(), PoolName::Green);
+    context.request_id = "b".into();
+    rig.reconciler.promote("web", &context).unwrap();
+    assert_eq!(rig.live(), PoolName::Blue);
+}
