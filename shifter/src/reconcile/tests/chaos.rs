@@ -163,5 +163,8 @@ fn kernel_store_and_views_stay_in_step_under_random_failures() {
         let left = rig.datapath.with(|k| (k.services.len(), k.backends.len()));
         assert_eq!(left, (0, 0), "seed {seed}: something was not freed");
     }
-    assert!(left_over > 40, "only {left_over} services were left to compare");
+    assert!(
+        left_over > 40,
+        "only {left_over} services were left to compare"
+    );
 }
