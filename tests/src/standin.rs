@@ -89,7 +89,9 @@ fn rules_of(service: &Service, family: &str) -> Result<String> {
         service.vip.port()
     );
     let mut rules = String::new();
-    if below > 0.0 {
+    if below >= ONE {
+        let _ = writeln!(rules, "{meets} dnat to {green}");
+    } else if below > 0.0 {
         let _ = writeln!(rules, "{meets} {draw} < {below} dnat to {green}");
     }
     if *blue != service.vip {
