@@ -3,11 +3,11 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use super::frame::{self, FRAME};
+use super::frame;
 use crate::topology::Netns;
 
 const CHUNK: usize = 64 * 1024;
@@ -43,22 +43,40 @@ impl BulkReport {
     }
 }
 
-/// Sends `bytes` to a server and receives as many from it, at the same time,
-/// at most at `rate` bytes a second each way where it is not 0.
+/// Sends `bytes` to a server and receives as many from it, at the same time.
 pub fn transfer(ns: &Netns, to: SocketAddr, bytes: u64) -> io::Result<BulkReport> {
     transfer_at(ns, to, bytes, 0)
 }
 
-/// As [`transfer`], with at most `rate` bytes a second upwards.
-pub fn transfer_at(ns: &Netns, to: SocketAddr, bytes: u64, rate: u64) -> io::Result<BulkReport> {
+/// As [`transfer`], with at most `rate` bytes a second each way where it is not 0.
+pub fn transfer_at(ns: &Netns, to: SocketAddr, bytes: u64, rate: u32) -> io::Result<BulkReport> {
     ns.run(|| client(to, bytes, rate))
 }
 
-fn client(to: SocketAddr, bytes: u64, rate: u64) -> io::Result<BulkReport> {
+/// Many transfers at once, as [`transfer_at`], in threads beside the caller;
+/// they go round over `to`.
+pub fn start_many(
+    ns: &Netns,
+    to: &[SocketAddr],
+    count: usize,
+    bytes: u64,
+    rate: u32,
+) -> anyhow::Result<Vec<JoinHandle<io::Result<BulkReport>>>> {
+    to.iter()
+        .cycle()
+        .take(count)
+        .map(|to| {
+            let to = *to;
+            ns.spawn(move || client(to, bytes, rate))
+        })
+        .collect()
+}
+
+fn client(to: SocketAddr, bytes: u64, rate: u32) -> io::Result<BulkReport> {
     let start = Instant::now();
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
     limit(&stream)?;
-    stream.write_all(&frame::bulk(0, bytes))?;
+    stream.write_all(&frame::bulk(bytes, rate))?;
     let mut hello = [0; 1];
     stream.read_exact(&mut hello)?;
     let (sent, received) = exchange(&stream, &[], bytes, SEED_UP, SEED_DOWN, rate);
@@ -78,10 +96,16 @@ fn client(to: SocketAddr, bytes: u64, rate: u64) -> io::Result<BulkReport> {
 }
 
 /// The server's side, after the request; `early` is what came behind it.
-pub fn serve(mut stream: &TcpStream, early: &[u8], identity: u8, bytes: u64) -> io::Result<()> {
+pub fn serve(
+    mut stream: &TcpStream,
+    early: &[u8],
+    identity: u8,
+    bytes: u64,
+    rate: u32,
+) -> io::Result<()> {
     limit(stream)?;
     stream.write_all(&[identity])?;
-    let (sent, received) = exchange(stream, early, bytes, SEED_DOWN, SEED_UP, 0);
+    let (sent, received) = exchange(stream, early, bytes, SEED_DOWN, SEED_UP, rate);
     sent?;
     let (up, wrong) = received?;
     stream.write_all(&up.to_be_bytes())?;
@@ -102,7 +126,7 @@ fn exchange(
     bytes: u64,
     send_seed: u64,
     receive_seed: u64,
-    rate: u64,
+    rate: u32,
 ) -> Exchanged {
     thread::scope(|scope| {
         let sender = scope.spawn(move || send(stream, bytes, send_seed, rate));
@@ -114,13 +138,13 @@ fn exchange(
     })
 }
 
-fn send(mut to: &TcpStream, bytes: u64, seed: u64, rate: u64) -> io::Result<()> {
+fn send(mut to: &TcpStream, bytes: u64, seed: u64, rate: u32) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     let mut offset = 0;
     let start = Instant::now();
     while offset < bytes {
         if rate > 0 {
-            let due = Duration::from_secs_f64(offset as f64 / rate as f64);
+            let due = Duration::from_secs_f64(offset as f64 / f64::from(rate));
             thread::sleep(due.saturating_sub(start.elapsed()));
         }
         // At a low rate the pieces are small, so that the flow is never idle for long.
@@ -155,9 +179,4 @@ fn receive(mut from: impl Read, bytes: u64, seed: u64) -> io::Result<(u64, u64)>
         offset += n as u64;
     }
     Ok((offset, wrong))
-}
-
-/// Bytes that [`frame::echo`] frames of one flow have.
-pub const fn frames(count: u64) -> u64 {
-    count * FRAME as u64
 }

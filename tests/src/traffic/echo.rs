@@ -25,7 +25,7 @@ struct Connection {
 enum Next {
     Stay,
     Close,
-    Bulk(u64),
+    Bulk { bytes: u64, rate: u32 },
 }
 
 /// Serves TCP and UDP at every address until the process ends, answering as
@@ -69,9 +69,9 @@ pub fn serve(addrs: &[SocketAddr], identity: u8, ready: impl FnOnce()) -> io::Re
                 match advance(connection, identity) {
                     Next::Stay => {}
                     Next::Close => drop(connections.remove(&token)),
-                    Next::Bulk(bytes) => {
+                    Next::Bulk { bytes, rate } => {
                         if let Some(connection) = connections.remove(&token) {
-                            hand_over(connection, identity, bytes);
+                            hand_over(connection, identity, bytes, rate);
                         }
                     }
                 }
@@ -137,8 +137,8 @@ fn advance(connection: &mut Connection, identity: u8) -> Next {
             }
             Ok(n) => {
                 connection.input.extend_from_slice(&buffer[..n]);
-                if let Next::Bulk(bytes) = take_frames(connection, identity) {
-                    return Next::Bulk(bytes);
+                if let next @ Next::Bulk { .. } = take_frames(connection, identity) {
+                    return next;
                 }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
@@ -160,9 +160,9 @@ fn take_frames(connection: &mut Connection, identity: u8) -> Next {
     let whole = connection.input.len() / FRAME * FRAME;
     let (frames, _) = connection.input[..whole].as_chunks_mut::<FRAME>();
     for frame in frames.iter_mut() {
-        if let Some(Request::Bulk(bytes)) = frame::request(frame) {
+        if let Some(Request::Bulk { bytes, rate }) = frame::request(frame) {
             connection.input.drain(..FRAME);
-            return Next::Bulk(bytes);
+            return Next::Bulk { bytes, rate };
         }
         frame::stamp(frame, identity);
     }
@@ -174,12 +174,11 @@ fn take_frames(connection: &mut Connection, identity: u8) -> Next {
 }
 
 /// Bulk transfers block, so each has a thread.
-fn hand_over(connection: Connection, identity: u8, bytes: u64) {
+fn hand_over(connection: Connection, identity: u8, bytes: u64, rate: u32) {
     thread::spawn(move || {
         // The client sees and reports what goes wrong.
-        let _ = connection
-            .stream
-            .set_nonblocking(false)
-            .and_then(|()| bulk::serve(&connection.stream, &connection.input, identity, bytes));
+        let _ = connection.stream.set_nonblocking(false).and_then(|()| {
+            bulk::serve(&connection.stream, &connection.input, identity, bytes, rate)
+        });
     });
 }

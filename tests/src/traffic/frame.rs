@@ -12,8 +12,12 @@ const PATTERN: usize = 17;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Request {
     Echo,
-    /// Both ends send this many bytes of pattern.
-    Bulk(u64),
+    /// Both ends send this many bytes of pattern, at this many bytes a second
+    /// at most; 0 is as fast as it goes.
+    Bulk {
+        bytes: u64,
+        rate: u32,
+    },
 }
 
 /// Frame `seq` of flow `flow`, not yet stamped.
@@ -21,9 +25,9 @@ pub fn echo(flow: u32, seq: u64) -> [u8; FRAME] {
     header(MAGIC_ECHO, flow, seq)
 }
 
-/// Asks for `bytes` both ways.
-pub fn bulk(flow: u32, bytes: u64) -> [u8; FRAME] {
-    header(MAGIC_BULK, flow, bytes)
+/// Asks for `bytes` both ways, at `rate` bytes a second at most (0: no limit).
+pub fn bulk(bytes: u64, rate: u32) -> [u8; FRAME] {
+    header(MAGIC_BULK, rate, bytes)
 }
 
 fn header(magic: [u8; 4], flow: u32, number: u64) -> [u8; FRAME] {
@@ -39,7 +43,10 @@ fn header(magic: [u8; 4], flow: u32, number: u64) -> [u8; FRAME] {
 pub fn request(frame: &[u8; FRAME]) -> Option<Request> {
     match frame[..4].try_into().ok()? {
         MAGIC_ECHO => Some(Request::Echo),
-        MAGIC_BULK => Some(Request::Bulk(number(frame))),
+        MAGIC_BULK => Some(Request::Bulk {
+            bytes: number(frame),
+            rate: u32::from_be_bytes([frame[4], frame[5], frame[6], frame[7]]),
+        }),
         _ => None,
     }
 }
@@ -116,7 +123,10 @@ mod tests {
     #[test]
     fn requests_are_read_back() {
         assert_eq!(request(&echo(1, 2)), Some(Request::Echo));
-        assert_eq!(request(&bulk(1, 99)), Some(Request::Bulk(99)));
+        assert_eq!(
+            request(&bulk(99, 1)),
+            Some(Request::Bulk { bytes: 99, rate: 1 })
+        );
         assert_eq!(request(&[0; FRAME]), None);
     }
 }
