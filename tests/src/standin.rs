@@ -1,12 +1,15 @@
 //! nft DNAT rules in shifter's place: a scenario that passes over them is
 //! sound, so that what fails over shifter is shifter's.
 
-use std::fmt::Write;
+use std::{fmt::Write, net::SocketAddr};
 
 use anyhow::{Context, Result, bail};
 use shifter::model::Weight;
 
-use crate::{mover::Service, topology::Lab};
+use crate::{
+    mover::Service,
+    topology::{Family, Lab, Side},
+};
 
 /// DNAT by random weight; conntrack keeps established flows where they are.
 #[derive(Debug)]
@@ -48,54 +51,73 @@ impl<'lab> StandIn<'lab> {
     }
 
     fn load(&self) -> Result<()> {
+        // The chain stays, or conntrack would forget what it tracks.
         let mut script = String::new();
         for family in ["ip", "ip6"] {
-            let mut rules = String::new();
+            // A rule that nothing meets: conntrack tracks only where one could translate.
+            let nowhere = match family {
+                "ip" => "ip daddr 255.255.255.255 tcp dport 9 dnat to 10.255.255.255:9",
+                _ => "ip6 daddr ff0e::9 tcp dport 9 dnat to [fdff::9]:9",
+            };
+            let mut rules = format!("add rule {family} standin pre {nowhere}\n");
             for service in &self.services {
                 if service.vip.is_ipv4() == (family == "ip") {
-                    rules += &rules_of(service, family)?;
+                    rules += &self.rules_of(service, family)?;
                 }
             }
             // Writing into a String cannot fail.
             let _ = write!(
                 script,
-                "table {family} standin {{}}\ndelete table {family} standin\n\
-                 table {family} standin {{ chain pre {{\n\
-                 type nat hook prerouting priority dstnat - 10;\n{rules}}}\n}}\n"
+                "add table {family} standin\n\
+                 add chain {family} standin pre {{ type nat hook prerouting priority dstnat - 10; }}\n\
+                 flush chain {family} standin pre\n{rules}"
             );
         }
         self.lab.host.nft(&script)
     }
-}
 
-fn rules_of(service: &Service, family: &str) -> Result<String> {
-    let share = service.green_weight.parse::<Weight>()?.share();
-    let below = (share * ONE).round();
-    let draw = match service.affinity {
-        "flow" => format!("numgen random mod {ONE}"),
-        "client" => format!("jhash {family} saddr mod {ONE} seed 0x5f1d"),
-        other => bail!("the stand-in knows no affinity {other:?}"),
-    };
-    let (Some(blue), Some(green)) = (service.blue.first(), service.green.first()) else {
-        bail!(
-            "the stand-in wants a backend in each pool of {}",
-            service.name
+    fn rules_of(&self, service: &Service, family: &str) -> Result<String> {
+        let share = service.green_weight.parse::<Weight>()?.share();
+        let below = (share * ONE).round();
+        let draw = match service.affinity {
+            "flow" => format!("numgen random mod {ONE}"),
+            "client" => format!("jhash {family} saddr mod {ONE} seed 0x5f1d"),
+            other => bail!("the stand-in knows no affinity {other:?}"),
+        };
+        let (Some(blue), Some(green)) = (service.blue.first(), service.green.first()) else {
+            bail!(
+                "the stand-in wants a backend in each pool of {}",
+                service.name
+            );
+        };
+        let (blue, green) = (self.behind(*blue), self.behind(*green));
+        let meets = format!(
+            "{family} daddr {} {} dport {}",
+            service.vip.ip(),
+            service.protocol,
+            service.vip.port()
         );
-    };
-    let meets = format!(
-        "{family} daddr {} {} dport {}",
-        service.vip.ip(),
-        service.protocol,
-        service.vip.port()
-    );
-    let mut rules = String::new();
-    if below >= ONE {
-        let _ = writeln!(rules, "{meets} dnat to {green}");
-    } else if below > 0.0 {
-        let _ = writeln!(rules, "{meets} {draw} < {below} dnat to {green}");
+        let add = format!("add rule {family} standin pre");
+        let mut rules = String::new();
+        if below >= ONE {
+            let _ = writeln!(rules, "{add} {meets} dnat to {green}");
+        } else if below > 0.0 {
+            let _ = writeln!(rules, "{add} {meets} {draw} < {below} dnat to {green}");
+        }
+        if blue != service.vip {
+            let _ = writeln!(rules, "{add} {meets} dnat to {blue}");
+        }
+        Ok(rules)
     }
-    if *blue != service.vip {
-        let _ = writeln!(rules, "{meets} dnat to {blue}");
+
+    /// Where a published port leads, because nft translates a packet once only.
+    fn behind(&self, backend: SocketAddr) -> SocketAddr {
+        let lab = self.lab;
+        Side::BOTH
+            .into_iter()
+            .flat_map(|side| Family::BOTH.map(|family| (side, family)))
+            .find(|(side, family)| lab.backend(*side, *family) == backend)
+            .filter(|(_, family)| backend != lab.vip(*family))
+            .map_or(backend, |(side, family)| lab.listen(side, family))
     }
-    Ok(rules)
 }

@@ -48,6 +48,10 @@ fn prepare(ns: &Netns) -> Result<()> {
         ("ipv6/conf/default/accept_dad", "0"),
         ("ipv6/conf/default/accept_ra", "0"),
         ("ipv6/conf/default/router_solicitations", "0"),
+        // Where clients and servers share a link, the host's kernel tells each
+        // to go to the other directly; DNAT does not survive that.
+        ("ipv6/conf/all/accept_redirects", "0"),
+        ("ipv6/conf/default/accept_redirects", "0"),
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
         ("ipv4/conf/all/send_redirects", "0"),
@@ -130,10 +134,6 @@ fn front(lab: &Lab) -> Result<()> {
             default_route(client, "10.70.0.1", "fd70::1")?;
             default_route(router, "10.71.0.1", "fd71::1")?;
             router.ip(&via_client("10.70.0.2", "fd70::2"))?;
-            host.ip(&[
-                format!("route add 10.70.0.0/24 via 10.71.0.2 advmss {MSS4}"),
-                format!("route add fd70::/64 via fd71::2 advmss {MSS6}"),
-            ])?;
         }
         (_, Some(switch)) if lab.options.placement == Placement::RemoteSame => {
             bridge(switch, "br0")?;
@@ -156,6 +156,12 @@ fn front(lab: &Lab) -> Result<()> {
     address(host, "h0", "10.71.0.100/32", "fd71::100/128")?;
     if lab.options.placement == Placement::RemoteSame {
         address(host, "h0", "10.72.0.1/24", "fd72::1/64")?;
+    }
+    if lab.client_router.is_some() {
+        host.ip(&[
+            format!("route add 10.70.0.0/24 via 10.71.0.2 advmss {MSS4}"),
+            format!("route add fd70::/64 via fd71::2 advmss {MSS6}"),
+        ])?;
     }
     host.ip(&via_client("10.71.0.2", "fd71::2"))?;
     // IPv6 lets a socket bind to an address of a local route only with this.

@@ -17,6 +17,8 @@ use crate::{command::run, topology::Netns};
 
 const ETHERNET: usize = 14;
 const TCP: usize = 20;
+/// Ports of a batch of tuples.
+const PORTS: u16 = 640;
 
 /// A client address and port.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -26,9 +28,10 @@ pub struct Tuple {
 }
 
 /// `count` tuples, no two alike, of the family of `to`: each address has one
-/// port, so they are also distinct clients. `seed` changes ports and, for
-/// IPv6, addresses. At most 131,072 for IPv4.
-pub fn tuples(to: SocketAddr, count: u32, seed: u64) -> Vec<Tuple> {
+/// port, so they are also distinct clients. Batches (0 to 99) have no tuple in
+/// common; `seed` changes ports and, for IPv6, addresses. At most 131,072 for IPv4.
+pub fn tuples(to: SocketAddr, count: u32, batch: u16, seed: u64) -> Vec<Tuple> {
+    assert!(batch < 100, "there are ports for 100 batches");
     let ip = |i: u32| -> IpAddr {
         match to {
             SocketAddr::V4(_) => {
@@ -43,7 +46,7 @@ pub fn tuples(to: SocketAddr, count: u32, seed: u64) -> Vec<Tuple> {
     (0..count)
         .map(|i| Tuple {
             ip: ip(i),
-            port: 1024 + (mix(seed ^ u64::from(i)) % 60_000) as u16,
+            port: 1024 + batch * PORTS + (mix(seed ^ u64::from(i)) % u64::from(PORTS)) as u16,
         })
         .collect()
 }
@@ -270,7 +273,7 @@ impl<'a> Counter<'a> {
         ns.nft(&format!(
             "table inet count{port} {{ chain in {{\n\
              type filter hook input priority 0;\n\
-             tcp dport {port} tcp flags & (syn | ack) == syn counter drop\n}} }}\n"
+             tcp dport {port} tcp flags & (syn | ack) == syn counter drop\n}}\n}}\n"
         ))?;
         Ok(Self { ns, port })
     }
@@ -324,7 +327,7 @@ mod tests {
     #[test]
     fn no_two_tuples_share_an_address() {
         for to in ["10.0.0.1:1", "[fd00::1]:1"] {
-            let tuples = tuples(to.parse().unwrap(), 100_000, 7);
+            let tuples = tuples(to.parse().unwrap(), 100_000, 99, 7);
             let addrs: HashSet<IpAddr> = tuples.iter().map(|t| t.ip).collect();
             assert_eq!(addrs.len(), 100_000);
         }
