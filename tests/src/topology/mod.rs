@@ -201,6 +201,11 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Makes the link between client and host again, after it was deleted.
+    pub fn rewire_front(&self) -> Result<()> {
+        wire::front(self)
+    }
+
     /// Directory for files of this lab; removed with it.
     pub fn dir(&self) -> &Path {
         &self.directory.path

@@ -120,7 +120,7 @@ fn default_route(ns: &Netns, v4: &str, v6: &str) -> Result<()> {
 }
 
 /// Client, router and the host's clients' side.
-fn front(lab: &Lab) -> Result<()> {
+pub(super) fn front(lab: &Lab) -> Result<()> {
     let (host, client) = (&lab.host, &lab.client);
     match (&lab.client_router, &lab.backend_net) {
         (Some(router), _) if lab.options.placement != Placement::RemoteSame => {
@@ -167,8 +167,8 @@ fn front(lab: &Lab) -> Result<()> {
     // IPv6 lets a socket bind to an address of a local route only with this.
     client.sysctl("ipv6/ip_nonlocal_bind", "1")?;
     client.ip(&[
-        "route add local 10.82.0.0/16 dev lo".to_owned(),
-        "route add local fd82::/64 dev lo".to_owned(),
+        "route replace local 10.82.0.0/16 dev lo".to_owned(),
+        "route replace local fd82::/64 dev lo".to_owned(),
     ])
 }
 
