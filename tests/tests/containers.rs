@@ -32,7 +32,8 @@ fn docker_rules(lab: &Lab) {
         lab.host
             .nft(&format!(
                 "table {table} raw {{ chain PREROUTING {{
-                   type filter hook prerouting priority raw; policy accept;\n{raw} }} }}
+                   type filter hook prerouting priority raw; policy accept;\n{raw} }}
+                 }}
                  table {table} filter {{
                    chain DOCKER {{\n{accept}
                      iifname != \"cbr0\" oifname \"cbr0\" counter drop

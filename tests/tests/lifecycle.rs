@@ -17,7 +17,7 @@ use shifter_tests::{
 
 const FLOWS: u32 = 200;
 
-fn start(lab: &Lab, hook: &'static str) -> Agent<'_> {
+fn start<'lab>(lab: &'lab Lab, hook: &'static str) -> Agent<'lab> {
     let agent = Agent::start(lab, Settings::hook(hook)).unwrap();
     let services: Vec<Service> = Service::all_four(lab)
         .into_iter()
