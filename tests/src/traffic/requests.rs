@@ -87,6 +87,9 @@ pub struct Tally {
     pub by_identity: BTreeMap<u8, u64>,
     /// When the last connection began that each server got.
     pub last_begun: BTreeMap<u8, Instant>,
+    /// When the first connection began that each server got since
+    /// [`Requests::mark`].
+    pub first_begun: BTreeMap<u8, Instant>,
     /// The first few failures.
     pub errors: Vec<String>,
 }
@@ -123,6 +126,11 @@ impl Requests {
     /// What came so far.
     pub fn tally(&self) -> Tally {
         lock(&self.tally).clone()
+    }
+
+    /// Forgets which connections were first.
+    pub fn mark(&self) {
+        lock(&self.tally).first_begun.clear();
     }
 
     /// Counts since `before`, per server.
@@ -180,6 +188,8 @@ fn work(
                 *tally.by_identity.entry(identity).or_default() += 1;
                 let last = tally.last_begun.entry(identity).or_insert(begun);
                 *last = begun.max(*last);
+                let first = tally.first_begun.entry(identity).or_insert(begun);
+                *first = begun.min(*first);
             }
             Err(error) => {
                 tally.failures += 1;
