@@ -4,6 +4,19 @@ use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+/// Fields that JSON shows as a word instead of a number, and the function of
+/// `proto::word` that writes it.
+const ENUM_FIELDS: [(&str, &str); 8] = [
+    ("ServiceSpec.live", "pool"),
+    ("BackendSpec.state", "backend_state"),
+    ("BackendStatus.pool", "pool"),
+    ("BackendStatus.state", "backend_state"),
+    ("ExplainResponse.pool", "pool"),
+    ("ListFlowsRequest.pool", "pool"),
+    ("Flow.pool", "pool"),
+    ("Flow.protocol", "protocol"),
+];
+
 fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
     let manifest =
@@ -27,11 +40,29 @@ fn build_object(manifest: &std::path::Path, out: &std::path::Path) -> Result<()>
     let Some(root_dir) = root.to_str() else {
         bail!("the path of the workspace is not UTF-8: {}", root.display())
     };
+    // The eBPF crate is its own directory and what it shares with the host.
+    println!(
+        "cargo::rerun-if-changed={}",
+        manifest.join("../shifter-common/src").display()
+    );
     aya_build::build_ebpf(
         [aya_build::Package { name: "shifter-ebpf", root_dir, ..Default::default() }],
-        aya_build::Toolchain::default(),
+        aya_build::Toolchain::Custom(nightly()),
     )
     .context("the eBPF crate does not build; `cargo xtask setup` installs nightly with rust-src, LLVM and bpf-linker, and SHIFTER_BPF_OBJECT takes a ready object")
+}
+
+/// The nightly that builds the eBPF object: that of docs/toolchain.md, which
+/// `cargo xtask setup` installs, or else the one that is there.
+fn nightly() -> &'static str {
+    const NIGHTLY: &str = "nightly-2026-05-20";
+    let installed = std::process::Command::new("rustup")
+        .args(["run", NIGHTLY, "rustc", "--version"])
+        .env("RUSTUP_AUTO_INSTALL", "0")
+        .stderr(std::process::Stdio::null())
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if installed { NIGHTLY } else { "nightly" }
 }
 
 fn build_proto(manifest: &std::path::Path) -> Result<()> {
@@ -45,7 +76,15 @@ fn build_proto(manifest: &std::path::Path) -> Result<()> {
         out.join("descriptor.bin"),
         prost::Message::encode_to_vec(&descriptors),
     )?;
-    tonic_prost_build::configure()
-        .compile_fds(descriptors)
+    let mut code = tonic_prost_build::configure()
+        .type_attribute(".shifter.v1", "#[derive(serde::Serialize)]")
+        .field_attribute(".shifter.v1.ServiceSpec.seed", "#[serde(skip_serializing)]");
+    for (field, words) in ENUM_FIELDS {
+        code = code.field_attribute(
+            format!(".shifter.v1.{field}"),
+            format!("#[serde(serialize_with = \"super::word::{words}\")]"),
+        );
+    }
+    code.compile_fds(descriptors)
         .context("generating the gRPC code")
 }

@@ -7,4 +7,7 @@
 
 pub mod abi;
 pub mod hash;
+pub mod packet;
 pub mod select;
+pub mod table;
+pub mod tcp_state;

@@ -1,9 +1,53 @@
 //! The packet path: entry points of the XDP and tc programs.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+mod asm;
+mod clock;
+mod flow_table;
+mod hook;
+mod maps;
+mod stage;
+mod verdict;
+
+use aya_ebpf::{
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+
+use hook::{TcPacket, XdpFrame};
+use stage::classify;
+use verdict::conclude;
+
+/// Ingress in the driver.
+#[xdp(frags)]
+pub fn shifter_xdp(context: XdpContext) -> u32 {
+    let mut frame = XdpFrame(context.ctx);
+    conclude::<XdpFrame>(classify::ingress(&mut frame)) as u32
+}
+
+/// Ingress in the traffic control layer.
+#[classifier]
+pub fn shifter_ingress(context: TcContext) -> i32 {
+    let mut packet = TcPacket::<false>::new(context.skb.skb);
+    conclude::<TcPacket<false>>(classify::ingress(&mut packet))
+}
+
+/// Egress: replies of servers on this host, in containers, and forwarded ones.
+#[classifier]
+pub fn shifter_egress(context: TcContext) -> i32 {
+    let mut packet = TcPacket::<true>::new(context.skb.skb);
+    conclude::<TcPacket<true>>(classify::egress(&mut packet))
+}
 
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
+
+/// The helpers that look sockets up are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,8 +1,18 @@
 //! Shifter moves live traffic between two versions of a service in the kernel.
 //!
 //! `model` and `ring` are pure; `datapath` is the only module with aya,
-//! `control` the only one with tonic; `reconcile` is where they meet.
+//! `control` serves gRPC, `telemetry` metrics, `cli` is a gRPC client;
+//! `reconcile` is where they meet.
 
+pub mod agent;
+pub mod cli;
+pub mod control;
 pub mod datapath;
+pub mod doctor;
 pub mod model;
+pub mod network;
+pub mod proto;
 pub mod reconcile;
+pub mod ring;
+pub mod store;
+pub mod telemetry;

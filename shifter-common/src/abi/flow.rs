@@ -154,16 +154,28 @@ pub const fn is_closing(state: u8) -> bool {
     state == STATE_CLOSING || state == STATE_RESET
 }
 
+/// Per state, four bits each: index of the timeout that holds.
+const TIMEOUT_INDICES: u64 = {
+    use super::config::*;
+    let mut word = 0u64;
+    let mut state = 0;
+    while state < 9 {
+        let index = match state {
+            STATE_ESTABLISHED | STATE_ADOPTED => TIMEOUT_ESTABLISHED,
+            STATE_CLOSING => TIMEOUT_CLOSING,
+            STATE_RESET => TIMEOUT_RESET,
+            STATE_UDP_UNANSWERED => TIMEOUT_UDP_UNANSWERED,
+            STATE_UDP_ANSWERED => TIMEOUT_UDP_ANSWERED,
+            _ => TIMEOUT_HALF_OPEN,
+        };
+        word |= (index as u64) << (4 * state);
+        state += 1;
+    }
+    word
+};
+
 /// The timeout that holds in `state`, an index of `Config::timeouts`.
 #[inline(always)]
 pub const fn timeout_index(state: u8) -> usize {
-    use super::config::*;
-    match state {
-        STATE_ESTABLISHED | STATE_ADOPTED => TIMEOUT_ESTABLISHED,
-        STATE_CLOSING => TIMEOUT_CLOSING,
-        STATE_RESET => TIMEOUT_RESET,
-        STATE_UDP_UNANSWERED => TIMEOUT_UDP_UNANSWERED,
-        STATE_UDP_ANSWERED => TIMEOUT_UDP_ANSWERED,
-        _ => TIMEOUT_HALF_OPEN,
-    }
+    (TIMEOUT_INDICES >> (4 * (state & 15) as u32)) as usize & 7
 }

@@ -3,6 +3,17 @@
 //! [`Datapath`] is the seam: `kernel` carries it out with aya, `fake` in
 //! memory for tests without root.
 
+pub mod allocator;
+pub mod attach;
+pub mod backends;
+pub mod fake;
+pub mod flows;
+pub mod kernel;
+pub mod load;
+pub mod memory;
+pub mod off;
+pub mod services;
+
 use std::net::SocketAddr;
 
 use shifter_common::abi::{BackendCounters, PoolCounters};

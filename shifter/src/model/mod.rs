@@ -1,7 +1,15 @@
 //! What a user can want: services, pools, backends, weights. Pure.
 
+pub mod config;
+pub mod duration;
+pub mod file;
+pub mod json;
 pub mod service;
+pub mod text;
+pub mod tree;
+pub mod validate;
 pub mod weight;
+pub mod wilson;
 
 pub use service::{
     Affinity, BackendSpec, BackendState, Mode, PoolName, Protocol, Seed, ServiceSpec, Vip,

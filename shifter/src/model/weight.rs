@@ -46,6 +46,41 @@ impl Weight {
         ((n * THRESHOLD_ONE + d / 2) / d).clamp(1, THRESHOLD_ONE - 1)
     }
 
+    /// A weight with this threshold: a percentage if one fits, else the
+    /// simplest fraction, else (for none that a text could have given) the
+    /// nearest of 9 digits.
+    pub fn from_threshold(threshold: u64) -> Self {
+        const NINES: u64 = 999_999_999;
+        match threshold {
+            0 => return Self::ZERO,
+            THRESHOLD_ONE.. => return Self::ONE,
+            _ => {}
+        }
+        let at = |numerator: u128, denominator: u128| Self {
+            numerator: numerator as u32,
+            denominator: denominator as u32,
+        };
+        for denominator in [100u128, 1_000, 10_000, 100_000, 1_000_000] {
+            let one = u128::from(THRESHOLD_ONE);
+            let weight = at(
+                (u128::from(threshold) * denominator + one / 2) / one,
+                denominator,
+            );
+            if weight.threshold() == threshold {
+                return weight;
+            }
+        }
+        let (t, two) = (u128::from(threshold), 2 * u128::from(THRESHOLD_ONE));
+        let (numerator, denominator) = simplest(2 * t - 1, two, 2 * t + 1, two);
+        if denominator <= u128::from(NINES) && at(numerator, denominator).threshold() == threshold {
+            return at(numerator, denominator);
+        }
+        at(
+            u128::from(threshold * NINES / THRESHOLD_ONE),
+            u128::from(NINES),
+        )
+    }
+
     /// As a share in `[0, 1]`.
     pub fn share(self) -> f64 {
         f64::from(self.numerator) / f64::from(self.denominator)
@@ -58,6 +93,20 @@ impl Weight {
             denominator: self.denominator,
         }
     }
+}
+
+/// The fraction of the smallest denominator between `a/b` and `c/d`, by
+/// continued fractions.
+fn simplest(a: u128, b: u128, c: u128, d: u128) -> (u128, u128) {
+    let whole = a / b;
+    if whole * b == a {
+        return (whole, 1);
+    }
+    if whole < c / d {
+        return (whole + 1, 1);
+    }
+    let (n, m) = simplest(d, c - whole * d, b, a - whole * b);
+    (whole * n + m, n)
 }
 
 /// The share of the hash space below a threshold.
@@ -161,6 +210,29 @@ mod tests {
         assert_eq!(threshold("1/999999999"), 4);
         assert!(threshold("999999998/999999999") < 1 << 32);
         assert_eq!(threshold("1/3"), 1_431_655_765);
+    }
+
+    #[test]
+    fn a_weight_is_found_again_by_its_threshold() {
+        for text in [
+            "0%",
+            "5%",
+            "0.05%",
+            "99.9999%",
+            "1/3",
+            "2/7",
+            "12345/67891",
+            "100%",
+        ] {
+            let weight: Weight = text.parse().unwrap();
+            assert_eq!(Weight::from_threshold(weight.threshold()), weight, "{text}");
+        }
+        for threshold in [1, 2, 12_345, 987_654_321, THRESHOLD_ONE - 1] {
+            let off = Weight::from_threshold(threshold)
+                .threshold()
+                .abs_diff(threshold);
+            assert!(off <= 8, "{threshold} is off by {off}");
+        }
     }
 
     #[test]

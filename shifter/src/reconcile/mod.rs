@@ -1,5 +1,28 @@
 //! The one place where model, store and datapath meet.
 
+mod apply;
+mod backends;
+pub mod clock;
+mod control;
 pub mod controller;
+mod delete;
+mod entry;
+mod events;
+mod explain;
+pub mod facts;
+mod file_load;
+mod maintain;
+mod observe;
+mod plan;
+mod reconciler;
+mod split;
+mod start;
+mod view;
 
+pub use clock::{Clock, SystemClock};
 pub use controller::Controller;
+pub use facts::HostFacts;
+pub use reconciler::{Reconciler, Settings, StartError};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,100 @@
+//! The only inline assembly: atomics that the bpf target lacks, loads from
+//! packets at any alignment, and a fence against the optimiser.
+
+use core::arch::asm;
+
+/// `base + offset`, of which the optimiser knows nothing more: the pointer that
+/// is checked and the one that is used stay the same register for the verifier.
+#[inline(always)]
+pub fn add(mut base: usize, offset: usize) -> usize {
+    // SAFETY: an addition of two registers.
+    unsafe {
+        asm!("{base} += {offset}", base = inout(reg) base, offset = in(reg) offset,
+             options(nomem, nostack))
+    };
+    base
+}
+
+/// Loads a pointer field of the context. The kernel declares it as 32 bits and
+/// makes it 64; a plain load is narrowed by the optimiser, which the verifier
+/// takes for arithmetic on a pointer.
+///
+/// # Safety
+/// `context` must be the program's own and `OFFSET` that of a pointer field.
+#[inline(always)]
+pub unsafe fn context_pointer<const OFFSET: usize>(context: usize) -> usize {
+    let pointer;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{pointer} = *(u32 *)({context} + {offset})", pointer = out(reg) pointer,
+             context = in(reg) context, offset = const OFFSET, options(nostack, readonly))
+    };
+    pointer
+}
+
+macro_rules! load {
+    ($name:ident, $type:ty, $text:literal) => {
+        /// Loads at any alignment.
+        ///
+        /// # Safety
+        /// `from` must have been checked to be readable.
+        #[inline(always)]
+        pub unsafe fn $name(from: usize) -> $type {
+            let value: u64;
+            // SAFETY: the caller's promise; the verifier checks it again.
+            unsafe { asm!($text, from = in(reg) from, to = out(reg) value, options(nostack, readonly)) };
+            value as $type
+        }
+    };
+}
+
+load!(load8, u8, "{to} = *(u8 *)({from} + 0)");
+load!(load16, u16, "{to} = *(u16 *)({from} + 0)");
+load!(load32, u32, "{to} = *(u32 *)({from} + 0)");
+load!(load64, u64, "{to} = *(u64 *)({from} + 0)");
+
+macro_rules! store {
+    ($name:ident, $type:ty, $text:literal) => {
+        /// Stores at any alignment.
+        ///
+        /// # Safety
+        /// `to` must have been checked to be writable.
+        #[inline(always)]
+        pub unsafe fn $name(to: usize, value: $type) {
+            // SAFETY: the caller's promise; the verifier checks it again.
+            unsafe { asm!($text, to = in(reg) to, value = in(reg) value as u64, options(nostack)) };
+        }
+    };
+}
+
+store!(store8, u8, "*(u8 *)({to} + 0) = {value}");
+store!(store16, u16, "*(u16 *)({to} + 0) = {value}");
+store!(store32, u32, "*(u32 *)({to} + 0) = {value}");
+store!(store64, u64, "*(u64 *)({to} + 0) = {value}");
+
+/// Compare-and-swap; returns what was there. A full barrier.
+///
+/// # Safety
+/// `at` must point into a map value and be aligned to 8.
+#[inline(always)]
+pub unsafe fn compare_exchange(at: *mut u64, old: u64, new: u64) -> u64 {
+    let was;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("r0 = cmpxchg_64({at} + 0, r0, {new})",
+             at = in(reg) at, new = in(reg) new, inout("r0") old => was, options(nostack))
+    };
+    was
+}
+
+/// Sets bits.
+///
+/// # Safety
+/// `at` must point into a map value and be aligned to 8.
+#[inline(always)]
+pub unsafe fn atomic_or(at: *mut u64, bits: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("lock *(u64 *)({at} + 0) |= {bits}", at = in(reg) at, bits = in(reg) bits, options(nostack))
+    };
+}

@@ -1,0 +1,510 @@
+//! The flow table: find, insert, renew. One cache line a flow, two sets a key.
+
+use shifter_common::{
+    abi::{Config, flow::*},
+    hash::address_words,
+    table::{
+        Places, RANK_CLOSING, RANK_FREE, RANK_NONE, RANK_UNPROVEN, flow_hash, is_expired, places,
+        rank,
+    },
+};
+
+use crate::{asm, maps::FLOWS};
+
+/// A client's side of a flow, and where its entry may lie.
+#[repr(C)]
+pub struct FlowKey {
+    /// The address as the words it lies in.
+    pub client: [u64; 2],
+    pub port: [u8; 2],
+    pub family: u8,
+    pub protocol: u8,
+    pub places: Places,
+}
+
+/// The other side of the key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Match {
+    Service(u16),
+    Backend(u16),
+}
+
+/// In a place: there is an entry. Below lie set (from bit 4) and position.
+const PLACE_FOUND: u64 = 1 << 40;
+/// How an insert ended, from bit 42 of a place.
+const INSERT_SHIFT: u32 = 42;
+const INSERT_NEW: u64 = 1;
+const INSERT_EXISTING: u64 = 2;
+const INSERT_PENDING: u64 = 3;
+const INSERT_FULL: u64 = 4;
+
+/// What a new entry says.
+#[repr(C)]
+pub struct NewFlow {
+    pub state: u8,
+    pub flags: u16,
+    pub service: u16,
+    pub backend: u16,
+    pub generation: u32,
+    pub now: u32,
+}
+
+/// How an insert ended.
+pub enum Inserted {
+    /// The entry is there and visible.
+    New(*mut FlowEntry),
+    /// Another packet of the flow was first: follow its entry.
+    Existing(*mut FlowEntry),
+    /// Another packet is at it: forward by choice, write nothing.
+    Pending,
+    /// Nothing gives way.
+    Full,
+}
+
+macro_rules! get {
+    ($entry:expr, $field:ident) => {
+        // SAFETY: entries point into a map value; other CPUs may write, so volatile.
+        unsafe { core::ptr::read_volatile(&raw const (*$entry).$field) }
+    };
+}
+macro_rules! set {
+    ($entry:expr, $field:ident, $value:expr) => {
+        // SAFETY: as for `get!`.
+        unsafe { core::ptr::write_volatile(&raw mut (*$entry).$field, $value) }
+    };
+}
+pub(crate) use {get, set};
+
+impl FlowKey {
+    /// Fills a key in place: it lies in scratch space, not on the stack.
+    #[inline(always)]
+    pub fn set(
+        &mut self,
+        config: &Config,
+        client: &[u8; 16],
+        port: [u8; 2],
+        protocol: u8,
+        family: u8,
+    ) {
+        let hash = flow_hash(config.table_key, client, port, protocol, family);
+        self.client = address_words(client);
+        self.port = port;
+        self.family = family;
+        self.protocol = protocol;
+        self.places = places(hash, config.set_mask);
+    }
+
+    #[inline(always)]
+    fn flags(&self) -> u16 {
+        let family = if self.family == 6 { FLOW_IPV6 } else { 0 };
+        let protocol = if self.protocol == 17 { FLOW_UDP } else { 0 };
+        family | protocol
+    }
+
+    #[inline(always)]
+    fn is_of(&self, entry: *const FlowEntry, wanted: Match) -> bool {
+        let other = match wanted {
+            Match::Service(id) => get!(entry, service) == id,
+            Match::Backend(id) => get!(entry, backend) == id,
+        };
+        other
+            && get!(entry, client_port) == self.port
+            && client_words(entry) == self.client
+            && (get!(entry, flags) ^ self.flags()) & (FLOW_IPV6 | FLOW_UDP) == 0
+    }
+}
+
+/// The client's address of an entry, in two loads.
+#[inline(always)]
+fn client_words(entry: *const FlowEntry) -> [u64; 2] {
+    // SAFETY: the address lies at offset 8 of an entry aligned to 64.
+    unsafe {
+        let words = (&raw const (*entry).client).cast::<u64>();
+        [
+            core::ptr::read_volatile(words),
+            core::ptr::read_volatile(words.add(1)),
+        ]
+    }
+}
+
+/// The entry at a place that `find_place` or `insert_at` gave.
+#[inline(always)]
+fn entry_at(place: u64) -> Option<*mut FlowEntry> {
+    let set = FLOWS.get_ptr_mut((place >> 4) as u32)?;
+    let offset = (place as usize & (SET_ENTRIES - 1)) * size_of::<FlowEntry>();
+    // Not to be moved before the check for null.
+    Some(asm::add(set as usize, offset) as *mut FlowEntry)
+}
+
+/// Entry at `distance` from a home.
+#[inline(always)]
+fn at(set: *mut FlowSet, home: u32, distance: u32) -> *mut FlowEntry {
+    let index = (home + distance) & (SET_ENTRIES as u32 - 1);
+    // SAFETY: `index` is below SET_ENTRIES.
+    unsafe { set.cast::<FlowEntry>().add(index as usize) }
+}
+
+#[inline(always)]
+fn set_of(places: &Places, which: usize) -> Option<*mut FlowSet> {
+    FLOWS.get_ptr_mut(if which == 0 {
+        places.sets[0]
+    } else {
+        places.sets[1]
+    })
+}
+
+#[inline(always)]
+fn home_of(places: &Places, which: usize) -> u32 {
+    if which == 0 {
+        places.homes[0]
+    } else {
+        places.homes[1]
+    }
+}
+
+/// The live entry of a flow. Where two were written at once, both directions
+/// and every CPU find the same one: the first by place.
+#[inline(always)]
+pub fn find(key: &FlowKey, wanted: Match) -> Option<*mut FlowEntry> {
+    let (is_backend, id) = match wanted {
+        Match::Service(id) => (0, id),
+        Match::Backend(id) => (1, id),
+    };
+    let place = find_place(key, is_backend, u32::from(id));
+    if place & PLACE_FOUND == 0 {
+        None
+    } else {
+        entry_at(place)
+    }
+}
+
+/// [`find`], verified once for all its callers: a global function, which takes
+/// and gives only what the verifier knows of such.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_place(key: *const FlowKey, is_backend: u32, id: u32) -> u64 {
+    // SAFETY: null or a whole key; the verifier knows which.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return 0;
+    };
+    let wanted = if is_backend == 0 {
+        Match::Service(id as u16)
+    } else {
+        Match::Backend(id as u16)
+    };
+    let mut which = 0;
+    while which < 2 {
+        let index = if which == 0 {
+            key.places.sets[0]
+        } else {
+            key.places.sets[1]
+        };
+        let Some(set) = FLOWS.get_ptr_mut(index) else {
+            return 0;
+        };
+        let home = home_of(&key.places, which);
+        let mark = get!(at(set, home, 0), home);
+        let mut distance = 0;
+        while distance < SET_ENTRIES as u32 {
+            if mark >> distance & 1 != 0 {
+                let entry = at(set, home, distance);
+                let control = get!(entry, control);
+                if control_tag(control) == key.places.tag
+                    && is_live(control_state(control))
+                    && key.is_of(entry, wanted)
+                {
+                    return place_of(index, home, distance);
+                }
+            }
+            distance += 1;
+        }
+        if mark & HOME_OVERFLOW == 0 {
+            return 0;
+        }
+        which += 1;
+    }
+    0
+}
+
+#[inline(always)]
+fn place_of(set: u32, home: u32, distance: u32) -> u64 {
+    let position = (home + distance) & (SET_ENTRIES as u32 - 1);
+    PLACE_FOUND | u64::from(set) << 4 | u64::from(position)
+}
+
+/// Best place of one set for a new flow, as [`score`] of it; 0: nothing gives way.
+#[inline(always)]
+fn best_place(set: *mut FlowSet, home: u32, now: u32) -> u64 {
+    let mut best = 0;
+    let mut distance = 0;
+    while distance < SET_ENTRIES as u32 {
+        let entry = at(set, home, distance);
+        let score = score(get!(entry, control), get!(entry, last_seen), now, distance);
+        if score > best {
+            best = score;
+        }
+        if score >> 40 == u64::from(RANK_FREE) {
+            return score;
+        }
+        distance += 1;
+    }
+    best
+}
+
+/// How willingly an entry gives way: rank from bit 40, time idle from bit 8,
+/// distance below. A global function: verified once, not once an entry.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn score(control: u64, last_seen: u32, now: u32, distance: u32) -> u64 {
+    let Some(config) = crate::stage::classify::config() else {
+        return 0;
+    };
+    let rank = rank(control, last_seen, now, &config.timeouts);
+    if rank == RANK_NONE {
+        return 0;
+    }
+    let idle = now.wrapping_sub(last_seen) & 0x7fff_ffff;
+    u64::from(rank) << 40 | u64::from(idle) << 8 | u64::from(distance & 15)
+}
+
+/// Takes a place for a new flow and makes it visible.
+#[inline(always)]
+pub fn insert(key: &FlowKey, new: &NewFlow) -> Inserted {
+    let place = insert_at(key, new);
+    match (place >> INSERT_SHIFT, entry_at(place & (PLACE_FOUND - 1))) {
+        (INSERT_NEW, Some(entry)) => Inserted::New(entry),
+        (INSERT_EXISTING, Some(entry)) => Inserted::Existing(entry),
+        (INSERT_FULL, _) => Inserted::Full,
+        _ => Inserted::Pending,
+    }
+}
+
+/// [`insert`], verified once: a global function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn insert_at(key: *const FlowKey, new: *const NewFlow) -> u64 {
+    // SAFETY: null or whole; the verifier knows which.
+    let (Some(key), Some(new)) = (unsafe { (key.as_ref(), new.as_ref()) }) else {
+        return INSERT_FULL << INSERT_SHIFT;
+    };
+    let (Some(config), Some(first), Some(second)) = (
+        crate::stage::classify::config(),
+        set_of(&key.places, 0),
+        set_of(&key.places, 1),
+    ) else {
+        return INSERT_FULL << INSERT_SHIFT;
+    };
+    let mut best = best_place(first, key.places.homes[0], new.now);
+    let mut which = 0;
+    if best >> 40 < u64::from(RANK_CLOSING) {
+        let other = best_place(second, key.places.homes[1], new.now);
+        if other >> 8 > best >> 8 {
+            best = other;
+            which = 1;
+        }
+    }
+    if best >> 40 < u64::from(RANK_UNPROVEN) {
+        return INSERT_FULL << INSERT_SHIFT;
+    }
+    let (set, home, index) = if which == 0 {
+        (first, key.places.homes[0], key.places.sets[0])
+    } else {
+        (second, key.places.homes[1], key.places.sets[1])
+    };
+    let distance = best as u32 & (SET_ENTRIES as u32 - 1);
+    let place = place_of(index, home, distance);
+    let entry = at(set, home, distance);
+    let control = get!(entry, control);
+    if rank(control, get!(entry, last_seen), new.now, &config.timeouts) == RANK_NONE {
+        // It came to life since.
+        return INSERT_PENDING << INSERT_SHIFT;
+    }
+    let claim = claim_of(key, control, new.now);
+    // SAFETY: an entry is aligned to 64.
+    if unsafe { asm::compare_exchange(&raw mut (*entry).control, control, claim) } != control {
+        return INSERT_PENDING << INSERT_SHIFT;
+    }
+    fill(entry, key, new);
+    mark(at(set, home, 0), 1 << distance);
+    if which == 1 {
+        mark(at(first, key.places.homes[0], 0), HOME_OVERFLOW);
+    }
+    if yields(key, new.service, &Claim { which, distance }) {
+        let free = control_word(STATE_FREE, 0, control_sequence(claim), new.now as u16);
+        // SAFETY: as above.
+        unsafe { asm::compare_exchange(&raw mut (*entry).control, claim, free) };
+        let rival = find_place(key, 0, u32::from(new.service));
+        let how = if rival & PLACE_FOUND == 0 {
+            INSERT_PENDING
+        } else {
+            INSERT_EXISTING
+        };
+        return how << INSERT_SHIFT | rival;
+    }
+    if publish(entry, claim, new) {
+        INSERT_NEW << INSERT_SHIFT | place
+    } else {
+        INSERT_PENDING << INSERT_SHIFT
+    }
+}
+
+/// Whether another packet of the flow goes before a claim.
+#[inline(always)]
+fn yields(key: &FlowKey, service: u16, own: &Claim) -> bool {
+    let mut pass = 0;
+    while pass < RIVAL_PASSES {
+        match rival_of(key, service, own) {
+            RIVAL_NONE => return false,
+            RIVAL_HIGHER => {}
+            _ => return true,
+        }
+        pass += 1;
+    }
+    false
+}
+
+/// The control word that claims an entry seen as `control`.
+#[inline(always)]
+fn claim_of(key: &FlowKey, control: u64, now: u32) -> u64 {
+    let sequence = control_sequence(control).wrapping_add(1);
+    control_word(STATE_CLAIMING, key.places.tag, sequence, now as u16)
+}
+
+/// Sets bits of the `home` word, which shares eight aligned bytes with `high`.
+#[inline(always)]
+fn mark(entry: *mut FlowEntry, bits: u32) {
+    if get!(entry, home) & bits != bits {
+        // SAFETY: `high` lies at offset 56 of an entry aligned to 64.
+        unsafe { asm::atomic_or((&raw mut (*entry).high).cast(), u64::from(bits) << 32) };
+    }
+}
+
+#[inline(always)]
+fn fill(entry: *mut FlowEntry, key: &FlowKey, new: &NewFlow) {
+    // SAFETY: the address lies at offset 8 of an entry aligned to 64.
+    unsafe {
+        let words = (&raw mut (*entry).client).cast::<u64>();
+        core::ptr::write_volatile(words, key.client[0]);
+        core::ptr::write_volatile(words.add(1), key.client[1]);
+    }
+    set!(entry, client_port, key.port);
+    set!(entry, flags, new.flags | key.flags());
+    set!(entry, service, new.service);
+    set!(entry, backend, new.backend);
+    set!(entry, next_hop, 0);
+    set!(entry, route_generation, 0);
+    set!(entry, generation, new.generation);
+    set!(entry, last_seen, new.now);
+    set!(entry, created, new.now);
+    set!(entry, seq_a, 0);
+    set!(entry, seq_b, 0);
+    set!(entry, high, 0);
+}
+
+/// Makes a claimed entry visible. It fails only if the claim was so old that
+/// another packet took it.
+#[inline(always)]
+fn publish(entry: *mut FlowEntry, claim: u64, new: &NewFlow) -> bool {
+    let live = control_word(
+        new.state,
+        control_tag(claim),
+        control_sequence(claim),
+        new.now as u16,
+    );
+    // SAFETY: as in `insert_at`.
+    unsafe { asm::compare_exchange(&raw mut (*entry).control, claim, live) == claim }
+}
+
+/// A place taken by this packet and not yet visible.
+struct Claim {
+    which: usize,
+    distance: u32,
+}
+
+/// How often a packet looks whether a rival at a higher place gave up.
+const RIVAL_PASSES: u32 = 4;
+
+const RIVAL_NONE: u32 = 0;
+/// The flow has a visible entry already.
+const RIVAL_LIVE: u32 = 1;
+/// Another packet claims a lower place: it wins.
+const RIVAL_LOWER: u32 = 2;
+/// Another packet claims a higher place: it will give up.
+const RIVAL_HIGHER: u32 = 3;
+
+/// Looks at both sets again for another entry of the same flow: a live one
+/// wins, of two claims the one at the lower place.
+#[inline(never)]
+fn rival_of(key: &FlowKey, service: u16, own: &Claim) -> u32 {
+    let mut higher = RIVAL_NONE;
+    let mut which = 0;
+    while which < 2 {
+        let Some(set) = set_of(&key.places, which) else {
+            return RIVAL_NONE;
+        };
+        let home = home_of(&key.places, which);
+        let mark = get!(at(set, home, 0), home);
+        let mut distance = 0;
+        while distance < SET_ENTRIES as u32 {
+            if mark >> distance & 1 != 0 {
+                let entry = at(set, home, distance);
+                let control = get!(entry, control);
+                if control_tag(control) == key.places.tag {
+                    if is_live(control_state(control)) {
+                        if key.is_of(entry, Match::Service(service)) {
+                            return RIVAL_LIVE;
+                        }
+                    } else if control_state(control) == STATE_CLAIMING {
+                        if which < own.which || (which == own.which && distance < own.distance) {
+                            return RIVAL_LOWER;
+                        }
+                        if which != own.which || distance != own.distance {
+                            higher = RIVAL_HIGHER;
+                        }
+                    }
+                }
+            }
+            distance += 1;
+        }
+        if mark & HOME_OVERFLOW == 0 {
+            return higher;
+        }
+        which += 1;
+    }
+    higher
+}
+
+/// Chooses anew in an entry that is there (closing, expired, or its backend is gone).
+#[inline(always)]
+pub fn renew(entry: *mut FlowEntry, seen: u64, key: &FlowKey, new: &NewFlow) -> Inserted {
+    let claim = claim_of(key, seen, new.now);
+    // SAFETY: as in `insert_at`.
+    if unsafe { asm::compare_exchange(&raw mut (*entry).control, seen, claim) } != seen {
+        return Inserted::Pending;
+    }
+    fill(entry, key, new);
+    if publish(entry, claim, new) {
+        Inserted::New(entry)
+    } else {
+        Inserted::Pending
+    }
+}
+
+/// Moves an entry from the state it was seen in to another.
+#[inline(always)]
+pub fn transition(entry: *mut FlowEntry, seen: u64, state: u8, now: u32) -> bool {
+    let word = control_word(state, control_tag(seen), control_sequence(seen), now as u16);
+    // SAFETY: as in `insert_at`.
+    unsafe { asm::compare_exchange(&raw mut (*entry).control, seen, word) == seen }
+}
+
+/// Whether the entry is past its timeout.
+#[inline(always)]
+pub fn expired(entry: *const FlowEntry, control: u64, now: u32, config: &Config) -> bool {
+    is_expired(
+        control_state(control),
+        get!(entry, last_seen),
+        now,
+        &config.timeouts,
+    )
+}

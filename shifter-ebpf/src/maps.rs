@@ -1,0 +1,99 @@
+//! Every map, once. docs/maps.md says who writes and who reads each.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray},
+};
+use shifter_common::{
+    abi::{
+        flow::FlowSet,
+        stats::{HOOKS, REASONS},
+        *,
+    },
+    packet::parse::Headers,
+};
+
+use crate::{
+    flow_table::{FlowKey, NewFlow},
+    stage::select::Choice,
+};
+
+/// Installation-wide settings. One element. Written by the agent.
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Bitmap of the ports of VIPs (elements 0..1024) and backends (1024..2048).
+/// Written by the agent.
+#[map]
+pub static PORTS: Array<u64> = Array::with_max_entries(2_048, BPF_F_MMAPABLE);
+
+/// VIP to service id. With port 0: some VIP has this address. Written by the agent.
+#[map]
+pub static VIPS: HashMap<AddressKey, u32> = HashMap::with_max_entries(2 * MAX_SERVICES, 0);
+
+/// Backend to backend id. Written by the agent.
+#[map]
+pub static BACKEND_IDS: HashMap<AddressKey, u32> = HashMap::with_max_entries(MAX_BACKEND_IDS, 0);
+
+/// Records of backends. Written by the agent.
+#[map]
+pub static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKEND_IDS, BPF_F_MMAPABLE);
+
+/// Which body is in force, by service id. Written by the agent.
+#[map]
+pub static SERVICE_HEAD: Array<u64> = Array::with_max_entries(MAX_SERVICES, BPF_F_MMAPABLE);
+
+/// Records of services. Written by the agent, immutable while a head names them.
+#[map]
+pub static SERVICE_BODY: Array<ServiceBody> =
+    Array::with_max_entries(MAX_SERVICE_BODIES, BPF_F_MMAPABLE);
+
+/// Rings, four backend ids an element. Written by the agent.
+#[map]
+pub static RINGS: Array<u64> =
+    Array::with_max_entries(MAX_RING_SLOTS / ring::RING_LANES, BPF_F_MMAPABLE);
+
+/// Next hops. Written by the agent, immutable while valid.
+#[map]
+pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(MAX_NEXT_HOPS, BPF_F_MMAPABLE);
+
+/// Interface and MAC to next-hop id. Written by the agent.
+#[map]
+pub static NEXT_HOP_IDS: HashMap<NextHopKey, u32> = HashMap::with_max_entries(MAX_NEXT_HOPS, 0);
+
+/// The flow table, one set an element; the size is set when it is created.
+/// Written by packets; the agent expires entries.
+#[map]
+pub static FLOWS: Array<FlowSet> = Array::with_max_entries(64, BPF_F_MMAPABLE);
+
+/// First flow chosen under a generation, by service id. Written by packets.
+#[map]
+pub static FIRST_FLOW: Array<FirstFlow> = Array::with_max_entries(MAX_SERVICES, BPF_F_MMAPABLE);
+
+/// By 2 × service id + pool. Written by packets.
+#[map]
+pub static POOL_COUNTERS: PerCpuArray<PoolCounters> =
+    PerCpuArray::with_max_entries(2 * MAX_SERVICES, 0);
+
+/// By backend id. Written by packets.
+#[map]
+pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters> =
+    PerCpuArray::with_max_entries(MAX_BACKEND_IDS, 0);
+
+/// By hook × 64 + verdict number. Written by packets.
+#[map]
+pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HOOKS * REASONS, 0);
+
+/// What one packet needs and the stack has no room for. Programs of one CPU do
+/// not interleave: each runs with softirqs off.
+pub struct Scratch {
+    pub headers: Headers,
+    pub key: FlowKey,
+    pub new: NewFlow,
+    pub choice: Choice,
+}
+
+/// One element. Not pinned.
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);

@@ -1,0 +1,501 @@
+//! From a client to a VIP: find or make the flow, then send it to its backend.
+
+use shifter_common::{
+    abi::{
+        Config, FirstFlow, FlowEntry, ServiceBody,
+        backend::{BACKEND_REDIRECT, BACKEND_SOCKETS, NETNS_CURRENT, NO_BACKEND},
+        flow::*,
+        service::{LOCAL_BACKENDS, SERVICE_LIVE_HAS_VIP},
+        stats::Verdict,
+    },
+    packet::{
+        parse::{Headers, Kind, TCP_RST},
+        rewrite::{Side, decrement_hop_limit, rewrite},
+    },
+    tcp_state::is_opening,
+};
+
+use crate::{
+    clock,
+    flow_table::{self, FlowKey, Inserted, Match, NewFlow, get},
+    hook::Hook,
+    maps::{BACKEND_COUNTERS, FIRST_FLOW, POOL_COUNTERS},
+    stage::{
+        route,
+        select::{self, Choice, Origin},
+        socket,
+        track::{From, track},
+    },
+    verdict::Outcome,
+};
+
+/// Backends of a ring that are tried where the client's port is taken.
+const CLASH_TRIES: u32 = 3;
+
+/// A packet to a VIP with its surroundings; `key`, `new` and `choice` are
+/// scratch space, which also keeps the verifier from following every value of theirs.
+pub struct Packet<'a> {
+    pub headers: &'a Headers,
+    pub config: &'a Config,
+    pub body: &'a ServiceBody,
+    pub key: &'a mut FlowKey,
+    pub new: &'a mut NewFlow,
+    pub choice: &'a mut Choice,
+}
+
+/// A packet from a client to a VIP.
+#[inline(always)]
+pub fn forward<H: Hook>(hook: &mut H, packet: &mut Packet) -> Outcome {
+    let Packet {
+        headers,
+        config,
+        body,
+        key,
+        new,
+        choice,
+    } = packet;
+    let (headers, config, body) = (*headers, *config, *body);
+    let ns = clock::coarse_ns();
+    let now = clock::tick(ns);
+    key.set(
+        config,
+        &headers.source,
+        headers.source_port,
+        headers.protocol,
+        headers.family,
+    );
+    let service = body.service as u16;
+    let found = flow_table::find(key, Match::Service(service));
+    if headers.kind == Kind::Error {
+        return match found {
+            Some(entry) => send(hook, headers, body, &choice_of(entry)),
+            None => Outcome::pass(hook, Verdict::NoFlow),
+        };
+    }
+    if let Some(entry) = found {
+        let control = get!(entry, control);
+        if !is_over(headers, entry, control, now, config) {
+            return go_on(hook, headers, body, entry, now);
+        }
+        if !choose_into(hook, headers, body, choice, ns) {
+            return no_backend(hook, body);
+        }
+        fill_new(new, headers, body, choice, now);
+        return match flow_table::renew(entry, control, key, new) {
+            Inserted::New(entry) => begin(hook, headers, body, entry, choice, now),
+            _ => unpinned(hook, headers, body, choice),
+        };
+    }
+    if !choose_into(hook, headers, body, choice, ns) {
+        return no_backend(hook, body);
+    }
+    if headers.tcp_flags & TCP_RST != 0 {
+        return send(hook, headers, body, choice);
+    }
+    pin(hook, packet, now)
+}
+
+/// Whether a packet that opens a flow shall choose anew in spite of the entry.
+#[inline(always)]
+fn is_over(
+    headers: &Headers,
+    entry: *mut FlowEntry,
+    control: u64,
+    now: u32,
+    config: &Config,
+) -> bool {
+    if headers.protocol == 17 {
+        return flow_table::expired(entry, control, now, config);
+    }
+    is_opening(headers.tcp_flags)
+        && (is_closing(control_state(control))
+            || flow_table::expired(entry, control, now, config)
+            || !select::is_open(get!(entry, backend)))
+}
+
+/// Chooses into scratch space; a frame of its own on the stack.
+#[inline(never)]
+fn choose_into<H: Hook>(
+    hook: &H,
+    headers: &Headers,
+    body: &ServiceBody,
+    choice: &mut Choice,
+    ns: u64,
+) -> bool {
+    match choose(hook, headers, body, ns) {
+        Some(chosen) => {
+            *choice = chosen;
+            true
+        }
+        None => false,
+    }
+}
+
+/// Which backend a flow without an entry gets, and by what right.
+#[inline(always)]
+fn choose<H: Hook>(hook: &H, headers: &Headers, body: &ServiceBody, ns: u64) -> Option<Choice> {
+    let hash = select::hash_of(body, headers);
+    let settling = ns < body.settle_until_ns;
+    let live = select::live_pool(body);
+    let vip = |origin| {
+        Some(Choice {
+            pool: live,
+            backend: body.vip_backend,
+            origin,
+        })
+    };
+    if headers.protocol == 17 {
+        if !settling {
+            return select::by_weight(body, hash, 0);
+        }
+    } else if is_opening(headers.tcp_flags) {
+        let held = settling && socket::serves(hook.context(), headers, &body.vip, NETNS_CURRENT);
+        if held {
+            return vip(Origin::Socket);
+        }
+        return select::by_weight(body, hash, 0);
+    } else {
+        if socket::serves(hook.context(), headers, &body.vip, NETNS_CURRENT) {
+            return vip(Origin::Socket);
+        }
+        let held = held_locally(hook, headers, body, live);
+        if held.is_some() {
+            return held;
+        }
+    }
+    if body.flags & SERVICE_LIVE_HAS_VIP != 0 {
+        return vip(Origin::Adopted);
+    }
+    select::in_pool(body, live, hash, 0).map(|choice| Choice {
+        origin: Origin::Adopted,
+        ..choice
+    })
+}
+
+/// The local backend whose socket has the connection.
+#[inline(always)]
+fn held_locally<H: Hook>(
+    hook: &H,
+    headers: &Headers,
+    body: &ServiceBody,
+    live: usize,
+) -> Option<Choice> {
+    let mut turn = 0;
+    while turn < 2 * LOCAL_BACKENDS {
+        let pool = if turn < LOCAL_BACKENDS {
+            live
+        } else {
+            1 - live
+        };
+        let place = turn & (LOCAL_BACKENDS - 1);
+        let id = if pool == 1 {
+            body.local_backends[1][place]
+        } else {
+            body.local_backends[0][place]
+        };
+        if id != NO_BACKEND {
+            if let Some(backend) = select::record(id) {
+                if backend.flags & BACKEND_SOCKETS != 0
+                    && socket::serves(hook.context(), headers, &backend.key, backend.netns)
+                {
+                    return Some(Choice {
+                        pool,
+                        backend: id,
+                        origin: Origin::Socket,
+                    });
+                }
+            }
+        }
+        turn += 1;
+    }
+    None
+}
+
+#[inline(always)]
+fn fill_new(new: &mut NewFlow, headers: &Headers, body: &ServiceBody, choice: &Choice, now: u32) {
+    let origin = choice.origin;
+    let state = match (headers.protocol, origin) {
+        (17, _) => STATE_UDP_UNANSWERED,
+        (_, Origin::Chosen) => STATE_HALF_OPEN,
+        (_, Origin::Adopted) => STATE_ADOPTED,
+        // A SYN that meets a socket is still to be proven by what follows.
+        (_, Origin::Socket) => STATE_ESTABLISHED,
+    };
+    let green = if choice.pool == 1 { FLOW_GREEN } else { 0 };
+    let adopted = if origin == Origin::Chosen {
+        0
+    } else {
+        FLOW_ADOPTED
+    };
+    new.state = state;
+    new.flags = green | adopted;
+    new.service = body.service as u16;
+    new.backend = choice.backend;
+    new.generation = body.generation;
+    new.now = now;
+}
+
+/// Writes the entry of a new flow, then forwards. Where another service has
+/// mapped the client's port to the same backend, the older entry gives way if
+/// it is closing or unproven, else the next backend of the ring is taken.
+#[inline(always)]
+fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
+    let Packet {
+        headers,
+        body,
+        key,
+        new,
+        choice,
+        ..
+    } = packet;
+    let (headers, body) = (*headers, *body);
+    let mut tries = 0;
+    while is_taken(key, choice.backend, now) {
+        tries += 1;
+        let next = select::in_pool(body, choice.pool, select::hash_of(body, headers), tries);
+        match next {
+            Some(next) if tries < CLASH_TRIES && choice.origin == Origin::Chosen => **choice = next,
+            _ => return Outcome::drop(hook, Verdict::TupleClash),
+        }
+    }
+    fill_new(new, headers, body, choice, now);
+    match flow_table::insert(key, new) {
+        Inserted::New(entry) => begin(hook, headers, body, entry, choice, now),
+        Inserted::Existing(entry) => go_on(hook, headers, body, entry, now),
+        Inserted::Pending => unpinned(hook, headers, body, choice),
+        Inserted::Full => {
+            if body.flags & SERVICE_LIVE_HAS_VIP != 0 {
+                Outcome::pass(hook, Verdict::TableFullVip)
+            } else {
+                Outcome::drop(hook, Verdict::TableFull)
+            }
+        }
+    }
+}
+
+/// Whether another flow of this client's port lives on the backend; one that
+/// is closing or unproven is recycled.
+#[inline(always)]
+fn is_taken(key: &FlowKey, backend: u16, now: u32) -> bool {
+    let Some(entry) = flow_table::find(key, Match::Backend(backend)) else {
+        return false;
+    };
+    let control = get!(entry, control);
+    let state = control_state(control);
+    if is_closing(state) || is_unproven(state) {
+        return !flow_table::transition(entry, control, STATE_FREE, now);
+    }
+    is_live(state)
+}
+
+/// The first packet of a pinned flow.
+#[inline(always)]
+fn begin<H: Hook>(
+    hook: &mut H,
+    headers: &Headers,
+    body: &ServiceBody,
+    entry: *mut FlowEntry,
+    choice: &Choice,
+    now: u32,
+) -> Outcome {
+    let origin = choice.origin;
+    if let Some(counters) = POOL_COUNTERS.get_ptr_mut(body.service * 2 + choice.pool as u32) {
+        // SAFETY: per CPU.
+        unsafe {
+            if origin == Origin::Chosen {
+                (*counters).new_flows += 1;
+            } else {
+                (*counters).adopted_flows += 1;
+            }
+        }
+    }
+    if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(u32::from(choice.backend)) {
+        // SAFETY: per CPU.
+        unsafe { (*counters).flows += 1 };
+    }
+    if origin == Origin::Chosen {
+        stamp_generation(body);
+        // What a SYN says is in the entry already.
+        if headers.protocol != 17 {
+            return send(hook, headers, body, choice);
+        }
+    }
+    go_on(hook, headers, body, entry, now)
+}
+
+/// Writes when the first flow of a generation was chosen, once.
+#[inline(always)]
+fn stamp_generation(body: &ServiceBody) {
+    let Some(first) = FIRST_FLOW.get_ptr_mut(body.service) else {
+        return;
+    };
+    let generation = u64::from(body.generation);
+    // SAFETY: a map value; a race of two CPUs writes two times of the same moment.
+    unsafe {
+        if core::ptr::read_volatile(&raw const (*first).generation) < generation {
+            let at_ns = aya_ebpf::helpers::bpf_ktime_get_ns();
+            core::ptr::write_volatile(first, FirstFlow { at_ns, generation });
+        }
+    }
+}
+
+/// A packet of a flow that has its entry.
+#[inline(always)]
+fn go_on<H: Hook>(
+    hook: &mut H,
+    headers: &Headers,
+    body: &ServiceBody,
+    entry: *mut FlowEntry,
+    now: u32,
+) -> Outcome {
+    let choice = choice_of(entry);
+    let length = hook.length().wrapping_sub(headers.l3 as u32);
+    track(hook, headers, entry, From::Client, length, now);
+    send(hook, headers, body, &choice)
+}
+
+/// Forwards by choice alone: an entry of the flow is just being written.
+#[inline(always)]
+fn unpinned<H: Hook>(
+    hook: &mut H,
+    headers: &Headers,
+    body: &ServiceBody,
+    choice: &Choice,
+) -> Outcome {
+    if let Some(counters) = POOL_COUNTERS.get_ptr_mut(body.service * 2 + choice.pool as u32) {
+        // SAFETY: per CPU.
+        unsafe { (*counters).unpinned_flows += 1 };
+    }
+    let mut outcome = send(hook, headers, body, choice);
+    outcome.verdict = Verdict::Unpinned;
+    outcome
+}
+
+/// No backend in either pool: only the VIP itself could still answer.
+#[inline(always)]
+fn no_backend<H: Hook>(hook: &H, body: &ServiceBody) -> Outcome {
+    if body.flags & SERVICE_LIVE_HAS_VIP != 0 {
+        Outcome::pass(hook, Verdict::ForwardVip)
+    } else {
+        Outcome::drop(hook, Verdict::NoBackend)
+    }
+}
+
+/// Rewrites the destination and sends the packet to its backend.
+#[inline(never)]
+fn send<H: Hook>(hook: &mut H, headers: &Headers, body: &ServiceBody, choice: &Choice) -> Outcome {
+    let length = hook.length().wrapping_sub(headers.l3 as u32);
+    let id = choice.backend;
+    count(body, id, choice.pool, length);
+    if id == body.vip_backend {
+        let is_error = headers.kind == Kind::Error;
+        let verdict = if is_error {
+            Verdict::IcmpForward
+        } else {
+            Verdict::ForwardVip
+        };
+        return Outcome::pass(hook, verdict);
+    }
+    let Some(backend) = select::record(id) else {
+        return Outcome::pass(hook, Verdict::GoneBackend);
+    };
+    let is_error = headers.kind == Kind::Error;
+    let mut verdict = if is_error {
+        Verdict::IcmpForward
+    } else {
+        Verdict::ForwardKernel
+    };
+    let mut hop = None;
+    if backend.flags & BACKEND_REDIRECT != 0 && !headers.vlan {
+        hop = route::next_hop(backend.next_hop);
+        if let Some(next) = hop {
+            if hook.wire_length(headers) > next.mtu {
+                verdict = Verdict::TooBig;
+                hop = None;
+            } else if headers.hop_limit <= 1 {
+                verdict = Verdict::TtlExpired;
+                hop = None;
+            }
+        }
+    }
+    let Some(next) = hop else {
+        let written = rewrite(
+            hook,
+            headers,
+            Side::Destination,
+            &backend.key.addr,
+            backend.key.port,
+        );
+        return match written {
+            Some(()) => Outcome::pass(hook, verdict),
+            None => Outcome::drop(hook, Verdict::RewriteFailed),
+        };
+    };
+    if !is_error {
+        verdict = Verdict::ForwardRedirect;
+    }
+    let written = leave(hook, headers, &next).and_then(|()| {
+        rewrite(
+            hook,
+            headers,
+            Side::Destination,
+            &backend.key.addr,
+            backend.key.port,
+        )
+    });
+    match written {
+        Some(()) => Outcome {
+            verdict,
+            action: hook.redirect(next.ifindex),
+        },
+        None => Outcome::drop(hook, Verdict::RewriteFailed),
+    }
+}
+
+/// One hop less, and the MACs of the next hop.
+#[inline(always)]
+pub fn leave<H: Hook>(
+    hook: &mut H,
+    headers: &Headers,
+    next: &shifter_common::abi::NextHop,
+) -> Option<()> {
+    let delta = decrement_hop_limit(hook, headers)?;
+    hook.put6(0, next.destination)?;
+    hook.put6(6, next.source)?;
+    hook.header_changed(delta);
+    Some(())
+}
+
+#[inline(always)]
+fn count(body: &ServiceBody, id: u16, pool: usize, length: u32) {
+    if let Some(counters) = POOL_COUNTERS.get_ptr_mut(body.service * 2 + pool as u32) {
+        // SAFETY: per CPU.
+        unsafe {
+            (*counters).forward_packets += 1;
+            (*counters).forward_bytes += u64::from(length);
+        }
+    }
+    if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(u32::from(id)) {
+        // SAFETY: per CPU.
+        unsafe {
+            (*counters).forward_packets += 1;
+            (*counters).forward_bytes += u64::from(length);
+        }
+    }
+}
+
+/// What was chosen for a flow that has its entry.
+#[inline(always)]
+fn choice_of(entry: *const FlowEntry) -> Choice {
+    Choice {
+        pool: pool_of(entry),
+        backend: get!(entry, backend),
+        origin: Origin::Chosen,
+    }
+}
+
+/// Pool of a flow's entry.
+#[inline(always)]
+pub fn pool_of(entry: *const FlowEntry) -> usize {
+    usize::from(get!(entry, flags) & FLOW_GREEN != 0)
+}

@@ -1,0 +1,9 @@
+//! The stages of the packet path, in the order a packet meets them.
+
+pub mod classify;
+pub mod forward;
+pub mod reply;
+pub mod route;
+pub mod select;
+pub mod socket;
+pub mod track;

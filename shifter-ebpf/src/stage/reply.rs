@@ -1,0 +1,154 @@
+//! From a backend to a client: the source becomes the VIP again.
+
+use shifter_common::{
+    abi::{Config, FlowEntry, ServiceBody, backend::BACKEND_REDIRECT, stats::Verdict},
+    packet::{
+        parse::{Headers, Kind},
+        rewrite::{Side, rewrite},
+    },
+};
+
+use crate::{
+    clock,
+    flow_table::{self, FlowKey, Match, get},
+    hook::Hook,
+    maps::{BACKEND_COUNTERS, POOL_COUNTERS},
+    stage::{
+        classify,
+        forward::{leave, pool_of},
+        route, select,
+        track::{From, track},
+    },
+    verdict::Outcome,
+};
+
+/// The flow of a packet from a backend to a client, and its service.
+#[inline(always)]
+fn flow_of(
+    headers: &Headers,
+    config: &Config,
+    key: &mut FlowKey,
+    backend: u16,
+) -> Option<(*mut FlowEntry, &'static ServiceBody)> {
+    key.set(
+        config,
+        &headers.destination,
+        headers.destination_port,
+        headers.protocol,
+        headers.family,
+    );
+    let entry = flow_table::find(key, Match::Backend(backend))?;
+    Some((entry, classify::body(u32::from(get!(entry, service)))?))
+}
+
+/// A reply that came in from another host: un-NATed here and redirected, or
+/// left to the kernel, which forwards it to an interface whose egress mends it.
+/// It is never handed up rewritten: with an address of this host as its source
+/// the kernel would take it for a martian.
+#[inline(always)]
+pub fn at_ingress<H: Hook>(
+    hook: &mut H,
+    headers: &Headers,
+    config: &Config,
+    key: &mut FlowKey,
+    id: u16,
+) -> Outcome {
+    let Some((entry, body)) = flow_of(headers, config, key, id) else {
+        return Outcome::pass(hook, Verdict::NoFlow);
+    };
+    let Some(backend) = select::record(id) else {
+        return Outcome::pass(hook, Verdict::GoneBackend);
+    };
+    if backend.flags & BACKEND_REDIRECT == 0 || id == body.vip_backend || headers.vlan {
+        return Outcome::pass(hook, Verdict::ReplyKernel);
+    }
+    if headers.hop_limit <= 1 {
+        return Outcome::pass(hook, Verdict::TtlExpired);
+    }
+    let client = &headers.destination;
+    let Some(next) = route::to_client(hook, headers, config, entry, &headers.source, client) else {
+        return Outcome::pass(hook, Verdict::ReplyKernel);
+    };
+    if next.mtu != 0 && hook.wire_length(headers) > next.mtu {
+        return Outcome::pass(hook, Verdict::TooBig);
+    }
+    count_and_track(hook, headers, entry, body, id);
+    let written = leave(hook, headers, &next)
+        .and_then(|()| rewrite(hook, headers, Side::Source, &body.vip.addr, body.vip.port));
+    let is_error = headers.kind == Kind::Error;
+    let verdict = if is_error {
+        Verdict::IcmpReply
+    } else {
+        Verdict::ReplyRedirect
+    };
+    match written {
+        Some(()) => Outcome {
+            verdict,
+            action: hook.redirect(next.ifindex),
+        },
+        None => Outcome::drop(hook, Verdict::RewriteFailed),
+    }
+}
+
+/// A reply that leaves this host: from a server here, in a container, or
+/// forwarded by the kernel.
+#[inline(always)]
+pub fn at_egress<H: Hook>(
+    hook: &mut H,
+    headers: &Headers,
+    config: &Config,
+    key: &mut FlowKey,
+    id: u16,
+) -> Outcome {
+    let Some((entry, body)) = flow_of(headers, config, key, id) else {
+        return Outcome::pass(hook, Verdict::NoFlow);
+    };
+    count_and_track(hook, headers, entry, body, id);
+    if id == body.vip_backend {
+        return Outcome::pass(hook, Verdict::ReplyVip);
+    }
+    let is_error = headers.kind == Kind::Error;
+    let verdict = if is_error {
+        Verdict::IcmpReply
+    } else {
+        Verdict::ReplyEgress
+    };
+    match rewrite(hook, headers, Side::Source, &body.vip.addr, body.vip.port) {
+        Some(()) => Outcome::pass(hook, verdict),
+        None => Outcome::drop(hook, Verdict::RewriteFailed),
+    }
+}
+
+#[inline(always)]
+fn count_and_track<H: Hook>(
+    hook: &H,
+    headers: &Headers,
+    entry: *mut FlowEntry,
+    body: &ServiceBody,
+    id: u16,
+) {
+    let length = hook.length().wrapping_sub(headers.l3 as u32);
+    let pool = pool_of(entry) as u32;
+    if let Some(counters) = POOL_COUNTERS.get_ptr_mut(body.service * 2 + pool) {
+        // SAFETY: per CPU.
+        unsafe {
+            (*counters).reply_packets += 1;
+            (*counters).reply_bytes += u64::from(length);
+        }
+    }
+    if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(u32::from(id)) {
+        // SAFETY: per CPU.
+        unsafe {
+            (*counters).reply_packets += 1;
+            (*counters).reply_bytes += u64::from(length);
+        }
+    }
+    track(
+        hook,
+        headers,
+        entry,
+        From::Backend,
+        length,
+        clock::tick(clock::coarse_ns()),
+    );
+}

@@ -1,0 +1,153 @@
+//! Which pool and backend a flow without an entry gets.
+
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use shifter_common::{
+    abi::{
+        BLUE, Backend, GREEN, ServiceBody, backend::*, ring::RING_LANES,
+        service::SERVICE_LIVE_GREEN,
+    },
+    packet::parse::Headers,
+    select::{affinity_hash, pool_of, ring_hash, ring_slot},
+};
+
+use crate::maps::{BACKENDS, RINGS};
+
+/// Slots that are tried until a backend is found that can take a flow.
+const TRIES: u32 = 8;
+
+/// A pool and a backend of it.
+#[derive(Clone, Copy)]
+pub struct Choice {
+    pub pool: usize,
+    pub backend: u16,
+    pub origin: Origin,
+}
+
+/// How a flow came to its backend.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Origin {
+    /// By weight.
+    Chosen = 0,
+    /// Taken over in mid-stream, or while settling.
+    Adopted = 1,
+    /// Taken over, and its socket is known: proven from the start.
+    Socket = 2,
+}
+
+/// Hash of the client's affinity key.
+#[inline(always)]
+pub fn hash_of(body: &ServiceBody, headers: &Headers) -> u64 {
+    affinity_hash(
+        body.seed,
+        body.affinity,
+        body.affinity_prefix,
+        &headers.source,
+        headers.source_port,
+        headers.family,
+    )
+}
+
+/// The pool that is live.
+#[inline(always)]
+pub fn live_pool(body: &ServiceBody) -> usize {
+    if body.flags & SERVICE_LIVE_GREEN != 0 {
+        GREEN
+    } else {
+        BLUE
+    }
+}
+
+/// The threshold in force: past the dead-man's deadline the safe one.
+#[inline(always)]
+pub fn threshold(body: &ServiceBody) -> u64 {
+    // SAFETY: takes nothing.
+    if body.deadline_ns != 0 && unsafe { bpf_ktime_get_boot_ns() } >= body.deadline_ns {
+        body.safe_threshold
+    } else {
+        body.threshold
+    }
+}
+
+/// Pool by threshold, backend by ring. `skip` passes over that many backends
+/// of the ring. A pool without a backend gives its flows to the other.
+#[inline(always)]
+pub fn by_weight(body: &ServiceBody, hash: u64, skip: u32) -> Option<Choice> {
+    let pool = pool_of(hash, threshold(body));
+    in_pool(body, pool, hash, skip).or_else(|| in_pool(body, 1 - pool, hash, skip))
+}
+
+/// A backend of one pool.
+#[inline(always)]
+pub fn in_pool(body: &ServiceBody, pool: usize, hash: u64, skip: u32) -> Option<Choice> {
+    let region = if pool == GREEN {
+        body.rings[GREEN]
+    } else {
+        body.rings[BLUE]
+    };
+    let backend = in_ring(region.offset, region.slots, ring_hash(hash), skip) as u16;
+    let origin = Origin::Chosen;
+    if backend == NO_BACKEND {
+        None
+    } else {
+        Some(Choice {
+            pool,
+            backend,
+            origin,
+        })
+    }
+}
+
+/// Walks the ring from the hash's slot to the first backend that takes new flows.
+/// A global function: verified once for all its callers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn in_ring(offset: u32, slots: u32, hash: u32, skip: u32) -> u64 {
+    if slots == 0 {
+        return u64::from(NO_BACKEND);
+    }
+    let mut slot = ring_slot(hash, slots);
+    let mut skipped = 0;
+    let mut last = NO_BACKEND;
+    let mut turn = 0;
+    while turn < TRIES {
+        let id = slot_backend(offset + slot);
+        if id != last && is_open(id) {
+            if skipped >= skip {
+                return u64::from(id);
+            }
+            skipped += 1;
+        }
+        last = id;
+        slot += 1;
+        if slot >= slots {
+            slot = 0;
+        }
+        turn += 1;
+    }
+    u64::from(NO_BACKEND)
+}
+
+#[inline(always)]
+fn slot_backend(slot: u32) -> u16 {
+    match RINGS.get(slot / RING_LANES) {
+        Some(lanes) => (lanes >> (16 * (slot % RING_LANES))) as u16,
+        None => NO_BACKEND,
+    }
+}
+
+/// Record of a backend in use.
+#[inline(always)]
+pub fn record(id: u16) -> Option<&'static Backend> {
+    let backend = BACKENDS.get(u32::from(id))?;
+    (backend.flags & BACKEND_USED != 0).then_some(backend)
+}
+
+/// Whether a backend takes new flows.
+#[inline(always)]
+pub fn is_open(id: u16) -> bool {
+    match record(id) {
+        Some(backend) => backend.flags & (BACKEND_MAINT | BACKEND_DOWN) == 0,
+        None => false,
+    }
+}

@@ -1,0 +1,93 @@
+//! What a packet of an established flow changes in its entry.
+
+use shifter_common::{
+    abi::flow::*,
+    packet::parse::{Headers, Kind, tcp_segment},
+    tcp_state::TcpState,
+};
+
+use crate::{
+    flow_table::{get, set, transition},
+    hook::Hook,
+};
+
+/// Who sent the packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    Client,
+    Backend,
+}
+
+/// Brings the entry up to date. Races between CPUs cost a byte count or a
+/// sequence, never a state: that moves by compare-and-swap from what was seen.
+#[inline(always)]
+pub fn track<H: Hook>(
+    hook: &H,
+    headers: &Headers,
+    entry: *mut FlowEntry,
+    from: From,
+    length: u32,
+    now: u32,
+) {
+    if headers.kind != Kind::Segment {
+        return;
+    }
+    let control = get!(entry, control);
+    if !is_live(control_state(control)) {
+        return;
+    }
+    if get!(entry, last_seen) != now {
+        set!(entry, last_seen, now);
+    }
+    if headers.protocol == 17 {
+        if from == From::Backend && control_state(control) == STATE_UDP_UNANSWERED {
+            transition(entry, control, STATE_UDP_ANSWERED, now);
+        }
+    } else {
+        track_tcp(hook, headers, entry, from, control, now);
+    }
+    if control_state(control) != STATE_HALF_OPEN {
+        let units = get!(entry, high).saturating_add((length + 15) >> 4);
+        set!(entry, high, units);
+    }
+}
+
+#[inline(always)]
+fn track_tcp<H: Hook>(
+    hook: &H,
+    headers: &Headers,
+    entry: *mut FlowEntry,
+    from: From,
+    control: u64,
+    now: u32,
+) {
+    let Some(segment) = tcp_segment(hook, headers) else {
+        return;
+    };
+    let was = TcpState {
+        state: control_state(control),
+        flags: get!(entry, flags),
+        seq_a: get!(entry, seq_a),
+        seq_b: get!(entry, seq_b),
+        high: get!(entry, high),
+    };
+    let is = match from {
+        From::Client => was.from_client(segment),
+        From::Backend => was.from_backend(segment),
+    };
+    if is.state != was.state && !transition(entry, control, is.state, now) {
+        return;
+    }
+    if is.flags != was.flags {
+        set!(entry, flags, is.flags);
+    }
+    if is.seq_a != was.seq_a {
+        set!(entry, seq_a, is.seq_a);
+    }
+    if is.seq_b != was.seq_b {
+        set!(entry, seq_b, is.seq_b);
+    }
+    if is.high != was.high {
+        set!(entry, high, is.high);
+    }
+}

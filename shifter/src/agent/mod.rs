@@ -1,0 +1,255 @@
+//! The agent: opens the datapath, attaches it, and keeps both it and the API alive.
+//!
+//! Order of a start: lock, network, maps and programs, stored state, egress on
+//! all interfaces, ingress, API. A stop leaves everything in the kernel.
+
+mod hooks;
+mod host;
+mod notify;
+
+use std::{
+    fs,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use crate::{
+    control,
+    datapath::{
+        Datapath as _,
+        kernel::{KernelDatapath, Setup},
+        load::Pins,
+    },
+    model::config::{AgentConfig, parse_config},
+    network::Network,
+    reconcile::{Reconciler, Settings},
+    store::Store,
+    telemetry::{self, Receipts},
+};
+use hooks::Hooks;
+use host::Host;
+
+/// Between two passes over what is kept up to date by time.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
+/// Passes between two sweeps of the flow table.
+const SWEEP_EVERY: u64 = 5;
+/// Passes between two prunings of history.
+const PRUNE_EVERY: u64 = 3_600;
+
+/// Runs the agent of this host until SIGTERM or SIGINT.
+pub fn run(config_path: &Path) -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("SHIFTER_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let text = fs::read_to_string(config_path).with_context(|| {
+        format!(
+            "reading {}: name the agent's configuration with --config",
+            config_path.display()
+        )
+    })?;
+    let config = parse_config(&text, &config_path.display().to_string())?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the agent's runtime")?
+        .block_on(serve(config))
+}
+
+async fn serve(config: AgentConfig) -> Result<()> {
+    let started = Instant::now();
+    let pins = Pins::new(&config.bpffs);
+    let _lock = pins.lock()?;
+    let network = Network::start(config.interfaces.clone())?;
+    let datapath = Arc::new(KernelDatapath::open(&Setup {
+        bpffs: config.bpffs.clone(),
+        flow_capacity: config.flow_capacity,
+        timeouts_s: config.timeouts_s,
+        egress: hooks::egress_of(config.hook_egress),
+    })?);
+    let hooks = Arc::new(Hooks::new(
+        Arc::clone(&datapath),
+        Arc::clone(&network),
+        pins,
+        config.hook,
+    ));
+    hooks.check_interfaces()?;
+    datapath.set_next_hops(&network.next_hops())?;
+
+    let store = Store::open(&config.state_dir)?;
+    let settings = Settings {
+        settle: config.settle,
+        bake: config.bake,
+        state_dir: config.state_dir.clone(),
+        flow_capacity: config.flow_capacity,
+    };
+    let reconciler = Reconciler::start(
+        Arc::clone(&datapath) as _,
+        Arc::new(Host(Arc::clone(&network))),
+        store,
+        settings,
+    )?;
+    if !config.services.is_empty() {
+        reconciler.load_file_services(&config.services)?;
+    }
+    let socket = control::Socket::bind(&config.unix)?;
+    let had_gap = hooks.attach_all()?;
+    if had_gap {
+        reconciler.settle_again();
+    }
+
+    let (stop, stopped) = watch::channel(false);
+    let receipts = Arc::new(Receipts::default());
+    let metrics = match config.metrics {
+        Some(listen) => Some(telemetry::bind(listen).await?),
+        None => None,
+    };
+    let api = tokio::spawn(control::serve(
+        socket,
+        Arc::clone(&reconciler) as _,
+        Arc::clone(&receipts),
+        stopped.clone(),
+    ));
+    if let Some(listener) = metrics {
+        let controller = Arc::clone(&reconciler) as _;
+        tokio::spawn(telemetry::serve(listener, controller, receipts, stopped.clone()));
+    }
+    tokio::spawn(follow_network(
+        Arc::clone(&network),
+        Arc::clone(&hooks),
+        Arc::clone(&reconciler),
+    ));
+    let keeper = std::thread::Builder::new().name("maintain".into()).spawn({
+        let (reconciler, stopped) = (Arc::clone(&reconciler), stopped.clone());
+        let (datapath, hooks, network) = (datapath, Arc::clone(&hooks), network);
+        move || maintain(&reconciler, &datapath, &hooks, &network, &stopped)
+    })?;
+    tracing::info!(
+        took_ms = started.elapsed().as_millis() as u64,
+        api = %config.unix.display(),
+        "serving"
+    );
+    notify::ready();
+    wait_for_signal().await?;
+    tracing::info!("stopping; the datapath stays in place");
+    notify::stopping();
+    // Receivers that are gone need no word.
+    let _ = stop.send(true);
+    api.await.context("the API's task")??;
+    if keeper.join().is_err() {
+        tracing::error!("the maintenance thread had panicked");
+    }
+    Ok(())
+}
+
+async fn wait_for_signal() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Once a second: dead-men, observed shares, expiry, neighbours of backends.
+fn maintain(
+    reconciler: &Reconciler,
+    datapath: &KernelDatapath,
+    hooks: &Hooks,
+    network: &Network,
+    stopped: &watch::Receiver<bool>,
+) {
+    let mut passes = 0u64;
+    while !*stopped.borrow() {
+        // A pass that panics must not end those after it.
+        let pass = std::panic::AssertUnwindSafe(|| {
+            reconciler.tick_observed();
+            reconciler.maintain();
+            datapath.reclaim();
+            hooks.check_pins();
+            if passes.is_multiple_of(SWEEP_EVERY) {
+                datapath.sweep();
+                resolve_backends(datapath, network);
+            }
+            if passes.is_multiple_of(PRUNE_EVERY) {
+                reconciler.prune();
+            }
+        });
+        if std::panic::catch_unwind(pass).is_err() {
+            tracing::error!("a maintenance pass panicked; the next one is due in a second");
+        }
+        passes += 1;
+        let due = Instant::now() + MAINTAIN_EVERY;
+        while Instant::now() < due && !*stopped.borrow() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn resolve_backends(datapath: &KernelDatapath, network: &Network) {
+    match datapath.inventory() {
+        Ok(inventory) => {
+            let ips = inventory.backends.into_iter().map(|(_, addr, _)| addr.ip());
+            network.keep_resolved(ips.filter(|ip| !network.is_local(*ip)));
+        }
+        Err(error) => tracing::warn!(%error, "reading the backends failed"),
+    }
+}
+
+/// Follows netlink: hooks on interfaces that come and go, next hops, placements.
+async fn follow_network(network: Arc<Network>, hooks: Arc<Hooks>, reconciler: Arc<Reconciler>) {
+    let mut changes = network.changes();
+    let mut events = network.link_events();
+    let mut route_generation = network.route_generation();
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Ok(event) => {
+                    let (hooks, reconciler) = (Arc::clone(&hooks), Arc::clone(&reconciler));
+                    // Attaching takes some ms: off the runtime's threads.
+                    let done = tokio::task::spawn_blocking(move || {
+                        if hooks.follow(&event) {
+                            reconciler.settle_again();
+                        }
+                    });
+                    if done.await.is_err() {
+                        tracing::error!("following an interface's change panicked");
+                    }
+                }
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
+                    if let Err(error) = hooks.attach_all() {
+                        tracing::error!(%error, "attaching anew after lost events failed");
+                    }
+                }
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+            },
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let generation = network.route_generation();
+                let routes_changed = std::mem::replace(&mut route_generation, generation) != generation;
+                let (hooks, reconciler) = (Arc::clone(&hooks), Arc::clone(&reconciler));
+                let done = tokio::task::spawn_blocking(move || {
+                    hooks.refresh_next_hops(routes_changed);
+                    reconciler.refresh_placements();
+                });
+                if done.await.is_err() {
+                    tracing::error!("following a change of the network panicked");
+                }
+            }
+        }
+    }
+}

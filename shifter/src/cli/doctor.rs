@@ -1,0 +1,65 @@
+//! `shifter doctor`: is this host fit, and what mends it.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use super::{EXIT_DONE, Output, failure::Failure, screen::Screen};
+use crate::{
+    doctor::{self, Hook, Level, Target},
+    model::config::{HookChoice, parse_config},
+};
+
+/// A host that cannot carry shifter.
+const EXIT_UNFIT: u8 = 1;
+
+/// Check whether this host is fit for shifter, and say what mends it.
+#[derive(clap::Args, Debug)]
+pub(super) struct Doctor {
+    /// Configuration of the agent, for its interfaces and services.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Doctor {
+    pub fn run(self, output: Output, screen: &mut Screen<'_>) -> Result<u8, Failure> {
+        let target = self.target().map_err(Failure::Local)?;
+        let findings = doctor::run(target.as_ref());
+        match output {
+            Output::Json => {
+                let mut json = serde_json::to_vec_pretty(&findings)
+                    .map_err(|error| Failure::Local(error.into()))?;
+                json.push(b'\n');
+                screen.raw(&json)?;
+            }
+            Output::Table => {
+                let color = screen.colors();
+                screen.raw(doctor::render(&findings, color).as_bytes())?;
+            }
+        }
+        let unfit = doctor::worst(&findings) == Level::Error;
+        Ok(if unfit { EXIT_UNFIT } else { EXIT_DONE })
+    }
+
+    fn target(&self) -> anyhow::Result<Option<Target>> {
+        let Some(path) = &self.config else { return Ok(None) };
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{} cannot be read", path.display()))?;
+        let config = parse_config(&text, &path.display().to_string())?;
+        let backends = config.services.iter().flat_map(|service| {
+            let pools = service.blue_pool.iter().chain(&service.green_pool);
+            pools.map(|backend| (backend.addr, service.vip.protocol))
+        });
+        Ok(Some(Target {
+            hook: match config.hook {
+                HookChoice::Auto => Hook::Auto,
+                HookChoice::Xdp => Hook::Xdp,
+                HookChoice::Tc => Hook::Tc,
+            },
+            vips: config.services.iter().map(|service| service.vip).collect(),
+            backends: backends.collect(),
+            own_programs: Vec::new(),
+            interfaces: config.interfaces,
+        }))
+    }
+}

@@ -1,0 +1,39 @@
+//! Services from a file: TOML, or JSON with the same keys.
+
+use std::{io::Read as _, path::Path};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    control::convert::spec_message,
+    model::file::{Format, parse_services},
+    proto,
+};
+
+/// Reads the services of a file; `-` is standard input.
+pub(super) fn read_services(path: &Path) -> anyhow::Result<Vec<proto::ServiceSpec>> {
+    let is_stdin = path.as_os_str() == "-";
+    let text = match is_stdin {
+        true => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).map(|_| text)
+        }
+        false => std::fs::read_to_string(path),
+    };
+    let text = text.with_context(|| format!("{} cannot be read", path.display()))?;
+    let name = path.display().to_string();
+    let format = match is_stdin && text.trim_start().starts_with('{') {
+        true => Format::Json,
+        false => Format::of(&name),
+    };
+    let services = parse_services(&text, &name, format)?;
+    if services.is_empty() {
+        bail!("{name} has no [[service]]: there is nothing to apply");
+    }
+    Ok(services.iter().map(|spec| spec_message(spec, true)).collect())
+}
+
+/// What a request with this many services may take beyond the timeout.
+pub(super) fn more_time(services: usize) -> std::time::Duration {
+    std::time::Duration::from_millis(10) * u32::try_from(services).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,118 @@
+//! `shifter get flows`: the flow table, row by row.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::proto::{ListFlowsRequest, ListFlowsResponse, Pool};
+
+use super::{Client, Failure, PAUSE, Page, Screen, print};
+use crate::cli::{
+    span,
+    table::{self, Table},
+    text,
+};
+
+/// Show live flows and where they are pinned.
+#[derive(clap::Args, Debug)]
+pub(super) struct Flows {
+    /// Name of a service; all where none is given.
+    service: Option<String>,
+    /// Only flows of this pool.
+    #[arg(long, value_enum)]
+    pool: Option<PoolWord>,
+    /// Only flows on this backend, as in 10.0.0.11:8443.
+    #[arg(long, value_name = "ADDR:PORT")]
+    backend: Option<SocketAddr>,
+    /// Only flows of this client, as in 192.0.2.7.
+    #[arg(long, value_name = "ADDR")]
+    client: Option<IpAddr>,
+    /// List at most so many.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+    /// Go on and read again every second.
+    #[arg(short, long)]
+    watch: bool,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum PoolWord {
+    Blue,
+    Green,
+}
+
+impl Flows {
+    pub async fn run(self, client: &Client, screen: &mut Screen<'_>) -> Result<(), Failure> {
+        let request = ListFlowsRequest {
+            service: self.service.unwrap_or_default(),
+            pool: match self.pool {
+                None => Pool::Unspecified,
+                Some(PoolWord::Blue) => Pool::Blue,
+                Some(PoolWord::Green) => Pool::Green,
+            }
+            .into(),
+            backend: self
+                .backend
+                .map_or_else(String::new, |addr| addr.to_string()),
+            client: self
+                .client
+                .map_or_else(String::new, |addr| addr.to_string()),
+            limit: self.limit,
+        };
+        let mut page = Page::default();
+        loop {
+            let answer = client
+                .call(client.observe().list_flows(request.clone()))
+                .await?;
+            match (screen.json(), self.watch) {
+                (true, true) => screen.json_line(&answer)?,
+                (true, false) => screen.json_value(&answer)?,
+                (false, true) => page.show(lines(&answer, screen), screen)?,
+                (false, false) => print(&lines(&answer, screen), screen)?,
+            }
+            if !self.watch {
+                return Ok(());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+fn lines(answer: &ListFlowsResponse, screen: &Screen<'_>) -> Vec<String> {
+    if answer.flows.is_empty() {
+        return vec!["no flows".to_owned()];
+    }
+    let mut table = Table::new(&[
+        "SERVICE", "CLIENT", "PROTO", "POOL", "BACKEND", "STATE", "PINNED", ">GEN", ">AGE",
+        ">IDLE", ">BYTES",
+    ]);
+    for flow in &answer.flows {
+        let pinned = match (flow.adopted, flow.proven) {
+            (true, true) => "adopted, proven",
+            (true, false) => "adopted",
+            (false, true) => "proven",
+            (false, false) => "unproven",
+        };
+        table.row([
+            flow.service.clone().into(),
+            flow.client.clone().into(),
+            flow.protocol().word().into(),
+            table::pool(flow.pool()),
+            flow.backend.clone().into(),
+            flow.state.clone().into(),
+            pinned.into(),
+            flow.generation.to_string().into(),
+            span::show(flow.age_seconds).into(),
+            span::show(flow.idle_seconds).into(),
+            text::bytes(flow.bytes).into(),
+        ]);
+    }
+    let mut lines = table.lines(screen);
+    let listed = answer.flows.len() as u64;
+    if listed < answer.matched {
+        lines.push(format!(
+            "{} of {} flows: --limit lists more",
+            text::count(listed),
+            text::count(answer.matched)
+        ));
+    }
+    lines
+}

@@ -1,0 +1,168 @@
+//! The command line: one file per verb, a client of the gRPC API.
+
+mod agent;
+mod apply;
+mod client;
+mod completion;
+mod confirm;
+mod delete;
+mod detach;
+mod doctor;
+mod explain;
+mod failure;
+mod file;
+mod get;
+mod man;
+mod plan;
+mod promote;
+mod receipt;
+mod rollback;
+mod screen;
+mod shift;
+mod span;
+mod status;
+mod table;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::{ffi::OsString, time::Duration};
+
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+
+use client::Client;
+use failure::Failure;
+pub use screen::Screen;
+
+/// Done, or nothing to do.
+const EXIT_DONE: u8 = 0;
+/// A plan has changes.
+const EXIT_CHANGES: u8 = 2;
+/// The command line is wrong (BSD's EX_USAGE).
+const EXIT_USAGE: u8 = 64;
+
+/// Move live traffic between two versions of a service, one connection at a time.
+///
+/// New connections follow the weight; a connection that exists stays on the
+/// backend it began on until it ends.
+#[derive(Parser, Debug)]
+#[command(
+    name = "shifter",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+#[command(
+    after_help = "Exit codes: 0 done or unchanged, 1 error, 2 changes present (plan, apply --dry-run), \
+    3 conflict (etag), 6 timeout, 8 agent unreachable, 9 denied, 64 usage."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(clap::Args, Clone, Debug)]
+struct Global {
+    /// Where the agent listens.
+    #[arg(long, env = "SHIFTER_ENDPOINT", global = true, value_name = "URL")]
+    #[arg(default_value = "unix:///run/shifter/shifter.sock")]
+    endpoint: String,
+    /// How to print: a table for people, JSON for programs.
+    #[arg(short, long, global = true, value_enum, default_value = "table")]
+    output: Output,
+    /// How long to wait for the agent, as in 10s or 500ms.
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = span::parse)]
+    timeout: Duration,
+    /// No colours; NO_COLOR in the environment says the same.
+    #[arg(long, global = true)]
+    no_color: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    Agent(agent::Agent),
+    Apply(apply::Apply),
+    Plan(plan::Plan),
+    Get(get::Get),
+    Status(status::Status),
+    Shift(shift::Shift),
+    Confirm(confirm::Confirm),
+    Rollback(rollback::Rollback),
+    Promote(promote::Promote),
+    Delete(delete::Delete),
+    Explain(explain::Explain),
+    Doctor(doctor::Doctor),
+    Detach(detach::Detach),
+    Completion(completion::Completion),
+    Man(man::Man),
+}
+
+/// Runs one command line (its first argument is the program's name) and gives
+/// its exit code.
+pub fn run(args: impl IntoIterator<Item = OsString>, screen: &mut Screen<'_>) -> u8 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    screen.forbid_colour(args.iter().any(|arg| arg == "--no-color"));
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return screen.usage(&error),
+    };
+    screen.set_json(cli.global.output == Output::Json);
+    match dispatch(cli, screen) {
+        Ok(code) => code,
+        Err(Failure::OutputClosed) => EXIT_DONE,
+        Err(failure) => {
+            screen.complain(&failure.to_string());
+            failure.exit_code()
+        }
+    }
+}
+
+/// The whole command line, for completions and manual pages.
+fn command() -> clap::Command {
+    Cli::command()
+}
+
+fn dispatch(cli: Cli, screen: &mut Screen<'_>) -> Result<u8, Failure> {
+    let Cli { global, verb } = cli;
+    match verb {
+        Verb::Agent(verb) => verb.run(),
+        Verb::Doctor(verb) => verb.run(screen),
+        Verb::Detach(verb) => verb.run(screen),
+        Verb::Completion(verb) => verb.run(screen),
+        Verb::Man(verb) => verb.run(screen),
+        verb => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::Local(error.into()))?
+            .block_on(ask(verb, &global, screen)),
+    }
+}
+
+/// The verbs that ask the agent.
+async fn ask(verb: Verb, global: &Global, screen: &mut Screen<'_>) -> Result<u8, Failure> {
+    let client = Client::new(global)?;
+    match verb {
+        Verb::Apply(verb) => verb.run(&client, screen).await,
+        Verb::Plan(verb) => verb.run(&client, screen).await,
+        Verb::Get(verb) => verb.run(&client, screen).await,
+        Verb::Status(verb) => verb.run(&client, screen).await,
+        Verb::Shift(verb) => verb.run(&client, screen).await,
+        Verb::Confirm(verb) => verb.run(&client, screen).await,
+        Verb::Rollback(verb) => verb.run(&client, screen).await,
+        Verb::Promote(verb) => verb.run(&client, screen).await,
+        Verb::Delete(verb) => verb.run(&client, screen).await,
+        Verb::Explain(verb) => verb.run(&client, screen).await,
+        Verb::Agent(_) | Verb::Doctor(_) | Verb::Detach(_) | Verb::Completion(_) | Verb::Man(_) => {
+            Ok(EXIT_DONE)
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! `shifter rollback`: back to the good split, at once.
+
+use crate::proto::RollbackRequest;
+
+use super::{client::Client, failure::Failure, receipt, screen::Screen};
+
+/// Give the live pool all new connections again, at once.
+#[derive(clap::Args, Debug)]
+pub(super) struct Rollback {
+    /// Name of the service.
+    service: String,
+    /// Restore the split of this generation instead.
+    #[arg(long, value_name = "GENERATION", value_parser = clap::value_parser!(u32).range(1..))]
+    to: Option<u32>,
+    /// Why, for the history.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+}
+
+impl Rollback {
+    pub async fn run(self, client: &Client, screen: &mut Screen<'_>) -> Result<u8, Failure> {
+        let request = RollbackRequest {
+            name: self.service,
+            to_generation: self.to.unwrap_or(0),
+            reason: self.reason,
+            request_id: String::new(),
+        };
+        let answer = client.call(client.services().rollback(request)).await?;
+        receipt::print(answer, client, screen).await
+    }
+}

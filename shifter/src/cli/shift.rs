@@ -1,0 +1,70 @@
+//! `shifter shift`: changes the share of new flows that green gets.
+
+use std::time::Duration;
+
+use crate::proto::{SetWeightRequest, set_weight_request::ShareOf};
+
+use super::{client::Client, failure::Failure, receipt, screen::Screen, span};
+
+/// Change a service's weight: which share of NEW connections goes where.
+#[derive(clap::Args, Debug)]
+pub(super) struct Shift {
+    /// Name of the service.
+    service: String,
+    #[command(flatten)]
+    share: Share,
+    /// Go back to the present split after this time, as in 10m, unless confirmed.
+    #[arg(long, value_name = "TIME", value_parser = span::parse)]
+    revert_after: Option<Duration>,
+    /// Wait up to this time for the first flow under the new weight.
+    #[arg(long, value_name = "TIME", value_parser = span::parse, num_args = 0..=1, default_missing_value = "10s")]
+    wait_first_flow: Option<Duration>,
+    /// Why, for the history.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    /// Refuse unless the service's etag is this one.
+    #[arg(long, value_name = "ETAG", default_value = "")]
+    if_match: String,
+}
+
+/// The share, said of one pool.
+#[derive(clap::Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(super) struct Share {
+    /// Share of the pool that is not live: 5%, 0.05% or 1/3.
+    #[arg(long, value_name = "SHARE")]
+    candidate: Option<String>,
+    /// Share of the green pool.
+    #[arg(long, value_name = "SHARE")]
+    green: Option<String>,
+    /// Share of the blue pool.
+    #[arg(long, value_name = "SHARE")]
+    blue: Option<String>,
+}
+
+impl Share {
+    pub fn message(self) -> Option<ShareOf> {
+        self.candidate
+            .map(ShareOf::Candidate)
+            .or(self.green.map(ShareOf::Green))
+            .or(self.blue.map(ShareOf::Blue))
+    }
+}
+
+impl Shift {
+    pub async fn run(self, client: &Client, screen: &mut Screen<'_>) -> Result<u8, Failure> {
+        let wait = self.wait_first_flow.unwrap_or_default();
+        let request = SetWeightRequest {
+            name: self.service,
+            share_of: self.share.message(),
+            revert_after_seconds: self.revert_after.unwrap_or_default().as_secs_f64(),
+            reason: self.reason,
+            etag: self.if_match,
+            wait_first_flow_seconds: wait.as_secs_f64(),
+            ..Default::default()
+        };
+        let mut services = client.services();
+        let answer = client.call_for(wait, services.set_weight(request)).await?;
+        receipt::print(answer, client, screen).await
+    }
+}

@@ -1,0 +1,192 @@
+//! `shifter status`: the agent, its hooks, limits, table, and what is loud.
+
+use serde::Serialize;
+
+use crate::proto::{GetInfoRequest, Info, Service};
+
+use super::{
+    EXIT_DONE,
+    client::Client,
+    failure::Failure,
+    screen::{Screen, Style},
+    span,
+    table::{Table, styled},
+    text,
+};
+
+/// Show the agent, its hooks, limits and table, and what is loud.
+#[derive(clap::Args, Debug)]
+pub(super) struct Status {
+    /// List the packets of every verdict as well.
+    #[arg(long)]
+    verdicts: bool,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    #[serde(flatten)]
+    info: Info,
+    /// What is loud, the warnings of services included.
+    loud: Vec<String>,
+}
+
+impl Status {
+    pub async fn run(self, client: &Client, screen: &mut Screen<'_>) -> Result<u8, Failure> {
+        let info = client
+            .call(client.admin().get_info(GetInfoRequest {}))
+            .await?;
+        let services = client.read(None).await?;
+        let loud = loud(&info, &services);
+        if screen.json() {
+            screen.json_value(&Answer { info, loud })?;
+            return Ok(EXIT_DONE);
+        }
+        print_agent(&info, services.len(), screen)?;
+        print_interfaces(&info, screen)?;
+        print_limits(&info, screen)?;
+        if self.verdicts {
+            print_verdicts(&info, screen)?;
+        }
+        screen.line("")?;
+        if loud.is_empty() {
+            screen.line("nothing is loud")?;
+        }
+        for text in loud {
+            screen.line(&format!("{} {text}", screen.paint(Style::Loud, "loud:")))?;
+        }
+        Ok(EXIT_DONE)
+    }
+}
+
+fn loud(info: &Info, services: &[Service]) -> Vec<String> {
+    let mut loud = info.warnings.clone();
+    for verdict in info.verdicts.iter().filter(|v| v.drop && v.packets > 0) {
+        loud.push(format!(
+            "{} dropped at {}: {}",
+            text::plural(verdict.packets, "packet"),
+            verdict.hook,
+            verdict.reason
+        ));
+    }
+    for interface in &info.interfaces {
+        if !interface.tag.is_empty() && interface.tag != info.tag {
+            loud.push(format!(
+                "{} runs programs of another installation ({} instead of {}): start the agent again to replace them",
+                interface.name, interface.tag, info.tag
+            ));
+        }
+    }
+    for service in services {
+        let name = text::name(service);
+        loud.extend(
+            service
+                .warnings
+                .iter()
+                .map(|text| format!("{name}: {text}")),
+        );
+        for backend in &service.backends {
+            loud.extend(
+                backend
+                    .warnings
+                    .iter()
+                    .map(|text| format!("{name}: {text}")),
+            );
+        }
+    }
+    loud
+}
+
+fn print_agent(info: &Info, services: usize, screen: &mut Screen<'_>) -> Result<(), Failure> {
+    let table = info.table.unwrap_or_default();
+    let rows = [
+        (
+            "agent",
+            format!(
+                "{}, pid {}, up {}, {}",
+                info.version,
+                info.pid,
+                span::show(info.uptime_seconds),
+                text::plural(services as u64, "service")
+            ),
+        ),
+        (
+            "programs",
+            format!(
+                "tag {}, layout {}, kernel {}",
+                info.tag, info.abi_version, info.kernel
+            ),
+        ),
+        ("state", info.state_dir.clone()),
+        (
+            "flow table",
+            format!(
+                "{} of {} flows ({} proven, {} unproven, {} closing), {}",
+                text::count(table.live),
+                text::count(table.capacity),
+                text::count(table.proven),
+                text::count(table.unproven),
+                text::count(table.closing),
+                text::bytes(table.memory_bytes)
+            ),
+        ),
+    ];
+    for (what, text) in rows {
+        let what = screen.paint(Style::Bold, &format!("{what:<10}"));
+        screen.line(&format!("{what}  {text}"))?;
+    }
+    Ok(())
+}
+
+fn print_interfaces(info: &Info, screen: &mut Screen<'_>) -> Result<(), Failure> {
+    let mut table = Table::new(&["INTERFACE", "HOOK", "EGRESS", "LINK", "TAG", "WHY"]);
+    for interface in &info.interfaces {
+        let link = match interface.up {
+            true => styled(Style::Plain, "up"),
+            false => styled(Style::Loud, "down"),
+        };
+        table.row([
+            interface.name.clone().into(),
+            interface.hook.clone().into(),
+            interface.egress.clone().into(),
+            link,
+            interface.tag.clone().into(),
+            interface.why.clone().into(),
+        ]);
+    }
+    screen.line("")?;
+    Ok(table.print(screen)?)
+}
+
+fn print_limits(info: &Info, screen: &mut Screen<'_>) -> Result<(), Failure> {
+    let mut table = Table::new(&["LIMIT", ">USED", ">OF", ">MEMORY"]);
+    for limit in &info.limits {
+        let near = limit.used.saturating_mul(10) >= limit.limit.saturating_mul(9);
+        let style = if near { Style::Loud } else { Style::Plain };
+        table.row([
+            limit.name.clone().into(),
+            styled(style, text::count(limit.used)),
+            text::count(limit.limit).into(),
+            text::bytes(limit.memory_bytes).into(),
+        ]);
+    }
+    screen.line("")?;
+    Ok(table.print(screen)?)
+}
+
+fn print_verdicts(info: &Info, screen: &mut Screen<'_>) -> Result<(), Failure> {
+    let mut table = Table::new(&["HOOK", "REASON", ">PACKETS"]);
+    for verdict in info.verdicts.iter().filter(|verdict| verdict.packets > 0) {
+        let style = if verdict.drop {
+            Style::Loud
+        } else {
+            Style::Plain
+        };
+        table.row([
+            verdict.hook.clone().into(),
+            styled(style, verdict.reason.clone()),
+            text::count(verdict.packets).into(),
+        ]);
+    }
+    screen.line("")?;
+    Ok(table.print(screen)?)
+}

@@ -1,0 +1,95 @@
+//! What programs read: names and types of fields hold.
+
+use serde_json::{Value, json};
+
+use super::{TWO_SERVICES, ask, file};
+use crate::control::testbed::Testbed;
+
+#[track_caller]
+fn value(testbed: &Testbed, line: &str, code: u8) -> Value {
+    let ran = ask(testbed, &format!("-o json {line}"));
+    assert_eq!((ran.code, ran.err.as_str()), (code, ""), "{}", ran.out);
+    serde_json::from_str(&ran.out).unwrap()
+}
+
+#[test]
+fn services_are_shown_whole_with_enums_as_words_and_without_seed() {
+    let testbed = Testbed::with_web();
+    let all = value(&testbed, "get services", 0);
+    let service = &all["services"][0];
+    assert_eq!(
+        service["spec"],
+        json!({
+            "name": "web", "vip": "203.0.113.10:443/tcp", "mode": "nat", "live": "blue",
+            "green": "5%", "affinity": "flow", "vip_routed": false,
+            "blue": [{"address": "10.0.0.11:8443", "weight": 1, "state": "ready"}],
+            "green_pool": [{"address": "10.0.1.11:8443", "weight": 1, "state": "ready"}],
+        })
+    );
+    assert_eq!(
+        service["weights"],
+        json!({
+            "configured": "5%", "configured_share": 0.05, "programmed_share": 0.05,
+            "observed": {
+                "window_seconds": 60, "green": 51, "total": 1000, "share": 0.051,
+                "low": 0.039, "high": 0.066, "adopted": 7, "unpinned": 1,
+            },
+            "carried": {"blue": 97, "green": 3, "share": 0.03},
+        })
+    );
+    assert_eq!(service["dead_man"], Value::Null);
+    assert_eq!(value(&testbed, "get services web", 0), all);
+}
+
+#[test]
+fn a_receipt_stands_beside_the_weights() {
+    let testbed = Testbed::with_web();
+    let answer = value(&testbed, "shift web --blue 75% --revert-after 90s", 0);
+    for (field, expected) in [
+        ("service", json!("web")),
+        ("generation", json!(2)),
+        ("programmed_ns", json!(214_000)),
+        ("total_ns", json!(480_000)),
+        ("green_share", json!(0.25)),
+        ("etag", json!("e2")),
+        ("warnings", json!([])),
+        ("first_flow", Value::Null),
+    ] {
+        assert_eq!(answer[field], expected, "{field}");
+    }
+    assert_eq!(answer["weights"]["programmed_share"], json!(0.25));
+    assert_eq!(answer["dead_man"]["remaining_seconds"], json!(90.0));
+}
+
+#[test]
+fn every_verb_answers_in_json() {
+    let testbed = Testbed::with_web();
+    let toml = file(&testbed, "services.toml", TWO_SERVICES);
+    let plan = value(&testbed, &format!("plan -f {}", toml.display()), 2);
+    assert_eq!(plan["changes"][0]["action"], "create");
+    let as_json = r#"{"service": [{"name": "api", "vip": "203.0.113.10:80/tcp", "pools": {"blue": ["10.0.0.11:80"]}}]}"#;
+    let path = file(&testbed, "services.json", as_json);
+    let applied = value(&testbed, &format!("apply -f {}", path.display()), 0);
+    assert_eq!(applied["receipts"][0]["service"], "api");
+    assert_eq!(
+        value(&testbed, "get backends web", 0)["backends"][1]["pool"],
+        "green"
+    );
+    let flows = value(&testbed, "get flows web --pool green", 0);
+    assert_eq!(
+        (&flows["matched"], &flows["flows"][0]["protocol"]),
+        (&json!(1), &json!("tcp"))
+    );
+    assert_eq!(value(&testbed, "explain web 192.0.2.7", 0)["pool"], "green");
+    let status = value(&testbed, "status", 0);
+    assert_eq!(status["interfaces"][0]["hook"], "tc");
+    assert!(status["loud"].as_array().unwrap().len() > 2);
+    for verb in [
+        "confirm web",
+        "rollback web",
+        "promote web",
+        "delete web --force",
+    ] {
+        assert_eq!(value(&testbed, verb, 0)["service"], "web", "{verb}");
+    }
+}

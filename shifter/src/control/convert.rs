@@ -1,0 +1,362 @@
+//! Messages of the API as values of the model, and back.
+
+use std::time::Duration;
+
+use shifter_common::abi::ABI_VERSION;
+
+use crate::{
+    datapath::Census,
+    model::{BackendSpec, BackendState, PoolName, Protocol, ServiceSpec, Weight},
+    proto,
+    reconcile::controller::{
+        BackendView, Change, ControlError, Explanation, FlowView, InfoView, Receipt, ServiceView,
+        ShareOf, WeightChange,
+    },
+    telemetry::is_drop,
+};
+
+use super::parse;
+
+fn invalid(text: impl std::fmt::Display) -> ControlError {
+    ControlError::Invalid(text.to_string())
+}
+
+/// Seconds of a request as a duration; `field` names it in the error.
+pub(super) fn seconds(value: f64, field: &str) -> Result<Duration, ControlError> {
+    Duration::try_from_secs_f64(value)
+        .ok()
+        .filter(|duration| duration.as_secs() <= MAX_SECONDS)
+        .ok_or_else(|| {
+            invalid(format!(
+                "{field} is {value}: write seconds from 0 to {MAX_SECONDS}"
+            ))
+        })
+}
+
+/// Longest span a request can name: a year.
+const MAX_SECONDS: u64 = 366 * 86_400;
+
+pub(super) fn pool(value: i32) -> Option<PoolName> {
+    match proto::Pool::try_from(value) {
+        Ok(proto::Pool::Blue) => Some(PoolName::Blue),
+        Ok(proto::Pool::Green) => Some(PoolName::Green),
+        Ok(proto::Pool::Unspecified) | Err(_) => None,
+    }
+}
+
+const fn pool_message(pool: PoolName) -> proto::Pool {
+    match pool {
+        PoolName::Blue => proto::Pool::Blue,
+        PoolName::Green => proto::Pool::Green,
+    }
+}
+
+const fn state_message(state: BackendState) -> proto::BackendState {
+    match state {
+        BackendState::Ready => proto::BackendState::Ready,
+        BackendState::Drain => proto::BackendState::Drain,
+        BackendState::Maint => proto::BackendState::Maint,
+    }
+}
+
+/// A desired service. Errors name the service and the field.
+pub(super) fn spec(message: &proto::ServiceSpec) -> Result<ServiceSpec, ControlError> {
+    let name = &message.name;
+    let wrong = |field: &'static str| {
+        move |text: String| invalid(format!("service {name:?}, {field}: {text}"))
+    };
+    let green = match message.green.as_str() {
+        "" => Weight::ZERO,
+        text => text
+            .parse()
+            .map_err(|error: crate::model::weight::WeightError| {
+                wrong("green")(error.to_string())
+            })?,
+    };
+    Ok(ServiceSpec {
+        name: name.clone(),
+        vip: parse::vip(&message.vip).map_err(wrong("vip"))?,
+        mode: parse::mode(&message.mode).map_err(wrong("mode"))?,
+        live: pool(message.live).unwrap_or(PoolName::Blue),
+        green,
+        affinity: parse::affinity(&message.affinity).map_err(wrong("affinity"))?,
+        seed: parse::seed(&message.seed).map_err(wrong("seed"))?,
+        vip_routed: message.vip_routed,
+        blue_pool: backends(&message.blue).map_err(wrong("pools.blue"))?,
+        green_pool: backends(&message.green_pool).map_err(wrong("pools.green"))?,
+    })
+}
+
+fn backends(messages: &[proto::BackendSpec]) -> Result<Vec<BackendSpec>, String> {
+    messages
+        .iter()
+        .map(|message| {
+            Ok(BackendSpec {
+                addr: parse::backend_addr(&message.address)?,
+                weight: message.weight.max(1),
+                state: match message.state() {
+                    proto::BackendState::Unspecified | proto::BackendState::Ready => {
+                        BackendState::Ready
+                    }
+                    proto::BackendState::Drain => BackendState::Drain,
+                    proto::BackendState::Maint => BackendState::Maint,
+                },
+            })
+        })
+        .collect()
+}
+
+/// A change of weight.
+pub(super) fn weight_change(
+    message: &proto::SetWeightRequest,
+) -> Result<WeightChange, ControlError> {
+    use proto::set_weight_request::ShareOf as Asked;
+    let weight = |text: &str| text.parse::<Weight>().map_err(invalid);
+    let share = match &message.share_of {
+        Some(Asked::Green(text)) => ShareOf::Green(weight(text)?),
+        Some(Asked::Blue(text)) => ShareOf::Blue(weight(text)?),
+        Some(Asked::Candidate(text)) => ShareOf::Candidate(weight(text)?),
+        None => {
+            return Err(invalid(
+                "the request names no share: give one of green, blue and candidate",
+            ));
+        }
+    };
+    let revert_after = seconds(message.revert_after_seconds, "revert_after_seconds")?;
+    Ok(WeightChange {
+        service: message.name.clone(),
+        share,
+        revert_after: (!revert_after.is_zero()).then_some(revert_after),
+    })
+}
+
+pub(super) fn spec_message(spec: &ServiceSpec) -> proto::ServiceSpec {
+    let backends = |pool: &[BackendSpec]| {
+        pool.iter()
+            .map(|backend| proto::BackendSpec {
+                address: backend.addr.to_string(),
+                weight: backend.weight,
+                state: state_message(backend.state).into(),
+            })
+            .collect()
+    };
+    proto::ServiceSpec {
+        name: spec.name.clone(),
+        vip: spec.vip.to_string(),
+        mode: parse::mode_text(spec.mode).to_owned(),
+        live: pool_message(spec.live).into(),
+        green: spec.green.to_string(),
+        affinity: parse::affinity_text(spec.affinity),
+        seed: String::new(),
+        vip_routed: spec.vip_routed,
+        blue: backends(&spec.blue_pool),
+        green_pool: backends(&spec.green_pool),
+    }
+}
+
+pub(super) fn service(view: &ServiceView) -> proto::Service {
+    let observed = &view.observed;
+    let [blue, green] = view.carried;
+    let counters = view.counters.map(|counters| proto::PoolCounters {
+        new_flows: counters.new_flows,
+        adopted_flows: counters.adopted_flows,
+        forward_packets: counters.forward_packets,
+        forward_bytes: counters.forward_bytes,
+        reply_packets: counters.reply_packets,
+        reply_bytes: counters.reply_bytes,
+        unpinned_flows: counters.unpinned_flows,
+        fragments: counters.fragments,
+    });
+    proto::Service {
+        spec: Some(spec_message(&view.spec)),
+        etag: view.etag.clone(),
+        generation: view.generation,
+        weights: Some(proto::Weights {
+            configured: view.spec.green.to_string(),
+            configured_share: view.spec.green.share(),
+            programmed_share: view.programmed_share,
+            observed: Some(proto::Observed {
+                window_seconds: observed.window_s,
+                green: observed.green,
+                total: observed.total,
+                share: observed.interval.map(|(share, _, _)| share),
+                low: observed.interval.map(|(_, low, _)| low),
+                high: observed.interval.map(|(_, _, high)| high),
+                adopted: observed.adopted,
+                unpinned: observed.unpinned,
+            }),
+            carried: Some(proto::Carried {
+                blue,
+                green,
+                share: carried_share(view.carried),
+            }),
+        }),
+        dead_man: view.dead_man.map(|dead_man| proto::DeadMan {
+            safe_share: dead_man.safe_share,
+            remaining_seconds: dead_man.remaining_s,
+            passed: dead_man.passed,
+        }),
+        backends: view.backends.iter().map(backend).collect(),
+        first_flow: view.first_flow.map(first_flow),
+        warnings: view.warnings.clone(),
+        adoption: view.adoption.to_owned(),
+        blue_counters: Some(counters[0]),
+        green_counters: Some(counters[1]),
+    }
+}
+
+/// Green's share of live flows `[blue, green]`; `None` without flows.
+fn carried_share([blue, green]: [u64; 2]) -> Option<f64> {
+    let total = blue + green;
+    (total > 0).then(|| green as f64 / total as f64)
+}
+
+fn backend(view: &BackendView) -> proto::BackendStatus {
+    proto::BackendStatus {
+        address: view.spec.addr.to_string(),
+        pool: pool_message(view.pool).into(),
+        weight: view.spec.weight,
+        state: state_message(view.spec.state).into(),
+        health: view.health.to_owned(),
+        placement: view.placement.to_owned(),
+        live_flows: view.live_flows,
+        new_flows: view.counters.flows,
+        forward_packets: view.counters.forward_packets,
+        forward_bytes: view.counters.forward_bytes,
+        reply_packets: view.counters.reply_packets,
+        reply_bytes: view.counters.reply_bytes,
+        warnings: view.warnings.clone(),
+        id: u32::from(view.id),
+    }
+}
+
+pub(super) fn first_flow((generation, after_ns): (u32, u64)) -> proto::FirstFlow {
+    proto::FirstFlow {
+        generation,
+        after_ns,
+    }
+}
+
+pub(super) fn receipt(receipt: Receipt) -> proto::Receipt {
+    proto::Receipt {
+        service: receipt.service,
+        generation: receipt.generation,
+        moved_share: receipt.moved_share,
+        programmed_ns: receipt.programmed_ns,
+        total_ns: receipt.total_ns,
+        warnings: receipt.warnings,
+        etag: receipt.etag,
+        unchanged: receipt.unchanged,
+        first_flow: None,
+        green_share: receipt.green_share,
+    }
+}
+
+pub(super) fn change(change: Change) -> proto::Change {
+    proto::Change {
+        service: change.service,
+        action: change.action.to_owned(),
+        details: change.details,
+        moved_share: change.moved_share,
+        flows_that_stay: change.flows_that_stay,
+        warnings: change.warnings,
+    }
+}
+
+pub(super) fn flow(view: FlowView) -> proto::Flow {
+    let row = view.row;
+    proto::Flow {
+        service: view.service,
+        client: row.client.to_string(),
+        protocol: match row.protocol {
+            Protocol::Tcp => proto::Protocol::Tcp,
+            Protocol::Udp => proto::Protocol::Udp,
+        }
+        .into(),
+        pool: pool_message(row.pool).into(),
+        backend: view.backend.to_string(),
+        state: row.state.to_owned(),
+        proven: row.proven,
+        adopted: row.adopted,
+        generation: row.generation,
+        age_seconds: row.age_s,
+        idle_seconds: row.idle_s,
+        bytes: row.bytes,
+    }
+}
+
+pub(super) fn explanation(explanation: Explanation) -> proto::ExplainResponse {
+    proto::ExplainResponse {
+        pool: pool_message(explanation.pool).into(),
+        backend: explanation.backend.to_string(),
+        pinned: explanation.pinned,
+        flow: explanation.flow.map(flow),
+        why: explanation.why,
+    }
+}
+
+pub(super) fn verdicts(counts: &[crate::datapath::VerdictCount]) -> Vec<proto::VerdictCount> {
+    counts
+        .iter()
+        .map(|count| proto::VerdictCount {
+            hook: count.hook.to_owned(),
+            number: count.number,
+            reason: count.reason.to_owned(),
+            packets: count.packets,
+            drop: is_drop(count.number),
+        })
+        .collect()
+}
+
+pub(super) fn table(census: &Census, capacity: u64, memory_bytes: u64) -> proto::Table {
+    proto::Table {
+        capacity,
+        live: census.live,
+        proven: census.proven,
+        unproven: census.unproven,
+        closing: census.closing,
+        memory_bytes,
+    }
+}
+
+pub(super) fn info(view: InfoView, kernel: String) -> proto::Info {
+    proto::Info {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        abi_version: ABI_VERSION,
+        tag: view.tag,
+        pid: i32::try_from(std::process::id()).unwrap_or(0),
+        uptime_seconds: view.uptime_s,
+        interfaces: view
+            .hooks
+            .into_iter()
+            .map(|hook| proto::Interface {
+                name: hook.interface,
+                index: hook.ifindex,
+                hook: hook.hook,
+                egress: hook.egress,
+                why: hook.why,
+                tag: hook.tag,
+                up: hook.up,
+            })
+            .collect(),
+        limits: view
+            .limits
+            .iter()
+            .map(|limit| proto::Limit {
+                name: limit.name.to_owned(),
+                used: limit.used,
+                limit: limit.limit,
+                memory_bytes: limit.memory_bytes,
+            })
+            .collect(),
+        table: Some(table(
+            &view.census,
+            view.flow_capacity,
+            view.table_memory_bytes,
+        )),
+        verdicts: verdicts(&view.verdicts),
+        warnings: view.warnings,
+        state_dir: view.state_dir,
+        kernel,
+    }
+}

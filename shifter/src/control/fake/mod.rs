@@ -1,0 +1,349 @@
+//! An agent in memory with numbers that never vary, for tests of API, command
+//! line and metrics.
+
+mod views;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Mutex, MutexGuard},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    model::{PoolName, Protocol, ServiceSpec, Vip},
+    reconcile::{
+        Controller,
+        controller::{
+            Change, ControlError, DeadManView, Explanation, FlowQuery, FlowView, InfoView, Receipt,
+            ServiceEvent, ServiceView, WeightChange, WriteContext,
+        },
+    },
+};
+use views::{flow, good_split, green_of, receipt, view, weight_change};
+
+/// Events that are kept for watchers.
+const KEPT: usize = 4;
+
+pub struct FakeAgent {
+    state: Mutex<State>,
+    version: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    services: BTreeMap<String, ServiceView>,
+    events: Vec<ServiceEvent>,
+    generation: u32,
+    /// From this generation on there is a first flow.
+    first_flow: Option<u32>,
+    last_context: Option<WriteContext>,
+}
+
+impl FakeAgent {
+    /// Without services; events begin at version 100.
+    pub fn new() -> Self {
+        Self {
+            state: Mutex::default(),
+            version: watch::Sender::new(100),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Lets a first flow come under every generation up to this one.
+    pub fn let_first_flow_come(&self, generation: u32) {
+        self.state().first_flow = Some(generation);
+    }
+
+    /// Changes a service behind the API's back.
+    pub fn edit(&self, name: &str, edit: impl FnOnce(&mut ServiceView)) {
+        edit(self.state().services.get_mut(name).unwrap());
+        self.tell(name, false);
+    }
+
+    /// The conditions under which the last write came.
+    pub fn last_context(&self) -> WriteContext {
+        self.state().last_context.clone().unwrap()
+    }
+
+    fn tell(&self, name: &str, deleted: bool) {
+        let version = *self.version.borrow() + 1;
+        let mut state = self.state();
+        state.events.push(ServiceEvent {
+            version,
+            service: name.to_owned(),
+            deleted,
+        });
+        if state.events.len() > KEPT {
+            state.events.remove(0);
+        }
+        drop(state);
+        self.version.send_replace(version);
+    }
+
+    /// Checks conditions, changes a service by `write` and answers for it.
+    fn write(
+        &self,
+        name: &str,
+        context: &WriteContext,
+        write: impl FnOnce(&mut ServiceView),
+    ) -> Result<Receipt, ControlError> {
+        let mut state = self.state();
+        state.last_context = Some(context.clone());
+        state.generation += 1;
+        let generation = state.generation;
+        let view = find(&mut state, name)?;
+        if let Some(asked) = context.etag.clone().filter(|asked| *asked != view.etag) {
+            return Err(ControlError::Conflict {
+                service: name.to_owned(),
+                is: view.etag.clone(),
+                asked,
+            });
+        }
+        let before = view.programmed_share;
+        let mut changed = view.clone();
+        write(&mut changed);
+        changed.generation = generation;
+        changed.etag = format!("e{generation}");
+        changed.programmed_share = changed.spec.green.share();
+        let receipt = receipt(&changed, before);
+        if context.validate_only {
+            return Ok(receipt);
+        }
+        *view = changed;
+        drop(state);
+        self.tell(name, false);
+        Ok(receipt)
+    }
+}
+
+fn find<'a>(state: &'a mut State, name: &str) -> Result<&'a mut ServiceView, ControlError> {
+    let known = state
+        .services
+        .keys()
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    state.services.get_mut(name).ok_or(ControlError::NotFound {
+        name: name.to_owned(),
+        known,
+    })
+}
+
+fn changes(state: &State, specs: &[ServiceSpec]) -> Vec<Change> {
+    let change = |spec: &ServiceSpec| match state.services.get(&spec.name) {
+        None => Change {
+            service: spec.name.clone(),
+            action: "create",
+            details: vec![
+                format!("vip: {}", spec.vip),
+                format!("green: {}", spec.green),
+            ],
+            moved_share: 0.0,
+            flows_that_stay: 0,
+            warnings: Vec::new(),
+        },
+        Some(view) if view.spec.green == spec.green => Change {
+            service: spec.name.clone(),
+            action: "unchanged",
+            ..Change::default()
+        },
+        Some(view) => weight_change(view, spec.green),
+    };
+    specs.iter().map(change).collect()
+}
+
+impl Controller for FakeAgent {
+    fn list(&self) -> Result<Vec<ServiceView>, ControlError> {
+        Ok(self.state().services.values().cloned().collect())
+    }
+
+    fn get(&self, name: &str) -> Result<ServiceView, ControlError> {
+        find(&mut self.state(), name).cloned()
+    }
+
+    fn apply(
+        &self,
+        specs: &[ServiceSpec],
+        context: &WriteContext,
+    ) -> Result<(Vec<Receipt>, Vec<Change>), ControlError> {
+        let mut state = self.state();
+        state.last_context = Some(context.clone());
+        let changes = changes(&state, specs);
+        if let (Some(asked), [spec]) = (&context.etag, specs) {
+            let view = find(&mut state, &spec.name)?;
+            if view.etag != *asked {
+                return Err(ControlError::Conflict {
+                    service: spec.name.clone(),
+                    is: view.etag.clone(),
+                    asked: asked.clone(),
+                });
+            }
+        }
+        if context.validate_only {
+            return Ok((Vec::new(), changes));
+        }
+        let mut receipts = Vec::new();
+        for (spec, change) in specs.iter().zip(&changes) {
+            let unchanged = change.action == "unchanged";
+            state.generation += u32::from(!unchanged);
+            let generation = state.generation;
+            let view = view(spec, generation);
+            receipts.push(Receipt {
+                unchanged,
+                ..receipt(&view, view.programmed_share)
+            });
+            state.services.insert(spec.name.clone(), view);
+        }
+        drop(state);
+        for spec in specs {
+            self.tell(&spec.name, false);
+        }
+        Ok((receipts, changes))
+    }
+
+    fn plan(&self, specs: &[ServiceSpec]) -> Result<Vec<Change>, ControlError> {
+        Ok(changes(&self.state(), specs))
+    }
+
+    fn plan_weight(&self, change: &WeightChange) -> Result<Change, ControlError> {
+        let view = self.get(&change.service)?;
+        Ok(weight_change(&view, green_of(&view, change.share)))
+    }
+
+    fn delete(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError> {
+        let view = self.get(name)?;
+        if !context.force && view.carried[1] > 0 {
+            return Err(ControlError::Precondition(format!(
+                "service {name:?} carries {} flows on green, which would be cut: shift and wait, or repeat with force",
+                view.carried[1]
+            )));
+        }
+        let receipt = self.write(name, context, |_| {})?;
+        if context.validate_only {
+            return Ok(receipt);
+        }
+        self.state().services.remove(name);
+        self.tell(name, true);
+        Ok(receipt)
+    }
+
+    fn set_weight(
+        &self,
+        change: &WeightChange,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError> {
+        self.write(&change.service, context, |view| {
+            let safe_share = view.programmed_share;
+            view.spec.green = green_of(view, change.share);
+            view.dead_man = change.revert_after.map(|after| DeadManView {
+                safe_share,
+                remaining_s: after.as_secs_f64(),
+                passed: false,
+            });
+        })
+    }
+
+    fn confirm(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError> {
+        self.write(name, context, |view| view.dead_man = None)
+    }
+
+    fn rollback(
+        &self,
+        name: &str,
+        to: u32,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError> {
+        if to > 0 {
+            return Err(ControlError::Invalid(format!(
+                "generation {to} of service {name:?} is not known: leave --to out for the good split"
+            )));
+        }
+        self.write(name, context, |view| {
+            view.spec.green = good_split(view.spec.live)
+        })
+    }
+
+    fn promote(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError> {
+        self.write(name, context, |view| {
+            view.spec.live = view.spec.live.other();
+            view.spec.green = good_split(view.spec.live);
+        })
+    }
+
+    fn explain(
+        &self,
+        name: &str,
+        client: IpAddr,
+        port: Option<u16>,
+    ) -> Result<Explanation, ControlError> {
+        self.get(name)?;
+        let flow = port.map(|port| flow(name, port, PoolName::Green));
+        Ok(Explanation {
+            pool: PoolName::Green,
+            backend: SocketAddr::from(([10, 0, 1, 11], 8443)),
+            pinned: flow.is_some(),
+            why: vec![format!("{client} hashes to 0.031, below green's 0.05")],
+            flow,
+        })
+    }
+
+    fn flows(&self, query: &FlowQuery) -> Result<(Vec<FlowView>, u64), ControlError> {
+        let name = query.service.as_deref().unwrap_or("web");
+        let all = [
+            flow(name, 40_001, PoolName::Blue),
+            flow(name, 40_002, PoolName::Green),
+        ];
+        let matching = all
+            .into_iter()
+            .filter(|flow| query.pool.is_none_or(|pool| flow.row.pool == pool))
+            .filter(|flow| {
+                query
+                    .client
+                    .is_none_or(|client| flow.row.client.ip() == client)
+            })
+            .filter(|flow| query.backend.is_none_or(|backend| flow.backend == backend));
+        let mut flows: Vec<_> = matching.collect();
+        let matched = flows.len() as u64;
+        flows.truncate(query.limit);
+        Ok((flows, matched))
+    }
+
+    fn info(&self) -> Result<InfoView, ControlError> {
+        Ok(views::info(self.state().services.len() as u64))
+    }
+
+    fn first_flow(&self, name: &str, generation: u32) -> Result<Option<(u32, u64)>, ControlError> {
+        self.get(name)?;
+        let first = self.state().first_flow;
+        Ok(first
+            .filter(|up_to| *up_to >= generation)
+            .map(|up_to| (up_to, 1_200_000)))
+    }
+
+    fn events_since(&self, since: u64) -> Option<Vec<ServiceEvent>> {
+        let newest = *self.version.borrow();
+        let state = self.state();
+        let oldest = state
+            .events
+            .first()
+            .map_or(newest + 1, |event| event.version);
+        (since + 1 >= oldest).then(|| {
+            let newer = state.events.iter().filter(|event| event.version > since);
+            newer.cloned().collect()
+        })
+    }
+
+    fn version(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    fn vip(&self, name: &str) -> Result<(Vip, Protocol), ControlError> {
+        let vip = self.get(name)?.spec.vip;
+        Ok((vip, vip.protocol))
+    }
+}

@@ -1,0 +1,112 @@
+//! The gRPC server: `shifter.v1`, `grpc.health.v1` and reflection on a unix socket.
+
+mod convert;
+#[cfg(test)]
+pub(crate) mod fake;
+mod observe;
+mod parse;
+mod peer;
+mod services;
+mod socket;
+mod status;
+#[cfg(test)]
+pub(crate) mod testbed;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch as channel;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{service::InterceptorLayer, transport::Server};
+
+use crate::{
+    proto::{
+        self, MESSAGE_BYTES, admin_server::AdminServer, observe_server::ObserveServer,
+        services_server::ServicesServer,
+    },
+    reconcile::Controller,
+    telemetry::Receipts,
+};
+
+pub use socket::{Socket, SocketError};
+
+/// Becomes true, or loses its sender, when the server shall end.
+pub type Shutdown = channel::Receiver<bool>;
+
+/// How long requests under way may take once the server shall end.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Why serving ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("serving gRPC on the unix socket failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    #[error("building the reflection service failed: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// What every service of the API works with.
+#[derive(Clone)]
+struct Context {
+    controller: Arc<dyn Controller>,
+    receipts: Arc<Receipts>,
+    shutdown: Shutdown,
+}
+
+/// Serves the API on `socket` until `shutdown`; requests under way end first,
+/// streams end at once.
+pub async fn serve(
+    socket: Socket,
+    controller: Arc<dyn Controller>,
+    receipts: Arc<Receipts>,
+    shutdown: Shutdown,
+) -> Result<(), ServeError> {
+    let context = Context {
+        controller,
+        receipts,
+        shutdown: shutdown.clone(),
+    };
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health
+        .set_serving::<ServicesServer<services::ServicesApi>>()
+        .await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let (listener, _path) = socket.into_listener()?;
+    let server = Server::builder()
+        .layer(InterceptorLayer::new(peer::admit))
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(
+            ServicesServer::new(services::ServicesApi(context.clone()))
+                .max_decoding_message_size(MESSAGE_BYTES)
+                .max_encoding_message_size(MESSAGE_BYTES),
+        )
+        .add_service(
+            ObserveServer::new(observe::ObserveApi(context.clone()))
+                .max_encoding_message_size(MESSAGE_BYTES),
+        )
+        .add_service(AdminServer::new(observe::AdminApi(context)))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped(shutdown.clone()));
+    let out_of_patience = async {
+        stopped(shutdown).await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        ended = server => ended?,
+        () = out_of_patience => {}
+    }
+    Ok(())
+}
+
+/// Waits until the server shall end.
+async fn stopped(mut shutdown: Shutdown) {
+    // An error says that the sender is gone, which is the end as well.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+}

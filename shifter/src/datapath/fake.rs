@@ -1,0 +1,287 @@
+//! A packet path in memory, for tests without root.
+//!
+//! It keeps the rules of the kernel's: a ring names only backends that exist,
+//! a backend that a ring or flow names is not deleted, generations rise.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::Mutex,
+};
+
+use shifter_common::{
+    abi::{BackendCounters, MAX_BACKEND_IDS, MAX_RING_SLOTS, MAX_SERVICES, PoolCounters},
+    select::ring_slot,
+};
+
+use super::{
+    BackendId, BackendImage, Census, Datapath, DatapathError, FlowFilter, FlowRow, HookStatus,
+    Inventory, LimitUse, ServiceId, ServiceImage, VerdictCount, monotonic_ns,
+};
+use crate::model::{PoolName, Protocol};
+
+/// See the module.
+#[derive(Default)]
+pub struct FakeDatapath {
+    state: Mutex<State>,
+}
+
+/// What the fake kernel holds; tests may look at it and change it.
+#[derive(Default)]
+pub struct State {
+    pub services: BTreeMap<ServiceId, ServiceImage>,
+    pub rings: HashMap<ServiceId, [Vec<BackendId>; 2]>,
+    pub backends: BTreeMap<BackendId, BackendImage>,
+    pub flows: Vec<FlowRow>,
+    pub pool_counters: HashMap<ServiceId, [PoolCounters; 2]>,
+    pub backend_counters: HashMap<BackendId, BackendCounters>,
+    pub first_flows: HashMap<ServiceId, (u32, u64)>,
+    /// Answer of `new_clients`.
+    pub new_clients: HashMap<ServiceId, (u64, u64)>,
+    /// Publications so far.
+    pub publications: u64,
+    /// Those that brought rings.
+    pub ring_publications: u64,
+    /// The publication with this number fails (counted from 1).
+    pub fail_publication: Option<u64>,
+}
+
+impl FakeDatapath {
+    /// Runs `f` on what the kernel holds.
+    pub fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        f(&mut self.lock())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn refused<T>(text: String) -> Result<T, DatapathError> {
+    Err(DatapathError::Refused(text))
+}
+
+impl State {
+    fn check_publication(
+        &mut self,
+        image: &ServiceImage,
+        rings: Option<&[Vec<BackendId>; 2]>,
+    ) -> Result<(), DatapathError> {
+        self.publications += 1;
+        if self.fail_publication == Some(self.publications) {
+            return Err(DatapathError::Kernel {
+                operation: format!("publishing service {}", image.id),
+                source: std::io::Error::from_raw_os_error(libc::ENOMEM),
+                remedy: String::new(),
+            });
+        }
+        if u32::from(image.id) >= MAX_SERVICES {
+            return refused(format!("service id {} is out of range", image.id));
+        }
+        if let Some(before) = self.services.get(&image.id) {
+            if before.generation >= image.generation {
+                return refused(format!("generation {} does not rise", image.generation));
+            }
+            if before.vip != image.vip {
+                return refused(format!("the VIP of service {} changes", image.id));
+            }
+        } else if rings.is_none() {
+            return refused("a new service has no rings".into());
+        }
+        if self
+            .services
+            .values()
+            .any(|s| s.id != image.id && s.vip == image.vip)
+        {
+            return refused(format!("the VIP {} is in use", image.vip));
+        }
+        let named = rings.iter().flat_map(|r| r.iter().flatten());
+        let named = named.chain(image.local_backends.iter().flatten());
+        for id in named.chain([&image.vip_backend]) {
+            if !self.backends.contains_key(id) {
+                return refused(format!("backend {id} is named but does not exist"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Datapath for FakeDatapath {
+    fn inventory(&self) -> Result<Inventory, DatapathError> {
+        let state = self.lock();
+        Ok(Inventory {
+            services: state.services.values().cloned().collect(),
+            backends: state
+                .backends
+                .iter()
+                .map(|(id, b)| (*id, b.addr, b.protocol))
+                .collect(),
+        })
+    }
+
+    fn put_backend(&self, id: BackendId, backend: &BackendImage) -> Result<(), DatapathError> {
+        let mut state = self.lock();
+        if id == 0 || u32::from(id) >= MAX_BACKEND_IDS {
+            return refused(format!("backend id {id} is out of range"));
+        }
+        if state
+            .backends
+            .get(&id)
+            .is_some_and(|b| (b.addr, b.protocol) != (backend.addr, backend.protocol))
+        {
+            return refused(format!("the address of backend {id} changes"));
+        }
+        state.backends.insert(id, *backend);
+        Ok(())
+    }
+
+    fn delete_backend(&self, id: BackendId) -> Result<(), DatapathError> {
+        let mut state = self.lock();
+        if state.rings.values().flatten().any(|r| r.contains(&id)) {
+            return refused(format!("a ring names backend {id}"));
+        }
+        if state.services.values().any(|s| s.vip_backend == id) {
+            return refused(format!("backend {id} is the VIP of a service"));
+        }
+        if state.flows.iter().any(|f| f.backend == id) {
+            return refused(format!("a flow names backend {id}"));
+        }
+        state.backends.remove(&id);
+        Ok(())
+    }
+
+    fn publish(
+        &self,
+        image: &ServiceImage,
+        rings: Option<&[Vec<BackendId>; 2]>,
+    ) -> Result<u64, DatapathError> {
+        let mut state = self.lock();
+        state.check_publication(image, rings)?;
+        state.services.insert(image.id, image.clone());
+        if let Some(rings) = rings {
+            state.ring_publications += 1;
+            state.rings.insert(image.id, rings.clone());
+        }
+        Ok(monotonic_ns())
+    }
+
+    fn delete_service(&self, id: ServiceId) -> Result<(), DatapathError> {
+        let mut state = self.lock();
+        state.services.remove(&id);
+        state.rings.remove(&id);
+        Ok(())
+    }
+
+    fn ring_choice(&self, id: ServiceId, pool: PoolName, ring_hash: u32) -> Option<BackendId> {
+        let state = self.lock();
+        let ring = &state.rings.get(&id)?[pool.index()];
+        ring.get(ring_slot(ring_hash, ring.len() as u32) as usize)
+            .copied()
+    }
+
+    fn first_flow(&self, id: ServiceId) -> Option<(u32, u64)> {
+        self.lock().first_flows.get(&id).copied()
+    }
+
+    fn pool_counters(&self, id: ServiceId) -> Result<[PoolCounters; 2], DatapathError> {
+        let state = self.lock();
+        Ok(state.pool_counters.get(&id).copied().unwrap_or_default())
+    }
+
+    fn backend_counters(&self, id: BackendId) -> Result<BackendCounters, DatapathError> {
+        let state = self.lock();
+        Ok(state.backend_counters.get(&id).copied().unwrap_or_default())
+    }
+
+    fn verdicts(&self) -> Result<Vec<VerdictCount>, DatapathError> {
+        Ok(Vec::new())
+    }
+
+    fn flows(&self, filter: &FlowFilter) -> (Vec<FlowRow>, u64) {
+        let state = self.lock();
+        let matching: Vec<&FlowRow> = state
+            .flows
+            .iter()
+            .filter(|f| filter.service.is_none_or(|s| s == f.service))
+            .filter(|f| filter.pool.is_none_or(|p| p == f.pool))
+            .filter(|f| filter.backend.is_none_or(|b| b == f.backend))
+            .filter(|f| filter.client.is_none_or(|c| c == f.client.ip()))
+            .filter(|f| filter.client_port.is_none_or(|p| p == f.client.port()))
+            .collect();
+        let count = matching.len() as u64;
+        let rows = matching.into_iter().take(filter.limit).cloned().collect();
+        (rows, count)
+    }
+
+    fn find_flow(
+        &self,
+        service: ServiceId,
+        client: SocketAddr,
+        protocol: Protocol,
+    ) -> Option<FlowRow> {
+        let state = self.lock();
+        let mut flows = state.flows.iter();
+        flows
+            .find(|f| (f.service, f.client, f.protocol) == (service, client, protocol))
+            .cloned()
+    }
+
+    fn census(&self) -> Census {
+        let state = self.lock();
+        let mut census = Census::default();
+        for flow in &state.flows {
+            census.live += 1;
+            match flow.proven {
+                true => census.proven += 1,
+                false => census.unproven += 1,
+            }
+            if matches!(flow.state, "closing" | "reset") {
+                census.closing += 1;
+                continue;
+            }
+            census.services.entry(flow.service).or_default()[flow.pool.index()] += 1;
+            *census.backends.entry(flow.backend).or_default() += 1;
+        }
+        census
+    }
+
+    fn sweep(&self) -> u64 {
+        let mut state = self.lock();
+        let before = state.flows.len();
+        state
+            .flows
+            .retain(|f| !matches!(f.state, "closing" | "reset"));
+        (before - state.flows.len()) as u64
+    }
+
+    fn new_clients(&self, service: ServiceId, _window_s: u32) -> (u64, u64) {
+        let state = self.lock();
+        state.new_clients.get(&service).copied().unwrap_or_default()
+    }
+
+    fn hooks(&self) -> Vec<HookStatus> {
+        Vec::new()
+    }
+
+    fn limits(&self) -> Vec<LimitUse> {
+        let state = self.lock();
+        let slots = state.rings.values().flatten().map(|r| r.len() as u64).sum();
+        let limit = |name, used, limit: u32| LimitUse {
+            name,
+            used,
+            limit: u64::from(limit),
+            memory_bytes: 0,
+        };
+        vec![
+            limit("services", state.services.len() as u64, MAX_SERVICES),
+            limit("backends", state.backends.len() as u64, MAX_BACKEND_IDS),
+            limit("ring_slots", slots, MAX_RING_SLOTS),
+        ]
+    }
+
+    fn tag(&self) -> String {
+        "fake".into()
+    }
+}

@@ -1,0 +1,282 @@
+//! Loads the programs over maps that are pinned, or pins new ones.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, AsRawFd as _},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapInfo},
+};
+use shifter_common::abi::{self, flow::SET_ENTRIES, ring::RING_LANES};
+
+use super::DatapathError;
+
+/// The eBPF object, aligned as the ELF reader needs it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shifter"));
+
+/// A map that outlives the agent.
+pub struct MapShape {
+    pub name: &'static str,
+    pub entries: u32,
+    key: u32,
+    value: u32,
+}
+
+const fn array<T>(name: &'static str, entries: u32) -> MapShape {
+    MapShape {
+        name,
+        entries,
+        key: 4,
+        value: size_of::<T>() as u32,
+    }
+}
+
+/// Number of sets for a capacity: twice as many entries as flows, a power of two.
+pub fn flow_sets(capacity: u32) -> u32 {
+    (2 * capacity)
+        .div_ceil(SET_ENTRIES as u32)
+        .next_power_of_two()
+        .max(2)
+}
+
+/// Every pinned map with the shape that this agent works with.
+pub fn shapes(flow_capacity: u32) -> Vec<MapShape> {
+    let key = size_of::<abi::AddressKey>() as u32;
+    vec![
+        array::<abi::Config>("CONFIG", 1),
+        array::<u64>("PORTS", 2_048),
+        MapShape {
+            name: "VIPS",
+            entries: 2 * abi::MAX_SERVICES,
+            key,
+            value: 4,
+        },
+        MapShape {
+            name: "BACKEND_IDS",
+            entries: abi::MAX_BACKEND_IDS,
+            key,
+            value: 4,
+        },
+        array::<abi::Backend>("BACKENDS", abi::MAX_BACKEND_IDS),
+        array::<u64>("SERVICE_HEAD", abi::MAX_SERVICES),
+        array::<abi::ServiceBody>("SERVICE_BODY", abi::MAX_SERVICE_BODIES),
+        array::<u64>("RINGS", abi::MAX_RING_SLOTS / RING_LANES),
+        array::<abi::NextHop>("NEXT_HOPS", abi::MAX_NEXT_HOPS),
+        MapShape {
+            name: "NEXT_HOP_IDS",
+            entries: abi::MAX_NEXT_HOPS,
+            key: size_of::<abi::NextHopKey>() as u32,
+            value: 4,
+        },
+        array::<abi::flow::FlowSet>("FLOWS", flow_sets(flow_capacity)),
+        array::<abi::FirstFlow>("FIRST_FLOW", abi::MAX_SERVICES),
+        array::<abi::PoolCounters>("POOL_COUNTERS", 2 * abi::MAX_SERVICES),
+        array::<abi::BackendCounters>("BACKEND_COUNTERS", abi::MAX_BACKEND_IDS),
+        array::<u64>("VERDICTS", abi::stats::HOOKS * abi::stats::REASONS),
+    ]
+}
+
+/// A failed call of the kernel with what would mend it.
+pub fn failed(
+    operation: impl Into<String>,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    remedy: &str,
+) -> DatapathError {
+    let source = source.into();
+    let mut text = source.to_string();
+    let mut cause = source.source();
+    while let Some(next) = cause {
+        let line = next.to_string();
+        if !text.contains(&line) {
+            text = format!("{text}: {line}");
+        }
+        cause = next.source();
+    }
+    let remedy = if remedy.is_empty() {
+        String::new()
+    } else {
+        format!("; {remedy}")
+    };
+    DatapathError::Kernel {
+        operation: operation.into(),
+        source: io::Error::other(text),
+        remedy,
+    }
+}
+
+/// Where maps and links of an installation are pinned.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Under a mounted bpffs.
+    pub fn new(bpffs: &Path) -> Self {
+        Self {
+            root: bpffs.join("shifter"),
+        }
+    }
+    /// Directory of maps.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+    /// Directory of links.
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Makes sure that this is the only agent over these pins; the lock ends
+    /// with the process. A second one is told who holds it.
+    pub fn lock(&self) -> Result<fs::File, DatapathError> {
+        self.create()?;
+        let directory = fs::File::open(&self.root)
+            .map_err(|error| failed(format!("opening {}", self.root.display()), error, ""))?;
+        // SAFETY: takes a descriptor that is open.
+        let taken = unsafe {
+            libc::flock(directory.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) != 0
+        };
+        if taken {
+            let holder = holder_of(&directory)
+                .map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+            return Err(DatapathError::Refused(format!(
+                "{holder} is the agent of this host already (it holds {}): stop it first, or talk to it with the command line",
+                self.root.display()
+            )));
+        }
+        Ok(directory)
+    }
+
+    /// Whether an agent runs over these pins.
+    pub fn is_locked(&self) -> bool {
+        self.root.exists() && self.lock().is_err()
+    }
+
+    /// Forgets everything: the maps too, and with them all flows.
+    pub fn remove(&self) -> Result<(), DatapathError> {
+        if self.root.exists() {
+            fs::remove_dir_all(&self.root)
+                .map_err(|error| failed(format!("removing {}", self.root.display()), error, ""))?;
+        }
+        Ok(())
+    }
+
+    fn create(&self) -> Result<(), DatapathError> {
+        let parent = self.root.parent().unwrap_or(Path::new("/"));
+        if !is_bpffs(parent) {
+            return Err(DatapathError::Refused(format!(
+                "{} is no BPF file system, where maps and links outlive the agent: mount -t bpf bpf {}",
+                parent.display(),
+                parent.display()
+            )));
+        }
+        for directory in [self.maps(), self.links()] {
+            fs::create_dir_all(&directory).map_err(|error| {
+                failed(
+                    format!("creating {}", directory.display()),
+                    error,
+                    "the agent needs root",
+                )
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Process that holds the flock of a file, by /proc/locks.
+fn holder_of(file: &fs::File) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt as _;
+    let inode = file.metadata().ok()?.ino().to_string();
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        // "1: FLOCK  ADVISORY  WRITE 4242 00:1b:13 0 EOF"
+        let words: Vec<_> = line.split_whitespace().collect();
+        let is_it = words.get(1) == Some(&"FLOCK")
+            && words.get(5).is_some_and(|file| file.rsplit(':').next() == Some(&inode));
+        is_it.then(|| words.get(4)?.parse().ok()).flatten()
+    })
+}
+
+/// Whether a path lies on a BPF file system.
+pub fn is_bpffs(path: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt as _;
+    const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else {
+        return false;
+    };
+    // SAFETY: an all-zero statfs is valid, the path is a C string.
+    unsafe {
+        let mut stat: libc::statfs = std::mem::zeroed();
+        libc::statfs(path.as_ptr(), &mut stat) == 0 && stat.f_type as i64 == BPF_FS_MAGIC
+    }
+}
+
+/// Loads the object; pinned maps of the right shape are used, missing ones
+/// made and pinned. Maps of another shape refuse the start and stay as they are.
+pub fn load(pins: &Pins, flow_capacity: u32) -> Result<Ebpf, DatapathError> {
+    pins.create()?;
+    let shapes = shapes(flow_capacity);
+    for shape in &shapes {
+        check_pin(&pins.maps().join(shape.name), shape)?;
+    }
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries("FLOWS", flow_sets(flow_capacity));
+    for shape in &shapes {
+        loader.map_pin_path(shape.name, pins.maps().join(shape.name));
+    }
+    loader.load(OBJECT).map_err(|error| {
+        failed(
+            "loading the eBPF object",
+            error,
+            "the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root), kernel 6.1 or later, and memory for its maps: `shifter doctor` tells what is missing",
+        )
+    })
+}
+
+fn check_pin(path: &Path, shape: &MapShape) -> Result<(), DatapathError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let info = MapInfo::from_pin(path).map_err(|error| {
+        failed(
+            format!("reading the pinned map {}", path.display()),
+            error,
+            "it was left by something else: `shifter detach --force` removes all pins and cuts flows on other backends than the VIP",
+        )
+    })?;
+    let is = (info.key_size(), info.value_size(), info.max_entries());
+    let wanted = (shape.key, shape.value, shape.entries);
+    if is == wanted {
+        return Ok(());
+    }
+    let why = if shape.name == "FLOWS" && (is.0, is.1) == (wanted.0, wanted.1) {
+        let has = u64::from(is.2) * SET_ENTRIES as u64 / 2;
+        format!("it was made for flow_capacity = {has}: set that again")
+    } else {
+        "it belongs to another version of shifter: start that version".to_owned()
+    };
+    Err(DatapathError::Refused(format!(
+        "the pinned map {} has key, value and entries {is:?}, and this agent works with {wanted:?}; {why}, or give up its flows with `shifter detach --force`",
+        path.display()
+    )))
+}
+
+/// File descriptor of a map, whatever its kind.
+pub fn map_fd(map: &Map) -> Result<std::os::fd::BorrowedFd<'_>, DatapathError> {
+    let data = match map {
+        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) => data,
+        _ => {
+            return Err(DatapathError::Refused(
+                "the eBPF object holds a map of an unknown kind".into(),
+            ));
+        }
+    };
+    Ok(data.fd().as_fd())
+}

@@ -1,0 +1,358 @@
+//! Services: bodies, rings and the heads that publish them.
+
+use std::collections::HashMap;
+
+use aya::maps::{HashMap as BpfHashMap, MapData};
+use shifter_common::{
+    abi::{self, AddressKey, BLUE, GREEN, RingRegion, ServiceBody, ring::RING_LANES, service::*},
+    select::ring_slot,
+};
+
+use super::{
+    BackendId, DatapathError, DeadManImage, ServiceId, ServiceImage,
+    allocator::{Numbers, Regions},
+    backends::{Plain, Ports, addr_of, vip_key},
+    load::failed,
+    memory::MappedArray,
+};
+use crate::model::{Affinity, PoolName, Seed, Vip};
+
+/// Everything that makes a service visible to packets.
+pub struct Services {
+    pub heads: MappedArray<u64>,
+    pub bodies: MappedArray<ServiceBody>,
+    pub rings: MappedArray<u64>,
+    pub vips: BpfHashMap<MapData, Plain<AddressKey>, u32>,
+    slots: Numbers,
+    regions: Regions,
+    /// VIPs by address, for the marks that fragments are counted by.
+    addresses: HashMap<AddressKey, u32>,
+    check: u32,
+}
+
+impl Services {
+    /// Takes over what is published.
+    pub fn adopt(
+        heads: MappedArray<u64>,
+        bodies: MappedArray<ServiceBody>,
+        rings: MappedArray<u64>,
+        vips: BpfHashMap<MapData, Plain<AddressKey>, u32>,
+    ) -> Self {
+        let mut services = Self {
+            slots: Numbers::new(bodies.len(), []),
+            regions: Regions::new(0, RING_LANES, []),
+            heads,
+            bodies,
+            rings,
+            vips,
+            addresses: HashMap::new(),
+            check: 0,
+        };
+        let mut slots = Vec::new();
+        let mut regions = Vec::new();
+        for id in 0..services.heads.len() {
+            let Some(body) = services.body(id as ServiceId) else {
+                continue;
+            };
+            let (slot, check) = head_parts(services.heads.read(id));
+            slots.push(slot);
+            regions.extend(body.rings.map(|ring| (ring.offset, ring.slots)));
+            services.check = services.check.max(check);
+            *services
+                .addresses
+                .entry(address_mark(&body.vip))
+                .or_default() += 1;
+        }
+        services.slots = Numbers::new(services.bodies.len(), slots);
+        let limit = services.rings.len() * RING_LANES;
+        services.regions = Regions::new(limit, RING_LANES, regions);
+        services
+    }
+
+    /// The record in force.
+    pub fn body(&self, id: ServiceId) -> Option<ServiceBody> {
+        let (slot, check) = head_parts(self.heads.read(u32::from(id)));
+        if slot == 0 || slot >= self.bodies.len() {
+            return None;
+        }
+        let body = self.bodies.read(slot);
+        (body.service == u32::from(id) && body.check == check).then_some(body)
+    }
+
+    /// Ids with a record in force.
+    pub fn ids(&self) -> impl Iterator<Item = ServiceId> + '_ {
+        (0..self.heads.len())
+            .map(|id| id as ServiceId)
+            .filter(|id| self.body(*id).is_some())
+    }
+
+    /// Fills a body and publishes it by one store.
+    pub fn publish(
+        &mut self,
+        image: &ServiceImage,
+        rings: Option<&[Vec<BackendId>; 2]>,
+        ports: &mut Ports,
+    ) -> Result<u64, DatapathError> {
+        let id = u32::from(image.id);
+        let old = self.body(image.id);
+        let vip = vip_key(&image.vip);
+        if let Some(old) = &old
+            && old.vip != vip
+        {
+            return Err(DatapathError::Refused(format!(
+                "service id {id} belongs to {}: delete that service first",
+                addr_of(&old.vip).0
+            )));
+        }
+        let regions = match (rings, &old) {
+            (Some(rings), _) => self.write_rings(rings)?,
+            (None, Some(old)) => old.rings,
+            (None, None) => Default::default(),
+        };
+        let Some(slot) = self.slots.take() else {
+            if rings.is_some() {
+                self.give_back_rings(&regions);
+            }
+            return Err(DatapathError::Full {
+                what: "service records",
+                limit: u64::from(abi::MAX_SERVICE_BODIES),
+                remedy: "wait a second: records that were replaced are freed then",
+            });
+        };
+        self.check = self.check.wrapping_add(1).max(1);
+        self.bodies
+            .write(slot, body_of(image, vip, regions, self.check));
+        // The body is whole before the head names it.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        let (old_slot, _) = head_parts(self.heads.read(id));
+        self.heads.write(id, head_word(slot, self.check));
+        let published_ns = super::monotonic_ns();
+        if let Some(old) = old {
+            self.slots.give_back(old_slot);
+            if rings.is_some() {
+                self.give_back_rings(&old.rings);
+            }
+        } else {
+            self.open(id, &vip, ports)?;
+        }
+        Ok(published_ns)
+    }
+
+    /// Lets packets to the VIP find the service.
+    fn open(&mut self, id: u32, vip: &AddressKey, ports: &mut Ports) -> Result<(), DatapathError> {
+        let opened = self.vips.insert(Plain(*vip), id, 0).and_then(|()| {
+            let mark = address_mark(vip);
+            *self.addresses.entry(mark).or_default() += 1;
+            self.vips.insert(Plain(mark), u32::MAX, 0)
+        });
+        match opened {
+            Ok(()) => {
+                ports.add(0, addr_of(vip).0.port());
+                Ok(())
+            }
+            Err(error) => {
+                self.heads.write(id, 0);
+                Err(failed(format!("writing VIP {}", addr_of(vip).0), error, ""))
+            }
+        }
+    }
+
+    /// Takes the VIP out of service.
+    pub fn delete(&mut self, id: ServiceId, ports: &mut Ports) -> Result<(), DatapathError> {
+        let Some(body) = self.body(id) else {
+            return Ok(());
+        };
+        let vip = body.vip;
+        self.vips
+            .remove(&Plain(vip))
+            .map_err(|error| failed(format!("removing VIP {}", addr_of(&vip).0), error, ""))?;
+        ports.remove(0, addr_of(&vip).0.port());
+        let mark = address_mark(&vip);
+        if let Some(users) = self.addresses.get_mut(&mark) {
+            *users -= 1;
+            if *users == 0 {
+                self.addresses.remove(&mark);
+                self.vips
+                    .remove(&Plain(mark))
+                    .map_err(|error| failed("removing a VIP's address", error, ""))?;
+            }
+        }
+        let (slot, _) = head_parts(self.heads.read(u32::from(id)));
+        self.heads.write(u32::from(id), 0);
+        self.slots.give_back(slot);
+        self.give_back_rings(&body.rings);
+        Ok(())
+    }
+
+    /// Restores the counts of ports after a start.
+    pub fn count_ports(&self, ports: &mut Ports) {
+        for id in self.ids() {
+            if let Some(body) = self.body(id) {
+                ports.add(0, addr_of(&body.vip).0.port());
+            }
+        }
+    }
+
+    fn write_rings(
+        &mut self,
+        rings: &[Vec<BackendId>; 2],
+    ) -> Result<[RingRegion; 2], DatapathError> {
+        let mut regions = [RingRegion::default(); 2];
+        for (region, ring) in regions.iter_mut().zip(rings) {
+            if ring.is_empty() {
+                continue;
+            }
+            let Some(offset) = self.regions.take(ring.len() as u32) else {
+                let taken = regions;
+                self.give_back_rings(&taken);
+                return Err(DatapathError::Full {
+                    what: "ring slots",
+                    limit: u64::from(abi::MAX_RING_SLOTS),
+                    remedy: "use fewer backends, or smaller weights within a pool",
+                });
+            };
+            *region = RingRegion {
+                offset,
+                slots: ring.len() as u32,
+            };
+            for (i, lanes) in ring.chunks(RING_LANES as usize).enumerate() {
+                let word = lanes
+                    .iter()
+                    .enumerate()
+                    .fold(0, |word, (lane, id)| word | u64::from(*id) << (16 * lane));
+                self.rings.write(offset / RING_LANES + i as u32, word);
+            }
+        }
+        Ok(regions)
+    }
+
+    fn give_back_rings(&mut self, rings: &[RingRegion; 2]) {
+        for ring in rings {
+            self.regions.give_back(ring.offset, ring.slots);
+        }
+    }
+
+    /// Backend at a ring hash, as a packet would find it.
+    pub fn ring_choice(&self, id: ServiceId, pool: PoolName, ring_hash: u32) -> Option<BackendId> {
+        let region = self.body(id)?.rings[pool.index()];
+        if region.slots == 0 {
+            return None;
+        }
+        let slot = region.offset + ring_slot(ring_hash, region.slots);
+        let word = self.rings.read(slot / RING_LANES);
+        Some((word >> (16 * (slot % RING_LANES))) as BackendId)
+    }
+
+    /// Before a grace period.
+    pub fn ripen(&mut self) {
+        self.slots.ripen();
+        self.regions.ripen();
+    }
+
+    /// After a grace period.
+    pub fn reclaim(&mut self) {
+        self.slots.reclaim();
+        self.regions.reclaim();
+    }
+
+    /// Ring slots taken.
+    pub fn ring_slots(&self) -> u64 {
+        self.regions.used()
+    }
+}
+
+/// "Some VIP has this address."
+fn address_mark(vip: &AddressKey) -> AddressKey {
+    AddressKey {
+        port: [0; 2],
+        protocol: 0,
+        ..*vip
+    }
+}
+
+fn body_of(
+    image: &ServiceImage,
+    vip: AddressKey,
+    rings: [RingRegion; 2],
+    check: u32,
+) -> ServiceBody {
+    let mut flags = 0;
+    if image.live == PoolName::Green {
+        flags |= SERVICE_LIVE_GREEN;
+    }
+    if image.live_has_vip {
+        flags |= SERVICE_LIVE_HAS_VIP;
+    }
+    let (affinity, affinity_prefix) = match image.affinity {
+        Affinity::Flow => (AFFINITY_FLOW, 0),
+        Affinity::Client(None) => (AFFINITY_CLIENT, 128),
+        Affinity::Client(Some(prefix)) => (AFFINITY_CLIENT, prefix),
+    };
+    let mut local_backends = [[0; LOCAL_BACKENDS]; 2];
+    for (places, ids) in local_backends.iter_mut().zip(&image.local_backends) {
+        for (place, id) in places.iter_mut().zip(ids) {
+            *place = *id;
+        }
+    }
+    let dead_man = image.dead_man.unwrap_or(DeadManImage {
+        safe_threshold: 0,
+        deadline_ns: 0,
+    });
+    ServiceBody {
+        check,
+        service: u32::from(image.id),
+        generation: image.generation,
+        flags,
+        threshold: image.threshold,
+        safe_threshold: dead_man.safe_threshold,
+        deadline_ns: dead_man.deadline_ns,
+        settle_until_ns: image.settle_until_ns,
+        seed: image.seed.0,
+        desired_hash: image.desired_hash,
+        rings,
+        vip,
+        vip_backend: image.vip_backend,
+        affinity,
+        affinity_prefix,
+        local_backends,
+        pad: [0; 10],
+    }
+}
+
+/// What a body says, in the words of the model.
+pub fn image_of(body: &ServiceBody) -> ServiceImage {
+    let (addr, protocol) = addr_of(&body.vip);
+    let local = |pool: usize| {
+        body.local_backends[pool]
+            .iter()
+            .copied()
+            .filter(|id| *id != 0)
+            .collect()
+    };
+    ServiceImage {
+        id: body.service as ServiceId,
+        vip: Vip { addr, protocol },
+        vip_backend: body.vip_backend,
+        generation: body.generation,
+        threshold: body.threshold,
+        dead_man: (body.deadline_ns != 0).then_some(DeadManImage {
+            safe_threshold: body.safe_threshold,
+            deadline_ns: body.deadline_ns,
+        }),
+        live: if body.flags & SERVICE_LIVE_GREEN != 0 {
+            PoolName::Green
+        } else {
+            PoolName::Blue
+        },
+        live_has_vip: body.flags & SERVICE_LIVE_HAS_VIP != 0,
+        affinity: match (body.affinity, body.affinity_prefix) {
+            (AFFINITY_CLIENT, 128) => Affinity::Client(None),
+            (AFFINITY_CLIENT, prefix) => Affinity::Client(Some(prefix)),
+            _ => Affinity::Flow,
+        },
+        seed: Seed(body.seed),
+        desired_hash: body.desired_hash,
+        settle_until_ns: body.settle_until_ns,
+        local_backends: [local(BLUE), local(GREEN)],
+    }
+}

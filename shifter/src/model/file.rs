@@ -1,0 +1,397 @@
+//! Services from a file: TOML or JSON, refused whole at the first fault.
+
+use super::{
+    Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, Weight, text,
+    tree::{self, Entry, Fault, Node, Value},
+    validate::{self, Place, SpecError},
+};
+
+/// How a file is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    Toml,
+    Json,
+}
+
+impl Format {
+    /// By the name's ending; TOML unless it says `.json`.
+    pub fn of(file_name: &str) -> Self {
+        if file_name.ends_with(".json") {
+            Self::Json
+        } else {
+            Self::Toml
+        }
+    }
+}
+
+/// Why a file is refused, and where.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{file}:{line}:{column}: {text}")]
+pub struct FileError {
+    pub file: String,
+    /// From 1.
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+    pub text: String,
+}
+
+/// Reads `[[service]]` tables and checks them, alone and against each other.
+pub fn parse_services(
+    text: &str,
+    file_name: &str,
+    format: Format,
+) -> Result<Vec<ServiceSpec>, FileError> {
+    read(text, format)
+        .and_then(|root| {
+            let table = Table::of(&root, "the file", &["service"])?;
+            match table.find("service") {
+                Some(entry) => services(entry),
+                None => Err(Fault::new(
+                    0,
+                    "there is no service in this file: write a [[service]] table",
+                )),
+            }
+        })
+        .map_err(|fault| locate(text, file_name, fault))
+}
+
+/// Reads a text into a tree.
+pub(super) fn read(text: &str, format: Format) -> Result<Node, Fault> {
+    match format {
+        Format::Toml => tree::from_toml(text),
+        Format::Json => super::json::from_json(text),
+    }
+}
+
+pub(super) fn locate(text: &str, file_name: &str, fault: Fault) -> FileError {
+    let (line, column) = tree::line_column(text, fault.at);
+    FileError {
+        file: file_name.to_owned(),
+        line,
+        column,
+        text: fault.text,
+    }
+}
+
+/// One service as `spec_to_json` wrote it, without the checks of `validate`.
+pub fn spec_from_json(text: &str) -> Result<ServiceSpec, FileError> {
+    super::json::from_json(text)
+        .and_then(|node| service(&node).map(|(spec, _)| spec))
+        .map_err(|fault| locate(text, "stored service", fault))
+}
+
+/// One service with its seed, for the store.
+pub fn spec_to_json(spec: &ServiceSpec) -> String {
+    let pool = |backends: &[BackendSpec]| -> Vec<serde_json::Value> {
+        backends
+            .iter()
+            .map(|b| {
+                serde_json::json!({
+                    "addr": b.addr.to_string(), "weight": b.weight, "state": b.state.to_string(),
+                })
+            })
+            .collect()
+    };
+    let mut json = serde_json::json!({
+        "name": spec.name,
+        "vip": spec.vip.to_string(),
+        "mode": spec.mode.to_string(),
+        "live": spec.live.to_string(),
+        "green": spec.green.to_string(),
+        "affinity": spec.affinity.to_string(),
+        "vip_routed": spec.vip_routed,
+        "pools": { "blue": pool(&spec.blue_pool), "green": pool(&spec.green_pool) },
+    });
+    if let Some(seed) = spec.seed {
+        json["seed"] = seed.reveal().into();
+    }
+    json.to_string()
+}
+
+/// Reads and checks the list under the key `service`.
+pub(super) fn services(entry: &Entry) -> Result<Vec<ServiceSpec>, Fault> {
+    let Value::Array(items) = &entry.node.value else {
+        return Err(Fault::new(
+            entry.at,
+            format!(
+                "service is {}: write [[service]], a list of tables",
+                entry.node.value.kind()
+            ),
+        ));
+    };
+    let mut specs = Vec::with_capacity(items.len());
+    let mut places = Vec::with_capacity(items.len());
+    for item in items {
+        let (spec, place) = service(item)?;
+        validate::service(&spec).map_err(|error| place.fault(&error))?;
+        specs.push(spec);
+        places.push(place);
+    }
+    validate::set(&specs).map_err(|(index, error)| places[index].fault(&error))?;
+    Ok(specs)
+}
+
+/// Where the parts of a service stand in the file.
+struct Places {
+    service: usize,
+    name: usize,
+    vip: usize,
+    green: Option<usize>,
+    affinity: Option<usize>,
+    pools: [Option<usize>; 2],
+    backends: [Vec<usize>; 2],
+}
+
+impl Places {
+    fn fault(&self, error: &SpecError) -> Fault {
+        let at = match error.place {
+            Place::Name => Some(self.name),
+            Place::Vip => Some(self.vip),
+            Place::Green => self.green,
+            Place::Affinity => self.affinity,
+            Place::Pool(pool) => self.pools[pool.index()],
+            Place::Backend(pool, index) => self.backends[pool.index()].get(index).copied(),
+        };
+        Fault::new(at.unwrap_or(self.service), error.to_string())
+    }
+}
+
+const SERVICE_KEYS: [&str; 9] = [
+    "name",
+    "vip",
+    "mode",
+    "live",
+    "green",
+    "affinity",
+    "seed",
+    "vip_routed",
+    "pools",
+];
+
+fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
+    let table = Table::of(node, "a service", &SERVICE_KEYS)?;
+    let (name, name_at) = table.need("name", "a service's name, as name = \"web\"")?;
+    let (vip, vip_at) = table.need(
+        "vip",
+        "where clients connect to, as vip = \"203.0.113.10:443/tcp\"",
+    )?;
+    let live = table.parse("live")?.unwrap_or(PoolName::Blue);
+    // Absent, the split is the good one.
+    let good = match live {
+        PoolName::Blue => Weight::ZERO,
+        PoolName::Green => Weight::ONE,
+    };
+    let Some(pools) = table.find("pools") else {
+        return Err(Fault::new(
+            node.at,
+            format!(
+                "service {name:?} has no pools: write pools = {{ blue = [\"10.0.0.11:8443\"], green = [] }}"
+            ),
+        ));
+    };
+    let pools = Table::of(&pools.node, "pools", &["blue", "green"])?;
+    let (blue_pool, blue_places) = pool(&pools, "blue")?;
+    let (green_pool, green_places) = pool(&pools, "green")?;
+    let spec = ServiceSpec {
+        name: name.to_owned(),
+        vip: vip.parse().map_err(|e| place(vip_at, e))?,
+        mode: table.parse("mode")?.unwrap_or(Mode::Nat),
+        live,
+        green: table.parse("green")?.unwrap_or(good),
+        affinity: table.parse("affinity")?.unwrap_or(Affinity::Flow),
+        seed: table.parse("seed")?,
+        vip_routed: table.boolean("vip_routed")?.unwrap_or(false),
+        blue_pool,
+        green_pool,
+    };
+    let at = |key: &str| table.find(key).map(|entry| entry.node.at);
+    let places = Places {
+        service: node.at,
+        name: name_at,
+        vip: vip_at,
+        green: at("green"),
+        affinity: at("affinity"),
+        pools: ["blue", "green"].map(|key| pools.find(key).map(|entry| entry.node.at)),
+        backends: [blue_places, green_places],
+    };
+    Ok((spec, places))
+}
+
+fn pool(pools: &Table<'_>, key: &str) -> Result<(Vec<BackendSpec>, Vec<usize>), Fault> {
+    let Some(entry) = pools.find(key) else {
+        return Ok(Default::default());
+    };
+    let Value::Array(items) = &entry.node.value else {
+        return Err(Fault::new(
+            entry.node.at,
+            format!(
+                "{key} is {}: write a list of backends, as [\"10.0.0.11:8443\"]",
+                entry.node.value.kind()
+            ),
+        ));
+    };
+    let mut backends = Vec::with_capacity(items.len());
+    for item in items {
+        backends.push(backend(item)?);
+    }
+    Ok((backends, items.iter().map(|item| item.at).collect()))
+}
+
+fn backend(node: &Node) -> Result<BackendSpec, Fault> {
+    if let Value::String(addr) = &node.value {
+        return Ok(BackendSpec {
+            addr: text::parse_backend_addr(addr).map_err(|e| place(node.at, e))?,
+            weight: 1,
+            state: BackendState::Ready,
+        });
+    }
+    let table = Table::of(node, "a backend", &["addr", "weight", "state"])?;
+    let (addr, at) = table.need("addr", "its address, as addr = \"10.0.0.12:8443\"")?;
+    let weight = table.integer("weight", 1, i64::from(validate::MAX_BACKEND_WEIGHT))?;
+    Ok(BackendSpec {
+        addr: text::parse_backend_addr(addr).map_err(|e| place(at, e))?,
+        weight: weight.map_or(1, |weight| weight as u32),
+        state: table.parse("state")?.unwrap_or_default(),
+    })
+}
+
+pub(super) fn place(at: usize, error: impl std::fmt::Display) -> Fault {
+    Fault::new(at, error.to_string())
+}
+
+/// A table whose keys are all known.
+pub(super) struct Table<'a> {
+    pub(super) at: usize,
+    what: &'a str,
+    entries: &'a [Entry],
+}
+
+impl<'a> Table<'a> {
+    /// Refuses what is no table and every key that is not in `known`.
+    pub(super) fn of(node: &'a Node, what: &'a str, known: &[&str]) -> Result<Self, Fault> {
+        let Value::Table(entries) = &node.value else {
+            let kind = node.value.kind();
+            return Err(Fault::new(
+                node.at,
+                format!("{what} is {kind}: write a table"),
+            ));
+        };
+        for entry in entries {
+            if !known.contains(&entry.key.as_str()) {
+                return Err(Fault::new(entry.at, unknown(&entry.key, what, known)));
+            }
+        }
+        Ok(Self {
+            at: node.at,
+            what,
+            entries,
+        })
+    }
+
+    pub(super) fn find(&self, key: &str) -> Option<&'a Entry> {
+        self.entries.iter().find(|entry| entry.key == key)
+    }
+
+    /// A text and its place; `None` if absent.
+    pub(super) fn string(&self, key: &str) -> Result<Option<(&'a str, usize)>, Fault> {
+        match self.find(key) {
+            None => Ok(None),
+            Some(entry) => match &entry.node.value {
+                Value::String(text) => Ok(Some((text, entry.node.at))),
+                other => Err(Fault::new(
+                    entry.node.at,
+                    format!("{key} is {}: write it in quotes, as a string", other.kind()),
+                )),
+            },
+        }
+    }
+
+    fn need(&self, key: &str, meaning: &str) -> Result<(&'a str, usize), Fault> {
+        self.string(key)?.ok_or_else(|| {
+            Fault::new(
+                self.at,
+                format!("{} lacks the key {key}: {meaning}", self.what),
+            )
+        })
+    }
+
+    /// A text read as `T`.
+    pub(super) fn parse<T>(&self, key: &str) -> Result<Option<T>, Fault>
+    where
+        T: std::str::FromStr<Err: std::fmt::Display>,
+    {
+        self.string(key)?
+            .map(|(text, at)| {
+                text.parse()
+                    .map_err(|e| place(at, format_args!("{key}: {e}")))
+            })
+            .transpose()
+    }
+
+    pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>, Fault> {
+        match self.find(key) {
+            None => Ok(None),
+            Some(entry) => match &entry.node.value {
+                Value::Bool(value) => Ok(Some(*value)),
+                other => Err(Fault::new(
+                    entry.node.at,
+                    format!("{key} is {}: write true or false", other.kind()),
+                )),
+            },
+        }
+    }
+
+    pub(super) fn integer(&self, key: &str, low: i64, high: i64) -> Result<Option<i64>, Fault> {
+        let Some(entry) = self.find(key) else {
+            return Ok(None);
+        };
+        match &entry.node.value {
+            Value::Integer(number) if (low..=high).contains(number) => Ok(Some(*number)),
+            Value::Integer(number) => Err(Fault::new(
+                entry.node.at,
+                format!("{key} = {number} is out of range: write {low} to {high}"),
+            )),
+            other => Err(Fault::new(
+                entry.node.at,
+                format!(
+                    "{key} is {}: write a whole number, {low} to {high}",
+                    other.kind()
+                ),
+            )),
+        }
+    }
+}
+
+fn unknown(key: &str, what: &str, known: &[&str]) -> String {
+    let nearest = known
+        .iter()
+        .map(|candidate| (distance(key, candidate), candidate))
+        .min();
+    match nearest {
+        Some((distance, candidate)) if distance <= 2.max(candidate.len() / 3) => {
+            format!("{what} has no key {key:?}: did you mean {candidate:?}?")
+        }
+        _ => format!("{what} has no key {key:?}: it has {}", known.join(", ")),
+    }
+}
+
+/// Edits between two words (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

@@ -1,0 +1,231 @@
+//! One service as the reconciler keeps it.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use shifter_common::{
+    abi::service::{LOCAL_BACKENDS, THRESHOLD_ONE},
+    hash::siphash13,
+};
+
+use super::{backends::Backends, clock::Clock};
+use crate::{
+    datapath::{BackendId, DeadManImage, ServiceId, ServiceImage},
+    model::{PoolName, Seed, ServiceSpec, Weight, file},
+    store::{Promoted, Row, StoredDeadMan},
+};
+
+/// Publications whose time is remembered, for the time to the first flow.
+const PUBLISHED_KEPT: usize = 16;
+
+/// An armed dead-man.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeadMan {
+    pub image: DeadManImage,
+    pub stored: StoredDeadMan,
+}
+
+/// What writes on the weight change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Split {
+    pub live: PoolName,
+    pub green: Weight,
+    pub dead_man: Option<DeadMan>,
+    pub promoted: Option<Promoted>,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub id: ServiceId,
+    /// With a seed.
+    pub spec: ServiceSpec,
+    pub vip_backend: BackendId,
+    /// Ids in the order of the spec's pools.
+    pub pools: [Vec<BackendId>; 2],
+    pub rings: Arc<[Vec<BackendId>; 2]>,
+    /// Of everything but the split.
+    pub base_hash: u64,
+    pub generation: u32,
+    pub dead_man: Option<DeadMan>,
+    pub promoted: Option<Promoted>,
+    pub settle_until_ns: u64,
+    pub local_backends: [Vec<BackendId>; 2],
+    /// DNAT stands in front of the VIP, as last asked.
+    pub translated: bool,
+    /// `(generation, CLOCK_MONOTONIC ns)`, newest last.
+    pub published: VecDeque<(u32, u64)>,
+    /// The store has not what the kernel has.
+    pub dirty: bool,
+}
+
+/// The weight that gives a pool everything.
+pub fn all_to(pool: PoolName) -> Weight {
+    match pool {
+        PoolName::Blue => Weight::ZERO,
+        PoolName::Green => Weight::ONE,
+    }
+}
+
+/// Hash of a text, the same for ever.
+pub fn hash_text(text: &str) -> u64 {
+    text.as_bytes()
+        .chunks(8)
+        .fold(text.len() as u64, |hash, chunk| {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            siphash13([0, 0], [hash, u64::from_le_bytes(word)])
+        })
+}
+
+/// Hash of everything in a spec but its split.
+pub fn base_hash(spec: &ServiceSpec) -> u64 {
+    let mut spec = spec.clone();
+    spec.live = PoolName::Blue;
+    spec.green = Weight::ZERO;
+    hash_text(&file::spec_to_json(&spec))
+}
+
+/// Hash of the desired state, for the record in the kernel.
+pub fn desired_hash(base_hash: u64, live: PoolName, threshold: u64) -> u64 {
+    siphash13([0, 1], [base_hash, live.index() as u64, threshold])
+}
+
+impl Entry {
+    pub fn split(&self) -> Split {
+        Split {
+            live: self.spec.live,
+            green: self.spec.green,
+            dead_man: self.dead_man,
+            promoted: self.promoted,
+        }
+    }
+
+    pub fn set_split(&mut self, split: Split) {
+        self.spec.live = split.live;
+        self.spec.green = split.green;
+        self.dead_man = split.dead_man;
+        self.promoted = split.promoted;
+    }
+
+    pub fn seed(&self) -> Seed {
+        // An entry is made with a seed; zero is a key like any other.
+        self.spec.seed.unwrap_or(Seed([0, 0]))
+    }
+
+    pub fn image(&self) -> ServiceImage {
+        ServiceImage {
+            id: self.id,
+            vip: self.spec.vip,
+            vip_backend: self.vip_backend,
+            generation: self.generation,
+            threshold: self.spec.green.threshold(),
+            dead_man: self.dead_man.map(|d| d.image),
+            live: self.spec.live,
+            live_has_vip: self.spec.pool_has_vip(self.spec.live),
+            affinity: self.spec.affinity,
+            seed: self.seed(),
+            desired_hash: desired_hash(self.base_hash, self.spec.live, self.spec.green.threshold()),
+            settle_until_ns: self.settle_until_ns,
+            local_backends: self.local_backends.clone(),
+        }
+    }
+
+    pub fn row(&self, whole: bool) -> Row<'_> {
+        Row {
+            spec: &self.spec,
+            whole,
+            generation: self.generation,
+            dead_man: self.dead_man.map(|d| d.stored),
+            promoted: self.promoted,
+        }
+    }
+
+    pub fn etag(&self) -> String {
+        let hash = desired_hash(self.base_hash, self.spec.live, self.spec.green.threshold());
+        let etag = siphash13([0, 2], [hash, u64::from(self.generation)]);
+        format!("{etag:016x}")
+    }
+
+    /// Past the deadline of its dead-man.
+    pub fn dead_man_passed(&self, clock: &dyn Clock) -> bool {
+        self.dead_man
+            .is_some_and(|d| d.image.deadline_ns <= clock.boot_ns())
+    }
+
+    /// Threshold that the kernel acts on now.
+    pub fn programmed_threshold(&self, clock: &dyn Clock) -> u64 {
+        match self.dead_man {
+            Some(dead_man) if self.dead_man_passed(clock) => dead_man.image.safe_threshold,
+            _ => self.spec.green.threshold(),
+        }
+    }
+
+    pub fn note_published(&mut self, at_ns: u64) {
+        self.published.push_back((self.generation, at_ns));
+        if self.published.len() > PUBLISHED_KEPT {
+            self.published.pop_front();
+        }
+    }
+
+    /// When the generation was published, if that is still known.
+    pub fn published_ns(&self, generation: u32) -> Option<u64> {
+        let mut published = self.published.iter();
+        published.find(|(g, _)| *g == generation).map(|(_, at)| *at)
+    }
+
+    /// How flows without an entry are taken over (DESIGN §2.7 d and e).
+    pub fn adoption(&self) -> &'static str {
+        adoption(&self.spec, self.translated)
+    }
+
+    /// `web: blue live, green 5%`, for the audit.
+    pub fn describe(&self) -> String {
+        describe(&self.spec, self.dead_man.is_some())
+    }
+
+    /// All backends that it names.
+    pub fn named(&self) -> Vec<BackendId> {
+        let mut named = vec![self.vip_backend];
+        named.extend(self.pools.iter().flatten());
+        named
+    }
+}
+
+/// A split in words.
+pub fn describe(spec: &ServiceSpec, dead_man: bool) -> String {
+    let guarded = if dead_man { ", dead-man armed" } else { "" };
+    format!("{} live, green {}{guarded}", spec.live, spec.green)
+}
+
+/// See [`Entry::adoption`].
+pub fn adoption(spec: &ServiceSpec, translated: bool) -> &'static str {
+    if spec.pool_has_vip(spec.live) {
+        "vip"
+    } else if translated {
+        "refused"
+    } else if spec.pool(spec.live).len() == 1 {
+        "single"
+    } else {
+        "hash"
+    }
+}
+
+/// Backends of each pool whose sockets can be looked up, without the VIP.
+pub fn local_backends(
+    pools: &[Vec<BackendId>; 2],
+    vip: BackendId,
+    backends: &Backends,
+) -> [Vec<BackendId>; 2] {
+    pools.each_ref().map(|pool| {
+        pool.iter()
+            .copied()
+            .filter(|id| *id != vip && backends.get(*id).is_some_and(|s| s.is_local()))
+            .take(LOCAL_BACKENDS)
+            .collect()
+    })
+}
+
+/// Threshold difference as a share.
+pub fn threshold_moved(before: u64, after: u64) -> f64 {
+    before.abs_diff(after) as f64 / THRESHOLD_ONE as f64
+}

@@ -1,0 +1,21 @@
+//! What the reconciler asks of the host: addresses, routes, what stands in the way.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::{datapath::Placement, model::Vip};
+
+/// The host as netlink, sysctls and netfilter show it. Calls are answered from
+/// what is known, without a system call each: an apply of 5,000 services asks
+/// for every one of them.
+pub trait HostFacts: Send + Sync + 'static {
+    /// Whether an interface of this host has the address.
+    fn is_local(&self, ip: IpAddr) -> bool;
+    /// Interface to put an address on: the one that faces its clients.
+    fn interface_for(&self, ip: IpAddr) -> Option<String>;
+    /// Where packets for a backend go now.
+    fn placement(&self, addr: SocketAddr) -> Placement;
+    /// Whether DNAT stands in front of the VIP, as for a published container port.
+    fn vip_is_translated(&self, vip: &Vip) -> bool;
+    /// What stands between this host and a backend, one sentence each with its remedy.
+    fn backend_warnings(&self, addr: SocketAddr) -> Vec<String>;
+}

@@ -1,0 +1,100 @@
+//! `[[service]]` of the agent's own file against the stored state (DESIGN §8).
+
+use std::collections::HashMap;
+
+use super::{
+    controller::ControlError,
+    reconciler::{Reconciler, lock, own_context},
+};
+use crate::model::ServiceSpec;
+
+impl Reconciler {
+    /// Brings the services of the agent's file into force, key by key: a value
+    /// that differs from the file's at the last load wins, loudly; otherwise
+    /// the stored one stays. Returns the warnings.
+    pub fn load_file_services(&self, specs: &[ServiceSpec]) -> Result<Vec<String>, ControlError> {
+        let internal = |error: crate::store::StoreError| ControlError::Internal(error.to_string());
+        let mut warnings = Vec::new();
+        let mut wanted = Vec::new();
+        {
+            let core = lock(&self.core);
+            let last: HashMap<String, ServiceSpec> = core
+                .store
+                .file_values()
+                .map_err(internal)?
+                .into_iter()
+                .map(|spec| (spec.name.clone(), spec))
+                .collect();
+            for file in specs {
+                let last = last.get(&file.name);
+                match core.services.get(&file.name) {
+                    Some(entry) => {
+                        wanted.push(merge(file, last, &entry.spec, &mut warnings));
+                    }
+                    None if last == Some(file) => warnings.push(format!(
+                        "service {:?} is in the file as before but was deleted since: it stays deleted; apply the file to bring it back",
+                        file.name
+                    )),
+                    None => wanted.push(file.clone()),
+                }
+            }
+            for name in last.keys() {
+                let dropped = !specs.iter().any(|s| s.name == *name);
+                if dropped && core.services.contains_key(name) {
+                    warnings.push(format!(
+                        "service {name:?} is not in the file any more but goes on: delete it if it is not wanted"
+                    ));
+                }
+            }
+        }
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        if !wanted.is_empty() {
+            let context = own_context("file", "the agent's file".into());
+            let (receipts, _) = self.do_apply(&wanted, &context)?;
+            warnings.extend(receipts.into_iter().flat_map(|r| r.warnings));
+        }
+        let mut core = lock(&self.core);
+        core.store.set_file_values(specs).map_err(internal)?;
+        Ok(warnings)
+    }
+}
+
+/// The stored spec with every key whose value in the file is new.
+fn merge(
+    file: &ServiceSpec,
+    last: Option<&ServiceSpec>,
+    stored: &ServiceSpec,
+    warnings: &mut Vec<String>,
+) -> ServiceSpec {
+    let mut merged = stored.clone();
+    let mut won = Vec::new();
+    macro_rules! key {
+        ($field:ident, $name:literal) => {
+            if last.is_none_or(|last| last.$field != file.$field) && stored.$field != file.$field {
+                merged.$field = file.$field.clone();
+                won.push($name);
+            }
+        };
+    }
+    key!(vip, "vip");
+    key!(mode, "mode");
+    key!(live, "live");
+    key!(green, "green");
+    key!(affinity, "affinity");
+    key!(vip_routed, "vip_routed");
+    key!(blue_pool, "pools.blue");
+    key!(green_pool, "pools.green");
+    if file.seed.is_some() {
+        key!(seed, "seed");
+    }
+    if !won.is_empty() {
+        warnings.push(format!(
+            "service {:?}: the file has new values for {}, which replace the stored ones",
+            file.name,
+            won.join(", ")
+        ));
+    }
+    merged
+}

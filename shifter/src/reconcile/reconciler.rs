@@ -1,0 +1,422 @@
+//! The reconciler's state and the steps that every write shares.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use shifter_common::abi::MAX_SERVICES;
+
+use super::{
+    Clock, HostFacts,
+    backends::Backends,
+    controller::{ControlError, Receipt, WriteContext},
+    entry::{Entry, Split, describe, threshold_moved},
+    events::Events,
+    observe::Observer,
+};
+use crate::{
+    datapath::{Census, Datapath, DatapathError, ServiceId, ServiceImage},
+    model::{Protocol, ServiceSpec, config, weight::threshold_share},
+    store::{Audit, Commit, Store, StoreError},
+};
+
+/// How old the counts of the flow table may be when they are shown.
+const CENSUS_AGE: Duration = Duration::from_secs(1);
+
+/// What the reconciler is told at its start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long a service is settling after creation, attach or loss of the table.
+    pub settle: Duration,
+    /// How long after a promote a rollback undoes it.
+    pub bake: Duration,
+    pub flow_capacity: u32,
+    pub state_dir: PathBuf,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            settle: config::DEFAULT_SETTLE,
+            bake: config::DEFAULT_BAKE,
+            flow_capacity: shifter_common::abi::DEFAULT_FLOW_CAPACITY,
+            state_dir: "/var/lib/shifter".into(),
+        }
+    }
+}
+
+/// Why the reconciler cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("reading what the kernel holds: {0}")]
+    Inventory(DatapathError),
+    #[error("bringing service {service:?} into force: {source}")]
+    Publish {
+        service: String,
+        source: DatapathError,
+    },
+}
+
+/// See the module.
+pub struct Reconciler {
+    pub(super) datapath: Arc<dyn Datapath>,
+    pub(super) facts: Arc<dyn HostFacts>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) settings: Settings,
+    pub(super) started: Instant,
+    pub(super) core: Mutex<Core>,
+    pub(super) observer: Mutex<Observer>,
+    pub(super) events: Events,
+    census: Mutex<Option<(Instant, Arc<Census>)>>,
+}
+
+/// What one writer at a time changes.
+pub struct Core {
+    pub store: Store,
+    pub services: BTreeMap<String, Entry>,
+    pub vips: HashMap<(SocketAddr, Protocol), String>,
+    pub backends: Backends,
+    pub ids: ServiceIds,
+    pub generation: u32,
+    /// Services in the kernel that an empty store knows nothing of.
+    pub orphans: HashMap<(SocketAddr, Protocol), ServiceImage>,
+    pub ring_slots: u64,
+    /// About the host as a whole.
+    pub warnings: Vec<String>,
+}
+
+/// Service ids: free, in use, and those that flows may still name.
+#[derive(Default)]
+pub struct ServiceIds {
+    free: BTreeSet<ServiceId>,
+    next: ServiceId,
+    pub retired: BTreeSet<ServiceId>,
+}
+
+impl ServiceIds {
+    pub fn adopt(&mut self, id: ServiceId) {
+        self.free.extend(self.next..id);
+        self.next = self.next.max(id + 1);
+        self.free.remove(&id);
+    }
+
+    pub fn take(&mut self) -> Result<ServiceId, DatapathError> {
+        if let Some(id) = self.free.pop_first() {
+            return Ok(id);
+        }
+        if u32::from(self.next) < MAX_SERVICES {
+            self.next += 1;
+            return Ok(self.next - 1);
+        }
+        Err(DatapathError::Full {
+            what: "services",
+            limit: u64::from(MAX_SERVICES),
+            remedy: "delete one that is no longer used (a deleted one counts until its flows have ended)",
+        })
+    }
+
+    pub fn release(&mut self, id: ServiceId) {
+        self.retired.remove(&id);
+        self.free.insert(id);
+    }
+}
+
+/// A panic elsewhere must not stop the agent: every change leaves the state whole.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether an undurable write stays in force (DESIGN §5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Durability {
+    Required,
+    Wanted,
+}
+
+/// A change of one service's split.
+pub(super) struct SplitWrite {
+    pub next: Split,
+    pub action: &'static str,
+    pub durability: Durability,
+    pub warnings: Vec<String>,
+}
+
+impl Reconciler {
+    pub(super) fn assemble(
+        datapath: Arc<dyn Datapath>,
+        facts: Arc<dyn HostFacts>,
+        clock: Arc<dyn Clock>,
+        settings: Settings,
+        core: Core,
+    ) -> Self {
+        let base = clock.unix_ms().max(0) as u64 * 1_000;
+        Self {
+            datapath,
+            facts,
+            clock,
+            settings,
+            started: Instant::now(),
+            core: Mutex::new(core),
+            observer: Mutex::default(),
+            events: Events::new(base),
+            census: Mutex::new(None),
+        }
+    }
+
+    /// Counts of the flow table, at most [`CENSUS_AGE`] old.
+    pub(super) fn census(&self) -> Arc<Census> {
+        if let Some((at, census)) = &*lock(&self.census)
+            && at.elapsed() < CENSUS_AGE
+        {
+            return census.clone();
+        }
+        self.fresh_census()
+    }
+
+    /// Counts them now. The lock is not held during the pass.
+    pub(super) fn fresh_census(&self) -> Arc<Census> {
+        let census = Arc::new(self.datapath.census());
+        *lock(&self.census) = Some((Instant::now(), census.clone()));
+        census
+    }
+
+    /// Publishes an entry under the next generation.
+    pub(super) fn publish(
+        &self,
+        generation: &mut u32,
+        entry: &mut Entry,
+        with_rings: bool,
+    ) -> Result<(), DatapathError> {
+        *generation += 1;
+        let before = std::mem::replace(&mut entry.generation, *generation);
+        let rings = with_rings.then_some(&*entry.rings);
+        match self.datapath.publish(&entry.image(), rings) {
+            Ok(at_ns) => {
+                entry.note_published(at_ns);
+                self.restart_window(entry.id, at_ns);
+                Ok(())
+            }
+            Err(error) => {
+                entry.generation = before;
+                Err(error)
+            }
+        }
+    }
+
+    /// Publishes a split, then makes it last; see DESIGN §5 for the order.
+    pub(super) fn write_split(
+        &self,
+        core: &mut Core,
+        name: &str,
+        write: SplitWrite,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError> {
+        let Core {
+            store,
+            services,
+            generation,
+            ..
+        } = core;
+        let entry = find_mut(services, name)?;
+        let before = entry.split();
+        let mut receipt = Receipt {
+            service: name.to_owned(),
+            moved_share: threshold_moved(
+                entry.programmed_threshold(&*self.clock),
+                write.next.green.threshold(),
+            ),
+            green_share: threshold_share(write.next.green.threshold()),
+            unchanged: before == write.next,
+            warnings: write.warnings,
+            ..Receipt::default()
+        };
+        if receipt.unchanged || context.validate_only {
+            return Ok(finish(receipt, entry, context));
+        }
+        let described = entry.describe();
+        entry.set_split(write.next);
+        if let Err(error) = self.publish(generation, entry, false) {
+            entry.set_split(before);
+            return Err(error.into());
+        }
+        receipt.programmed_ns = elapsed_ns(context);
+        let at_unix_ms = self.clock.unix_ms();
+        let commit = Commit {
+            generation: *generation,
+            at_unix_ms,
+            rows: vec![entry.row(entry.dirty)],
+            delete: Vec::new(),
+            audit: vec![audit(at_unix_ms, context, entry, write.action, &described)],
+        };
+        match (store.commit(&commit), write.durability) {
+            (Ok(()), _) => entry.dirty = false,
+            (Err(error), Durability::Wanted) => {
+                entry.dirty = true;
+                tracing::warn!(service = name, %error, "not durable");
+                receipt.warnings.push(format!(
+                    "not durable: it is in force, but the store failed ({error}); it is tried again every second"
+                ));
+            }
+            (Err(error), Durability::Required) => {
+                return Err(self.take_back(generation, entry, before, &error));
+            }
+        }
+        tracing::info!(
+            service = name,
+            action = write.action,
+            generation = entry.generation,
+            green = %entry.spec.green,
+            live = %entry.spec.live,
+            actor = context.actor,
+            reason = context.reason,
+            "split changed"
+        );
+        self.events.push(name, false);
+        Ok(finish(receipt, entry, context))
+    }
+
+    /// The kernel gets the split from before back, under a new generation.
+    fn take_back(
+        &self,
+        generation: &mut u32,
+        entry: &mut Entry,
+        before: Split,
+        error: &StoreError,
+    ) -> ControlError {
+        let after = entry.split();
+        entry.dirty = true;
+        entry.set_split(before);
+        let outcome = match self.publish(generation, entry, false) {
+            Ok(()) => "the change was taken back".to_owned(),
+            Err(second) => {
+                entry.set_split(after);
+                format!("the change is in force, because taking it back failed too ({second})")
+            }
+        };
+        self.events.push(&entry.spec.name, false);
+        ControlError::Internal(format!("{error}; {outcome}"))
+    }
+}
+
+/// The entry of a name.
+pub(super) fn find<'a>(
+    services: &'a BTreeMap<String, Entry>,
+    name: &str,
+) -> Result<&'a Entry, ControlError> {
+    services.get(name).ok_or_else(|| not_found(services, name))
+}
+
+/// The entry of a name, to change it.
+pub(super) fn find_mut<'a>(
+    services: &'a mut BTreeMap<String, Entry>,
+    name: &str,
+) -> Result<&'a mut Entry, ControlError> {
+    if !services.contains_key(name) {
+        return Err(not_found(services, name));
+    }
+    services
+        .get_mut(name)
+        .ok_or_else(|| ControlError::Internal(format!("service {name:?} vanished")))
+}
+
+fn not_found(services: &BTreeMap<String, Entry>, name: &str) -> ControlError {
+    const SHOWN: usize = 10;
+    let mut known: Vec<&str> = services.keys().take(SHOWN).map(String::as_str).collect();
+    let more = format!("… ({} in all)", services.len());
+    match services.len() {
+        0 => known.push("none yet"),
+        count if count > SHOWN => known.push(&more),
+        _ => {}
+    }
+    ControlError::NotFound {
+        name: name.to_owned(),
+        known: known.join(", "),
+    }
+}
+
+/// Refuses unless the request's etag, if it has one, is the service's.
+pub(super) fn check_etag(entry: &Entry, context: &WriteContext) -> Result<(), ControlError> {
+    match &context.etag {
+        Some(asked) if *asked != entry.etag() => Err(ControlError::Conflict {
+            service: entry.spec.name.clone(),
+            is: entry.etag(),
+            asked: asked.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn elapsed_ns(context: &WriteContext) -> u64 {
+    context.arrived.elapsed().as_nanos() as u64
+}
+
+/// Fills in what is known at the end.
+pub(super) fn finish(mut receipt: Receipt, entry: &Entry, context: &WriteContext) -> Receipt {
+    receipt.generation = entry.generation;
+    receipt.etag = entry.etag();
+    receipt.total_ns = elapsed_ns(context);
+    receipt
+}
+
+pub(super) fn audit(
+    at_unix_ms: i64,
+    context: &WriteContext,
+    entry: &Entry,
+    action: &str,
+    before: &str,
+) -> Audit {
+    audit_spec(
+        at_unix_ms,
+        context,
+        &entry.spec,
+        action,
+        before,
+        &entry.describe(),
+        entry.generation,
+    )
+}
+
+pub(super) fn audit_spec(
+    at_unix_ms: i64,
+    context: &WriteContext,
+    spec: &ServiceSpec,
+    action: &str,
+    before: &str,
+    after: &str,
+    generation: u32,
+) -> Audit {
+    Audit {
+        at_unix_ms,
+        actor: context.actor.clone(),
+        service: spec.name.clone(),
+        action: action.to_owned(),
+        reason: context.reason.clone(),
+        before: before.to_owned(),
+        after: after.to_owned(),
+        generation,
+    }
+}
+
+/// What the agent itself writes as.
+pub(super) fn own_context(actor: &str, reason: String) -> WriteContext {
+    WriteContext {
+        arrived: Instant::now(),
+        actor: actor.to_owned(),
+        reason,
+        request_id: String::new(),
+        etag: None,
+        force: false,
+        validate_only: false,
+    }
+}
+
+/// A spec's split in words, for audits of what has no entry yet.
+pub(super) fn describe_spec(spec: &ServiceSpec) -> String {
+    describe(spec, false)
+}

@@ -1,0 +1,362 @@
+//! Writes on the weight: shift, confirm, rollback, promote, and the dead-man.
+
+use std::time::Duration;
+
+use super::{
+    controller::{Change, ControlError, Receipt, ShareOf, WeightChange, WriteContext},
+    entry::{DeadMan, Entry, Split, all_to, threshold_moved},
+    reconciler::{Core, Durability, Reconciler, SplitWrite, check_etag, find, lock, own_context},
+};
+use crate::{
+    datapath::DeadManImage,
+    model::{PoolName, Weight, duration, validate},
+    store::{Promoted, StoredDeadMan},
+};
+
+/// A dead-man beyond this is a mistake of units.
+const MAX_REVERT_AFTER: Duration = Duration::from_secs(30 * 86_400);
+
+impl Reconciler {
+    pub(super) fn do_set_weight(
+        &self,
+        change: &WeightChange,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError> {
+        let mut core = lock(&self.core);
+        let name = &change.service;
+        self.record_passed_dead_man(&mut core, name);
+        let entry = find(&core.services, name)?;
+        check_etag(entry, context)?;
+        let (next, mut warnings) = self.shifted(entry, change)?;
+        warnings.extend(unready_warning(entry, next.live, next.green));
+        let write = SplitWrite {
+            next,
+            action: "shift",
+            durability: Durability::Required,
+            warnings,
+        };
+        self.write_split(&mut core, name, write, context)
+    }
+
+    /// What a shift leads to.
+    fn shifted(
+        &self,
+        entry: &Entry,
+        change: &WeightChange,
+    ) -> Result<(Split, Vec<String>), ControlError> {
+        let green = green_weight(entry.spec.live, change.share);
+        check_gain(entry, green)?;
+        let mut warnings = Vec::new();
+        let dead_man = match change.revert_after {
+            Some(after) if green.threshold() == all_to(entry.spec.live).threshold() => {
+                warnings.push(format!(
+                    "no dead-man is armed: this weight gives the live pool everything already, so there is nothing to revert after {}",
+                    duration::show(after)
+                ));
+                None
+            }
+            Some(after) => Some(self.dead_man(entry.spec.live, after)?),
+            None => None,
+        };
+        let next = Split {
+            green,
+            dead_man,
+            ..entry.split()
+        };
+        Ok((next, warnings))
+    }
+
+    fn dead_man(&self, live: PoolName, after: Duration) -> Result<DeadMan, ControlError> {
+        if after.is_zero() || after > MAX_REVERT_AFTER {
+            return Err(ControlError::Invalid(format!(
+                "revert after {} is out of range: write up to 30 days, as \"10m\"",
+                duration::show(after)
+            )));
+        }
+        let safe_threshold = all_to(live).threshold();
+        let after_ms = (after.as_millis() as i64).max(1);
+        Ok(DeadMan {
+            image: DeadManImage {
+                safe_threshold,
+                deadline_ns: self.clock.boot_ns() + after.as_nanos() as u64,
+            },
+            stored: StoredDeadMan {
+                safe_threshold,
+                deadline_unix_ms: self.clock.unix_ms() + after_ms,
+                after_ms,
+            },
+        })
+    }
+
+    pub(super) fn do_plan_weight(&self, change: &WeightChange) -> Result<Change, ControlError> {
+        let census = self.census();
+        let core = lock(&self.core);
+        let entry = find(&core.services, &change.service)?;
+        let (next, mut warnings) = self.shifted(entry, change)?;
+        let before = entry.programmed_threshold(&*self.clock);
+        let after = next.green.threshold();
+        warnings.extend(big_shift(entry.spec.live, before, after));
+        warnings.extend(unready_warning(entry, next.live, next.green));
+        let carried = census.services.get(&entry.id).copied().unwrap_or_default();
+        let unchanged = next == entry.split();
+        let mut details = Vec::new();
+        if !unchanged {
+            details.push(format!("green: {} -> {}", entry.spec.green, next.green));
+        }
+        if let Some(after) = change.revert_after
+            && next.dead_man.is_some()
+        {
+            details.push(format!(
+                "unless confirmed, {} gets everything again after {}",
+                entry.spec.live,
+                duration::show(after)
+            ));
+        } else if entry.dead_man.is_some() {
+            details.push("the armed dead-man is taken out".to_owned());
+        }
+        Ok(Change {
+            service: change.service.clone(),
+            action: if unchanged { "unchanged" } else { "update" },
+            details,
+            moved_share: threshold_moved(before, after),
+            flows_that_stay: carried[0] + carried[1],
+            warnings,
+        })
+    }
+
+    pub(super) fn do_confirm(
+        &self,
+        name: &str,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError> {
+        let mut core = lock(&self.core);
+        if self.record_passed_dead_man(&mut core, name) {
+            return Err(ControlError::Precondition(format!(
+                "service {name:?}: the deadline has passed and the live pool has everything again; shift once more if the weight shall be kept"
+            )));
+        }
+        let entry = find(&core.services, name)?;
+        check_etag(entry, context)?;
+        let write = SplitWrite {
+            next: Split {
+                dead_man: None,
+                ..entry.split()
+            },
+            action: "confirm",
+            durability: Durability::Required,
+            warnings: Vec::new(),
+        };
+        self.write_split(&mut core, name, write, context)
+    }
+
+    pub(super) fn do_rollback(
+        &self,
+        name: &str,
+        to: u32,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError> {
+        let mut core = lock(&self.core);
+        self.record_passed_dead_man(&mut core, name);
+        let entry = find(&core.services, name)?;
+        let (next, mut warnings) = if to == 0 {
+            self.good_split(entry)
+        } else {
+            (earlier_split(&core, entry, to)?, Vec::new())
+        };
+        warnings.extend(unready_warning(entry, next.live, next.green));
+        let write = SplitWrite {
+            next,
+            action: "rollback",
+            durability: Durability::Wanted,
+            warnings,
+        };
+        self.write_split(&mut core, name, write, context)
+    }
+
+    /// Everything to the live pool; to the former one within the bake time.
+    fn good_split(&self, entry: &Entry) -> (Split, Vec<String>) {
+        let mut warnings = Vec::new();
+        let bake_ms = self.settings.bake.as_millis() as i64;
+        let mut live = entry.spec.live;
+        let mut promoted = entry.promoted;
+        if let Some(Promoted { former, at_unix_ms }) = entry.promoted
+            && (0..bake_ms).contains(&(self.clock.unix_ms() - at_unix_ms))
+        {
+            if entry.spec.pool(former).is_empty() {
+                warnings.push(format!(
+                    "{former} was live before the promote but has no backend any more: {live} stays live"
+                ));
+            } else {
+                live = former;
+            }
+            promoted = None;
+        }
+        let next = Split {
+            live,
+            green: all_to(live),
+            dead_man: None,
+            promoted,
+        };
+        (next, warnings)
+    }
+
+    pub(super) fn do_promote(
+        &self,
+        name: &str,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError> {
+        let mut core = lock(&self.core);
+        self.record_passed_dead_man(&mut core, name);
+        let entry = find(&core.services, name)?;
+        check_etag(entry, context)?;
+        let former = entry.spec.live;
+        let live = former.other();
+        let mut warnings = Vec::new();
+        if entry.spec.green.threshold() == all_to(former).threshold() {
+            warnings.push(format!(
+                "{live} had no new flows before this promote: it was not tried under traffic"
+            ));
+        }
+        let mut spec = entry.spec.clone();
+        spec.green = all_to(live);
+        validate::split(&spec).map_err(|error| ControlError::Precondition(error.to_string()))?;
+        let write = SplitWrite {
+            next: Split {
+                live,
+                green: all_to(live),
+                dead_man: None,
+                promoted: Some(Promoted {
+                    former,
+                    at_unix_ms: self.clock.unix_ms(),
+                }),
+            },
+            action: "promote",
+            durability: Durability::Required,
+            warnings,
+        };
+        self.write_split(&mut core, name, write, context)
+    }
+
+    /// A passed dead-man becomes a rollback; true if there was one. If the
+    /// kernel refuses, the safe threshold holds all the same, and it is tried again.
+    pub(super) fn record_passed_dead_man(&self, core: &mut Core, name: &str) -> bool {
+        let Some(entry) = core.services.get(name) else {
+            return false;
+        };
+        let Some(dead_man) = entry
+            .dead_man
+            .filter(|_| entry.dead_man_passed(&*self.clock))
+        else {
+            return false;
+        };
+        let after = Duration::from_millis(dead_man.stored.after_ms.max(0) as u64);
+        let reason = format!("not confirmed within {}", duration::show(after));
+        let write = SplitWrite {
+            next: Split {
+                green: all_to(entry.spec.live),
+                dead_man: None,
+                ..entry.split()
+            },
+            action: "rollback",
+            durability: Durability::Wanted,
+            warnings: Vec::new(),
+        };
+        let context = own_context("dead-man", reason);
+        if let Err(error) = self.write_split(core, name, write, &context) {
+            tracing::warn!(service = name, %error, "recording a passed dead-man failed");
+        }
+        true
+    }
+}
+
+fn green_weight(live: PoolName, share: ShareOf) -> Weight {
+    match (share, live) {
+        (ShareOf::Green(weight), _) | (ShareOf::Candidate(weight), PoolName::Blue) => weight,
+        (ShareOf::Blue(weight), _) | (ShareOf::Candidate(weight), PoolName::Green) => {
+            weight.complement()
+        }
+    }
+}
+
+/// Refuses when the pool that gains has nothing to carry it.
+fn check_gain(entry: &Entry, green: Weight) -> Result<(), ControlError> {
+    let (before, after) = (entry.spec.green.threshold(), green.threshold());
+    let (pool, share) = match after.cmp(&before) {
+        std::cmp::Ordering::Greater => (PoolName::Green, green),
+        std::cmp::Ordering::Less => (PoolName::Blue, green.complement()),
+        std::cmp::Ordering::Equal => return Ok(()),
+    };
+    let share = share.to_string();
+    let fault = if entry.spec.pool(pool).is_empty() {
+        validate::SpecFault::WeightToEmpty { pool, share }
+    } else if !validate::has_ready(&entry.spec, pool) {
+        validate::SpecFault::WeightToUnready { pool, share }
+    } else {
+        return Ok(());
+    };
+    let service = &entry.spec.name;
+    Err(ControlError::Precondition(format!(
+        "service {service:?}: {fault}"
+    )))
+}
+
+/// The split of an earlier generation, if its pools can still carry it.
+fn earlier_split(core: &Core, entry: &Entry, to: u32) -> Result<Split, ControlError> {
+    let name = &entry.spec.name;
+    let internal = |error: crate::store::StoreError| ControlError::Internal(error.to_string());
+    let Some((live, green)) = core.store.split(name, to).map_err(internal)? else {
+        let nearest = core.store.nearest_generations(name, to).map_err(internal)?;
+        let nearest: Vec<String> = nearest.iter().map(u32::to_string).collect();
+        return Err(ControlError::Invalid(format!(
+            "service {name:?} has no generation {to}: the nearest known are {}",
+            nearest.join(", ")
+        )));
+    };
+    for (pool, weight) in [
+        (PoolName::Blue, green.complement()),
+        (PoolName::Green, green),
+    ] {
+        if entry.spec.pool(pool).is_empty() && (weight.threshold() > 0 || pool == live) {
+            return Err(ControlError::Precondition(format!(
+                "service {name:?}: generation {to} gave {weight} to {pool}, which has no backend any more: add one, or roll back without a generation"
+            )));
+        }
+    }
+    Ok(Split {
+        live,
+        green,
+        dead_man: None,
+        promoted: entry.promoted.filter(|_| live == entry.spec.live),
+    })
+}
+
+/// A pool with a share and no ready backend.
+pub(super) fn unready_warning(entry: &Entry, live: PoolName, green: Weight) -> Option<String> {
+    [
+        (PoolName::Blue, green.complement()),
+        (PoolName::Green, green),
+    ]
+    .into_iter()
+    .find(|(pool, weight)| weight.threshold() > 0 && !validate::has_ready(&entry.spec, *pool))
+    .map(|(pool, weight)| {
+        let role = if pool == live { "the live pool " } else { "" };
+        format!(
+            "none of the backends of {role}{pool} is ready, but it has {weight} of new flows: they go to the other pool if that has a ready backend"
+        )
+    })
+}
+
+/// More than half leaves the live pool at once.
+pub(super) fn big_shift(live: PoolName, before: u64, after: u64) -> Option<String> {
+    let taken = match live {
+        PoolName::Blue => after.saturating_sub(before),
+        PoolName::Green => before.saturating_sub(after),
+    };
+    let share = crate::model::weight::threshold_share(taken);
+    (share > 0.5).then(|| {
+        format!(
+            "this takes {:.4}% of new flows from the live pool {live} at once: smaller steps, or revert_after, make a mistake cheaper",
+            share * 100.0
+        )
+    })
+}

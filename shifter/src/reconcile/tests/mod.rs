@@ -1,0 +1,5 @@
+//! The reconciler over the fake packet path.
+
+mod apply;
+mod rig;
+mod split;

@@ -1,0 +1,94 @@
+//! The tables, and how an older file is brought up to them.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::{StoreError, sql};
+
+/// Each entry brings a file from the version of its index to the next; an
+/// entry that was released is never changed.
+const MIGRATIONS: [&str; 1] = ["
+    CREATE TABLE host (generation INTEGER NOT NULL);
+    INSERT INTO host VALUES (0);
+    CREATE TABLE service (
+        name TEXT PRIMARY KEY,
+        spec TEXT NOT NULL,
+        live TEXT NOT NULL,
+        green TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        safe_threshold INTEGER,
+        deadline_unix_ms INTEGER,
+        after_ms INTEGER,
+        promoted_from TEXT,
+        promoted_unix_ms INTEGER
+    ) STRICT;
+    CREATE TABLE history (
+        service TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        live TEXT NOT NULL,
+        green TEXT NOT NULL,
+        at_unix_ms INTEGER NOT NULL,
+        PRIMARY KEY (service, generation)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE pending (name TEXT PRIMARY KEY, spec TEXT) STRICT;
+    CREATE TABLE file_value (name TEXT PRIMARY KEY, spec TEXT NOT NULL) STRICT;
+    CREATE TABLE audit (
+        id INTEGER PRIMARY KEY,
+        at_unix_ms INTEGER NOT NULL,
+        actor TEXT NOT NULL,
+        service TEXT NOT NULL,
+        action TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        before TEXT NOT NULL,
+        after TEXT NOT NULL,
+        generation INTEGER NOT NULL
+    ) STRICT;
+"];
+
+/// Sets the connection up and brings the tables to the newest version.
+pub fn prepare(mut connection: Connection, path: &Path) -> Result<Connection, StoreError> {
+    let damaged = |source| StoreError::Damaged {
+        path: path.to_owned(),
+        source,
+    };
+    // The first statement that reads the file; it fails on what is no database.
+    let found: i64 = connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(damaged)?;
+    let known = MIGRATIONS.len() as i64;
+    if found > known {
+        return Err(StoreError::Newer {
+            path: path.to_owned(),
+            found,
+            known,
+        });
+    }
+    let tables: i64 = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(damaged)?;
+    if found == 0 && tables > 0 {
+        return Err(damaged(rusqlite::Error::InvalidQuery));
+    }
+    connection
+        .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
+        .and_then(|()| connection.pragma_update(None, "synchronous", "FULL"))
+        .map_err(sql("switching on the write-ahead log"))?;
+    connection.set_prepared_statement_cache_capacity(32);
+    let fault = sql("bringing the tables up to date");
+    let tx = connection.transaction().map_err(&fault)?;
+    for migration in &MIGRATIONS[found.clamp(0, known) as usize..] {
+        tx.execute_batch(migration).map_err(&fault)?;
+    }
+    tx.pragma_update(None, "user_version", known)
+        .map_err(&fault)?;
+    tx.commit().map_err(&fault)?;
+    let check: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(damaged)?;
+    if check == "ok" {
+        Ok(connection)
+    } else {
+        Err(damaged(rusqlite::Error::InvalidColumnName(check)))
+    }
+}

@@ -1,0 +1,100 @@
+//! `cargo xtask test`: every check, live, and one summary at the end.
+
+mod options;
+mod output;
+mod stage;
+mod summary;
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::{
+    Told, lint,
+    run::{cargo, is_root, is_set},
+    setup::{Need, setup},
+    tidy,
+};
+use options::Options;
+use stage::Stage;
+use summary::Summary;
+
+/// Set to 1: full counts.
+const LONG: &str = "SHIFTER_TEST_LONG";
+
+/// Runs all stages, a failed one does not stop the next, and sums up.
+pub fn test(arguments: &[String]) -> Result<()> {
+    let options = Options::parse(arguments)?;
+    let need = if is_root() {
+        Need::All
+    } else {
+        Need::Unprivileged
+    };
+    setup(need)?;
+    let mut summary = Summary::default();
+    if options.filter.is_none() {
+        summary.push(stage::check("tidy", || tidy::tidy(&[])));
+        summary.push(stage::command("formatting", &mut lint::formatting()));
+        summary.push(stage::command("clippy", &mut lint::clippy()));
+        summary.push(lint_ebpf());
+    }
+    summary.push(stage::command("build", &mut build()));
+    summary.push(stage::tests("unit tests", &mut unit_tests(&options)));
+    summary.push(scenarios(&options));
+    if let Some(filter) = &options.filter
+        && summary.failed() == 0
+        && summary.tests_run() == 0
+    {
+        bail!("no test has a name that contains {filter:?}");
+    }
+    print!("{summary}");
+    let refused = is_set("CI") && summary.skipped() > 0;
+    if refused {
+        eprintln!("CI is set, so a skip is a failure: see SKIPPED above for what is missing");
+    }
+    println!("{}", summary.counts());
+    if refused || summary.failed() > 0 {
+        // The counts stay the last line.
+        return Err(Told.into());
+    }
+    Ok(())
+}
+
+fn lint_ebpf() -> Stage {
+    const NAME: &str = "clippy of shifter-ebpf";
+    if is_set("SHIFTER_BPF_OBJECT") {
+        return stage::skipped(NAME, "SHIFTER_BPF_OBJECT is set, so there is no nightly");
+    }
+    match lint::clippy_ebpf() {
+        Some(mut command) => stage::command(NAME, &mut command),
+        None => stage::skipped(NAME, "no nightly with clippy (cargo xtask setup)"),
+    }
+}
+
+/// Scenarios start the `shifter` program, which their own build does not make.
+fn build() -> Command {
+    cargo(&["build", "--workspace", "--exclude", "shifter-ebpf"])
+}
+
+fn unit_tests(options: &Options) -> Command {
+    let mut command = cargo(&["test", "--no-fail-fast", "--workspace"]);
+    command.args(["--exclude", "shifter-ebpf", "--exclude", "shifter-tests"]);
+    options.pass_on(&mut command, &[]);
+    command
+}
+
+fn scenarios(options: &Options) -> Stage {
+    const NAME: &str = "scenarios";
+    if !is_root() {
+        return stage::skipped(
+            NAME,
+            "they make network namespaces and load eBPF programs: run as root",
+        );
+    }
+    let mut command = cargo(&["test", "--no-fail-fast", "--package", "shifter-tests"]);
+    options.pass_on(&mut command, &["--test-threads=1"]);
+    if options.long {
+        command.env(LONG, "1");
+    }
+    stage::tests(NAME, &mut command)
+}

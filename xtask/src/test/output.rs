@@ -1,0 +1,158 @@
+//! Reads what the standard test harness prints, while it is printed.
+
+use std::time::{Duration, Instant};
+
+/// One test with its time, where tests run one after another.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Timed {
+    pub name: String,
+    pub took: Duration,
+}
+
+/// What was read so far.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub passed: usize,
+    pub failed: Vec<String>,
+    /// Name and reason.
+    pub ignored: Vec<(String, String)>,
+    pub timed: Vec<Timed>,
+    line: String,
+    /// A test that was announced and has no result yet.
+    pending: Option<(String, Instant)>,
+}
+
+impl Report {
+    /// Takes the next piece of output, as it arrives.
+    pub fn feed(&mut self, piece: &str, now: Instant) {
+        for character in piece.chars() {
+            if character == '\n' {
+                let line = std::mem::take(&mut self.line);
+                self.take_line(&line, now);
+            } else {
+                self.line.push(character);
+                if self.pending.is_none() {
+                    self.pending = announced(&self.line).map(|name| (name, now));
+                }
+            }
+        }
+    }
+
+    /// Tells of the end of the output; a test without a result has failed.
+    pub fn finish(&mut self, now: Instant) {
+        let line = std::mem::take(&mut self.line);
+        self.take_line(&line, now);
+        if let Some((name, _)) = self.pending.take() {
+            self.failed.push(format!("{name} (ended without a result)"));
+        }
+    }
+
+    fn take_line(&mut self, line: &str, now: Instant) {
+        let result = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.rsplit_once(" ... "))
+            .map(|(name, result)| (Some(name), result))
+            // With --nocapture a test's own output comes between name and result.
+            .unwrap_or((None, line));
+        match result {
+            (_, "ok") => {
+                if let Some((name, since)) = self.name_of(result.0, now) {
+                    self.passed += 1;
+                    let took = now.duration_since(since);
+                    self.timed.push(Timed { name, took });
+                }
+            }
+            (_, "FAILED") => {
+                if let Some((name, _)) = self.name_of(result.0, now) {
+                    self.failed.push(name);
+                }
+            }
+            (Some(_), ignored) if ignored.starts_with("ignored") => {
+                let reason = ignored
+                    .trim_start_matches("ignored")
+                    .trim_start_matches(", ");
+                if let Some((name, _)) = self.name_of(result.0, now) {
+                    self.ignored.push((name, reason.to_owned()));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn name_of(&mut self, name: Option<&str>, now: Instant) -> Option<(String, Instant)> {
+        let pending = self.pending.take();
+        match name {
+            Some(name) => {
+                let name = name.trim_end_matches(" - should panic").to_owned();
+                Some((name, pending.map_or(now, |(_, since)| since)))
+            }
+            None => pending,
+        }
+    }
+}
+
+/// The name in `test NAME ... `, which is printed before the test begins when
+/// tests run one after another.
+fn announced(line: &str) -> Option<String> {
+    let name = line.strip_prefix("test ")?.strip_suffix(" ... ")?;
+    Some(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pieces: &[(u64, &str)]) -> Report {
+        let start = Instant::now();
+        let mut report = Report::default();
+        let mut last = start;
+        for (seconds, piece) in pieces {
+            last = start + Duration::from_secs(*seconds);
+            report.feed(piece, last);
+        }
+        report.finish(last);
+        report
+    }
+
+    #[test]
+    fn results_are_counted_and_named() {
+        let report = read(&[(
+            0,
+            "\nrunning 4 tests\ntest a::one ... ok\ntest two - should panic ... ok\n\
+             test three ... FAILED\ntest four ... ignored, needs a NIC\n\n\
+             test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured\n",
+        )]);
+        assert_eq!(report.passed, 2);
+        assert_eq!(report.failed, ["three"]);
+        assert_eq!(
+            report.ignored,
+            [("four".to_owned(), "needs a NIC".to_owned())]
+        );
+    }
+
+    #[test]
+    fn the_time_of_a_test_runs_from_its_announcement() {
+        let report = read(&[
+            (1, "test slow ... "),
+            (8, "ok\n"),
+            (8, "test fast ... ok\n"),
+        ]);
+        let slow = &report.timed[0];
+        assert_eq!((slow.name.as_str(), slow.took.as_secs()), ("slow", 7));
+        assert_eq!(report.timed[1].took.as_secs(), 0);
+    }
+
+    #[test]
+    fn output_between_name_and_result_is_no_result() {
+        let report = read(&[(0, "test loud ... 5 connections\nall well\nok\nok\n")]);
+        assert_eq!(report.passed, 1);
+        assert_eq!(report.timed[0].name, "loud");
+    }
+
+    #[test]
+    fn a_test_that_never_ends_has_failed() {
+        let report = read(&[(0, "test one ... ok\ntest crash ... ")]);
+        assert_eq!(report.passed, 1);
+        assert_eq!(report.failed, ["crash (ended without a result)"]);
+    }
+}

@@ -1,0 +1,209 @@
+//! One part of `cargo xtask test`: runs it, echoes what it prints, keeps what came out.
+
+use std::{
+    io::{Read, Write},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::output::{Report, Timed};
+use crate::run::{line_of, run};
+
+/// What came out of a part.
+#[derive(Debug, Default)]
+pub struct Stage {
+    pub name: &'static str,
+    pub took: Duration,
+    pub passed: usize,
+    /// Names of what failed.
+    pub failed: Vec<String>,
+    /// Name and reason of what was skipped.
+    pub skipped: Vec<(String, String)>,
+    pub timed: Vec<Timed>,
+    /// Whether it runs single tests (and is not one check as a whole).
+    pub has_tests: bool,
+}
+
+/// A stage that cannot run here.
+pub fn skipped(name: &'static str, why: &str) -> Stage {
+    headline(name, "SKIPPED");
+    println!("{why}");
+    Stage {
+        name,
+        skipped: vec![(name.to_owned(), why.to_owned())],
+        ..Stage::default()
+    }
+}
+
+/// A stage that is one check.
+pub fn check(name: &'static str, check: impl FnOnce() -> Result<()>) -> Stage {
+    headline(name, "");
+    let start = Instant::now();
+    let mut stage = Stage {
+        name,
+        ..Stage::default()
+    };
+    match check() {
+        Ok(()) => stage.passed = 1,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            stage.failed.push(name.to_owned());
+        }
+    }
+    stage.took = start.elapsed();
+    stage
+}
+
+/// A stage that is one command.
+pub fn command(name: &'static str, command: &mut Command) -> Stage {
+    check(name, || {
+        println!("$ {}", line_of(command));
+        run(command)
+    })
+}
+
+/// A stage of tests under the standard harness.
+pub fn tests(name: &'static str, command: &mut Command) -> Stage {
+    headline(name, "");
+    println!("$ {}", line_of(command));
+    let start = Instant::now();
+    let mut report = Report::default();
+    let mut messages = Vec::new();
+    let ended = echo(command, &mut report, &mut messages);
+    let mut stage = sum_up(name, report, messages);
+    stage.took = start.elapsed();
+    // A program that did not build or crashed between tests.
+    if let Err(error) = ended
+        && stage.failed.is_empty()
+    {
+        stage.failed.push(format!("{name}: {error:#}"));
+    }
+    stage
+}
+
+/// A scenario that skips itself says so and returns: the harness calls it passed.
+fn sum_up(name: &'static str, report: Report, messages: Vec<(String, String)>) -> Stage {
+    let passed = report.passed.saturating_sub(messages.len());
+    let mut skipped = report.ignored;
+    skipped.extend(messages);
+    Stage {
+        name,
+        passed,
+        failed: report.failed,
+        skipped,
+        timed: report.timed,
+        has_tests: true,
+        ..Stage::default()
+    }
+}
+
+/// Runs it, shows its output at once and reads it on the way: results on
+/// stdout, skips on stderr.
+fn echo(
+    command: &mut Command,
+    report: &mut Report,
+    skips: &mut Vec<(String, String)>,
+) -> Result<()> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cargo cannot be run")?;
+    let stdout = child.stdout.take().context("cargo has no output")?;
+    let stderr = child.stderr.take().context("cargo has no messages")?;
+    let messages = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let copied = copy(stderr, std::io::stderr(), |piece| {
+            text.extend_from_slice(piece)
+        });
+        (text, copied)
+    });
+    let results = copy(stdout, std::io::stdout(), |piece| {
+        report.feed(&String::from_utf8_lossy(piece), Instant::now());
+    });
+    report.finish(Instant::now());
+    if let Ok((text, copied)) = messages.join() {
+        let text = String::from_utf8_lossy(&text);
+        skips.extend(text.lines().filter_map(skip_of));
+        copied?;
+    }
+    results?;
+    let status = child.wait().context("waiting for cargo failed")?;
+    if !status.success() {
+        bail!("cargo ended with {status}");
+    }
+    Ok(())
+}
+
+fn copy(mut from: impl Read, mut to: impl Write, mut each: impl FnMut(&[u8])) -> Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => {
+                let piece = &buffer[..length];
+                // Nobody may be listening any more; the tests go on.
+                to.write_all(piece).and_then(|()| to.flush()).ok();
+                each(piece);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).context("reading the output of cargo failed"),
+        }
+    }
+}
+
+/// Name and reason in a line `SKIPPED: NAME needs REASON`.
+fn skip_of(line: &str) -> Option<(String, String)> {
+    let (_, said) = line.split_once("SKIPPED: ")?;
+    let (name, reason) = said
+        .split_once(" needs ")
+        .unwrap_or((said, "what it does not say"));
+    // A failure by a skip quotes the line; it is no second skip.
+    (!line.contains("(a failure")).then(|| (name.to_owned(), format!("needs {reason}")))
+}
+
+fn headline(name: &str, note: &str) {
+    println!("\n=== {name} {note}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_that_skipped_itself_did_not_pass() {
+        let mut report = Report::default();
+        report.feed("test a ... ok\ntest b ... ok\n", Instant::now());
+        let skip = ("b".to_owned(), "needs root, wrk".to_owned());
+        let said = skip_of("test b ... SKIPPED: b needs root, wrk");
+        assert_eq!(said.as_ref(), Some(&skip));
+        let stage = sum_up("scenarios", report, said.into_iter().collect());
+        assert_eq!((stage.passed, stage.failed.len()), (1, 0));
+        assert_eq!(stage.skipped, [skip]);
+    }
+
+    #[test]
+    fn a_failure_by_a_skip_is_no_second_skip() {
+        assert_eq!(
+            skip_of("SKIPPED: b needs wrk (a failure, because CI is set)"),
+            None
+        );
+        assert_eq!(skip_of("   Compiling shifter"), None);
+    }
+
+    #[test]
+    fn a_command_that_fails_without_a_result_is_a_failure() {
+        let mut command = Command::new("false");
+        let stage = tests("unit tests", &mut command);
+        assert_eq!(stage.failed.len(), 1);
+        assert_eq!(stage.passed, 0);
+    }
+
+    #[test]
+    fn a_command_that_is_not_there_is_a_failure() {
+        let stage = super::command("build", &mut Command::new("no-such-program-here"));
+        assert_eq!(stage.failed, ["build"]);
+    }
+}
