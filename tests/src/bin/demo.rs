@@ -194,6 +194,7 @@ fn ramp(lab: &Lab, mover: &mut Mover<'_>, arguments: &Arguments) -> Result<bool>
         pause(Duration::from_secs(arguments.seconds))?;
         report_step(mover, &watch, &before)?;
     }
+    watch.requests.mark();
     let begun = Instant::now();
     mover.rollback("web")?;
     say("$ shifter rollback web");
@@ -300,8 +301,6 @@ fn conclude(watch: Watch, rollback: Instant, before: &Tally) -> Result<bool> {
         cut += u64::from(report.wrong_bytes > 0);
     }
     let failures = tally.failures + cut;
-    let last = tally.last_begun.get(&Side::Green.identity());
-    let time = last.map_or(Duration::ZERO, |at| at.saturating_duration_since(rollback));
     say(&format!(
         "requests          {}",
         grouped(tally.answered + tally.failures)
@@ -310,8 +309,8 @@ fn conclude(watch: Watch, rollback: Instant, before: &Tally) -> Result<bool> {
     say(&format!("failures          {failures}"));
     say(&format!("pins moved        {moved}"));
     say(&format!(
-        "time to rollback  {:.1} ms, from the command's start to the last new connection on green",
-        time.as_secs_f64() * 1e3
+        "time to rollback  {}",
+        time_to_rollback(&tally, rollback)
     ));
     for error in &tally.errors {
         say(&format!("failed: {error}"));
@@ -322,6 +321,25 @@ fn conclude(watch: Watch, rollback: Instant, before: &Tally) -> Result<bool> {
         ));
     }
     Ok(failures == 0 && moved == 0 && astray == 0)
+}
+
+/// From the command's start to the last new connection on green; where none
+/// began in between, to the first on blue, which bounds it.
+fn time_to_rollback(tally: &Tally, rollback: Instant) -> String {
+    let ms = |at: Option<&Instant>| {
+        at.map(|at| at.saturating_duration_since(rollback).as_secs_f64() * 1e3)
+    };
+    let last_green = ms(tally.last_begun.get(&Side::Green.identity()));
+    let first_blue = ms(tally.first_begun.get(&Side::Blue.identity()));
+    match (last_green, first_blue) {
+        (Some(last), _) if last > 0.0 => {
+            format!("{last:.1} ms, from the command's start to the last new connection on green")
+        }
+        (_, Some(first)) => format!(
+            "below {first:.1} ms, from the command's start to the first new connection on blue"
+        ),
+        _ => "not seen".to_owned(),
+    }
 }
 
 #[cfg(test)]
