@@ -9,7 +9,7 @@ use shifter_common::{
     },
 };
 
-use crate::{asm, maps::FLOWS};
+use crate::{atomic, maps::FLOWS};
 
 /// A client's side of a flow, and where its entry may lie.
 #[repr(C)]
@@ -133,7 +133,7 @@ fn entry_at(place: u64) -> Option<*mut FlowEntry> {
     let set = FLOWS.get_ptr_mut((place >> 4) as u32)?;
     let offset = (place as usize & (SET_ENTRIES - 1)) * size_of::<FlowEntry>();
     // Not to be moved before the check for null.
-    Some(asm::add(set as usize, offset) as *mut FlowEntry)
+    Some(atomic::add(set as usize, offset) as *mut FlowEntry)
 }
 
 /// Entry at `distance` from a home.
@@ -321,7 +321,7 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *const NewFlow) -> u64 {
     }
     let claim = claim_of(key, control, new.now);
     // SAFETY: an entry is aligned to 64.
-    if unsafe { asm::compare_exchange(&raw mut (*entry).control, control, claim) } != control {
+    if unsafe { atomic::compare_exchange(&raw mut (*entry).control, control, claim) } != control {
         return INSERT_PENDING << INSERT_SHIFT;
     }
     fill(entry, key, new);
@@ -332,7 +332,7 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *const NewFlow) -> u64 {
     if yields(key, new.service, &Claim { which, distance }) {
         let free = control_word(STATE_FREE, 0, control_sequence(claim), new.now as u16);
         // SAFETY: as above.
-        unsafe { asm::compare_exchange(&raw mut (*entry).control, claim, free) };
+        unsafe { atomic::compare_exchange(&raw mut (*entry).control, claim, free) };
         let rival = find_place(key, 0, u32::from(new.service));
         let how = if rival & PLACE_FOUND == 0 {
             INSERT_PENDING
@@ -375,7 +375,7 @@ fn claim_of(key: &FlowKey, control: u64, now: u32) -> u64 {
 fn mark(entry: *mut FlowEntry, bits: u32) {
     if get!(entry, home) & bits != bits {
         // SAFETY: `high` lies at offset 56 of an entry aligned to 64.
-        unsafe { asm::atomic_or((&raw mut (*entry).high).cast(), u64::from(bits) << 32) };
+        unsafe { atomic::atomic_or((&raw mut (*entry).high).cast(), u64::from(bits) << 32) };
     }
 }
 
@@ -412,7 +412,7 @@ fn publish(entry: *mut FlowEntry, claim: u64, new: &NewFlow) -> bool {
         new.now as u16,
     );
     // SAFETY: as in `insert_at`.
-    unsafe { asm::compare_exchange(&raw mut (*entry).control, claim, live) == claim }
+    unsafe { atomic::compare_exchange(&raw mut (*entry).control, claim, live) == claim }
 }
 
 /// A place taken by this packet and not yet visible.
@@ -479,7 +479,7 @@ fn rival_of(key: &FlowKey, service: u16, own: &Claim) -> u32 {
 pub fn renew(entry: *mut FlowEntry, seen: u64, key: &FlowKey, new: &NewFlow) -> Inserted {
     let claim = claim_of(key, seen, new.now);
     // SAFETY: as in `insert_at`.
-    if unsafe { asm::compare_exchange(&raw mut (*entry).control, seen, claim) } != seen {
+    if unsafe { atomic::compare_exchange(&raw mut (*entry).control, seen, claim) } != seen {
         return Inserted::Pending;
     }
     fill(entry, key, new);
@@ -495,7 +495,7 @@ pub fn renew(entry: *mut FlowEntry, seen: u64, key: &FlowKey, new: &NewFlow) -> 
 pub fn transition(entry: *mut FlowEntry, seen: u64, state: u8, now: u32) -> bool {
     let word = control_word(state, control_tag(seen), control_sequence(seen), now as u16);
     // SAFETY: as in `insert_at`.
-    unsafe { asm::compare_exchange(&raw mut (*entry).control, seen, word) == seen }
+    unsafe { atomic::compare_exchange(&raw mut (*entry).control, seen, word) == seen }
 }
 
 /// Whether the entry is past its timeout.

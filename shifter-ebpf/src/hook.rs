@@ -21,7 +21,7 @@ use shifter_common::{
     },
 };
 
-use crate::asm;
+use crate::atomic;
 
 /// What a program returns to the kernel.
 pub type Action = i32;
@@ -63,7 +63,7 @@ fn bounded(data: usize, end: usize, offset: usize, size: usize) -> Option<usize>
     if offset > MAX_OFFSET {
         return None;
     }
-    let at = asm::add(data, offset);
+    let at = atomic::add(data, offset);
     if at + size > end { None } else { Some(at) }
 }
 
@@ -73,19 +73,19 @@ macro_rules! direct_access {
         fn get1(&self, offset: usize) -> Option<u8> {
             let at = bounded(self.data(), self.data_end(), offset, 1)?;
             // SAFETY: checked by `bounded`.
-            Some(unsafe { asm::load8(at) })
+            Some(unsafe { atomic::load8(at) })
         }
         #[inline(always)]
         fn get2(&self, offset: usize) -> Option<[u8; 2]> {
             let at = bounded(self.data(), self.data_end(), offset, 2)?;
             // SAFETY: checked by `bounded`.
-            Some(unsafe { asm::load16(at) }.to_ne_bytes())
+            Some(unsafe { atomic::load16(at) }.to_ne_bytes())
         }
         #[inline(always)]
         fn get4(&self, offset: usize) -> Option<[u8; 4]> {
             let at = bounded(self.data(), self.data_end(), offset, 4)?;
             // SAFETY: checked by `bounded`.
-            Some(unsafe { asm::load32(at) }.to_ne_bytes())
+            Some(unsafe { atomic::load32(at) }.to_ne_bytes())
         }
         #[inline(always)]
         fn get6(&self, offset: usize) -> Option<[u8; 6]> {
@@ -97,28 +97,28 @@ macro_rules! direct_access {
         fn get16(&self, offset: usize) -> Option<[u8; 16]> {
             let at = bounded(self.data(), self.data_end(), offset, 16)?;
             // SAFETY: checked by `bounded`.
-            let (low, high) = unsafe { (asm::load64(at), asm::load64(at + 8)) };
+            let (low, high) = unsafe { (atomic::load64(at), atomic::load64(at + 8)) };
             Some((u128::from(low) | u128::from(high) << 64).to_le_bytes())
         }
         #[inline(always)]
         fn put1(&mut self, offset: usize, byte: u8) -> Option<()> {
             let at = bounded(self.data(), self.data_end(), offset, 1)?;
             // SAFETY: checked by `bounded`.
-            unsafe { asm::store8(at, byte) };
+            unsafe { atomic::store8(at, byte) };
             Some(())
         }
         #[inline(always)]
         fn put2(&mut self, offset: usize, bytes: [u8; 2]) -> Option<()> {
             let at = bounded(self.data(), self.data_end(), offset, 2)?;
             // SAFETY: checked by `bounded`.
-            unsafe { asm::store16(at, u16::from_ne_bytes(bytes)) };
+            unsafe { atomic::store16(at, u16::from_ne_bytes(bytes)) };
             Some(())
         }
         #[inline(always)]
         fn put4(&mut self, offset: usize, bytes: [u8; 4]) -> Option<()> {
             let at = bounded(self.data(), self.data_end(), offset, 4)?;
             // SAFETY: checked by `bounded`.
-            unsafe { asm::store32(at, u32::from_ne_bytes(bytes)) };
+            unsafe { atomic::store32(at, u32::from_ne_bytes(bytes)) };
             Some(())
         }
         #[inline(always)]
@@ -132,8 +132,8 @@ macro_rules! direct_access {
             let value = u128::from_le_bytes(bytes);
             // SAFETY: checked by `bounded`.
             unsafe {
-                asm::store64(at, value as u64);
-                asm::store64(at + 8, (value >> 64) as u64);
+                atomic::store64(at, value as u64);
+                atomic::store64(at + 8, (value >> 64) as u64);
             }
             Some(())
         }
@@ -147,12 +147,12 @@ impl XdpFrame {
     #[inline(always)]
     fn data(&self) -> usize {
         // SAFETY: the kernel hands the program a valid context.
-        unsafe { asm::context_pointer::<{ offset_of!(xdp_md, data) }>(self.0 as usize) }
+        unsafe { atomic::context_pointer::<{ offset_of!(xdp_md, data) }>(self.0 as usize) }
     }
     #[inline(always)]
     fn data_end(&self) -> usize {
         // SAFETY: as above.
-        unsafe { asm::context_pointer::<{ offset_of!(xdp_md, data_end) }>(self.0 as usize) }
+        unsafe { atomic::context_pointer::<{ offset_of!(xdp_md, data_end) }>(self.0 as usize) }
     }
 }
 
@@ -226,12 +226,12 @@ impl<const EGRESS: bool> TcPacket<EGRESS> {
     #[inline(always)]
     fn data(&self) -> usize {
         // SAFETY: the kernel hands the program a valid context.
-        unsafe { asm::context_pointer::<{ offset_of!(__sk_buff, data) }>(self.0 as usize) }
+        unsafe { atomic::context_pointer::<{ offset_of!(__sk_buff, data) }>(self.0 as usize) }
     }
     #[inline(always)]
     fn data_end(&self) -> usize {
         // SAFETY: as above.
-        unsafe { asm::context_pointer::<{ offset_of!(__sk_buff, data_end) }>(self.0 as usize) }
+        unsafe { atomic::context_pointer::<{ offset_of!(__sk_buff, data_end) }>(self.0 as usize) }
     }
 }
 

@@ -3,7 +3,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
-mod asm;
+mod atomic;
 mod clock;
 mod flow_table;
 mod hook;

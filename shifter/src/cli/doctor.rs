@@ -4,7 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::{EXIT_DONE, Output, failure::Failure, screen::Screen};
+use super::{
+    EXIT_DONE,
+    failure::Failure,
+    screen::{Screen, Style},
+};
 use crate::{
     doctor::{self, Hook, Level, Target},
     model::config::{HookChoice, parse_config},
@@ -22,20 +26,14 @@ pub(super) struct Doctor {
 }
 
 impl Doctor {
-    pub fn run(self, output: Output, screen: &mut Screen<'_>) -> Result<u8, Failure> {
+    pub fn run(self, screen: &mut Screen<'_>) -> Result<u8, Failure> {
         let target = self.target().map_err(Failure::Local)?;
         let findings = doctor::run(target.as_ref());
-        match output {
-            Output::Json => {
-                let mut json = serde_json::to_vec_pretty(&findings)
-                    .map_err(|error| Failure::Local(error.into()))?;
-                json.push(b'\n');
-                screen.raw(&json)?;
-            }
-            Output::Table => {
-                let color = screen.colors();
-                screen.raw(doctor::render(&findings, color).as_bytes())?;
-            }
+        if screen.json() {
+            screen.json_value(&findings)?;
+        } else {
+            let color = screen.paint(Style::Bold, "x") != "x";
+            screen.raw(doctor::render(&findings, color).as_bytes())?;
         }
         let unfit = doctor::worst(&findings) == Level::Error;
         Ok(if unfit { EXIT_UNFIT } else { EXIT_DONE })

@@ -5,7 +5,7 @@ use std::{io::Read as _, path::Path};
 use anyhow::{Context as _, bail};
 
 use crate::{
-    control::convert::spec_message,
+    control::desired_message,
     model::file::{Format, parse_services},
     proto,
 };
@@ -30,7 +30,7 @@ pub(super) fn read_services(path: &Path) -> anyhow::Result<Vec<proto::ServiceSpe
     if services.is_empty() {
         bail!("{name} has no [[service]]: there is nothing to apply");
     }
-    Ok(services.iter().map(|spec| spec_message(spec, true)).collect())
+    Ok(services.iter().map(desired_message).collect())
 }
 
 /// What a request with this many services may take beyond the timeout.

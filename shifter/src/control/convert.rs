@@ -1,12 +1,15 @@
 //! Messages of the API as values of the model, and back.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use shifter_common::abi::ABI_VERSION;
 
 use crate::{
     datapath::Census,
-    model::{BackendSpec, BackendState, PoolName, Protocol, ServiceSpec, Weight},
+    model::{
+        BackendSpec, BackendState, PoolName, Protocol, Seed, ServiceSpec, Weight,
+        text::{TextError, parse_backend_addr},
+    },
     proto,
     reconcile::controller::{
         BackendView, Change, ControlError, Explanation, FlowView, InfoView, Receipt, ServiceView,
@@ -14,8 +17,6 @@ use crate::{
     },
     telemetry::is_drop,
 };
-
-use super::parse;
 
 fn invalid(text: impl std::fmt::Display) -> ControlError {
     ControlError::Invalid(text.to_string())
@@ -75,16 +76,27 @@ pub(super) fn spec(message: &proto::ServiceSpec) -> Result<ServiceSpec, ControlE
     };
     Ok(ServiceSpec {
         name: name.clone(),
-        vip: parse::vip(&message.vip).map_err(wrong("vip"))?,
-        mode: parse::mode(&message.mode).map_err(wrong("mode"))?,
+        vip: message.vip.parse().map_err(|e: TextError| wrong("vip")(e.to_string()))?,
+        mode: optional(&message.mode).map_err(wrong("mode"))?,
         live: pool(message.live).unwrap_or(PoolName::Blue),
         green,
-        affinity: parse::affinity(&message.affinity).map_err(wrong("affinity"))?,
-        seed: parse::seed(&message.seed).map_err(wrong("seed"))?,
+        affinity: optional(&message.affinity).map_err(wrong("affinity"))?,
+        seed: match message.seed.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|e: TextError| wrong("seed")(e.to_string()))?),
+        },
         vip_routed: message.vip_routed,
         blue_pool: backends(&message.blue).map_err(wrong("pools.blue"))?,
         green_pool: backends(&message.green_pool).map_err(wrong("pools.green"))?,
     })
+}
+
+/// The default where the message says nothing.
+fn optional<T: Default + FromStr<Err = TextError>>(text: &str) -> Result<T, String> {
+    match text {
+        "" => Ok(T::default()),
+        text => text.parse().map_err(|error: TextError| error.to_string()),
+    }
 }
 
 fn backends(messages: &[proto::BackendSpec]) -> Result<Vec<BackendSpec>, String> {
@@ -92,7 +104,7 @@ fn backends(messages: &[proto::BackendSpec]) -> Result<Vec<BackendSpec>, String>
         .iter()
         .map(|message| {
             Ok(BackendSpec {
-                addr: parse::backend_addr(&message.address)?,
+                addr: parse_backend_addr(&message.address).map_err(|error| error.to_string())?,
                 weight: message.weight.max(1),
                 state: match message.state() {
                     proto::BackendState::Unspecified | proto::BackendState::Ready => {
@@ -130,7 +142,15 @@ pub(super) fn weight_change(
     })
 }
 
-pub(super) fn spec_message(spec: &ServiceSpec) -> proto::ServiceSpec {
+/// What a client asks for: with the seed, which answers never show.
+pub fn desired_message(spec: &ServiceSpec) -> proto::ServiceSpec {
+    proto::ServiceSpec {
+        seed: spec.seed.as_ref().map(Seed::reveal).unwrap_or_default(),
+        ..spec_message(spec)
+    }
+}
+
+fn spec_message(spec: &ServiceSpec) -> proto::ServiceSpec {
     let backends = |pool: &[BackendSpec]| {
         pool.iter()
             .map(|backend| proto::BackendSpec {
@@ -143,10 +163,10 @@ pub(super) fn spec_message(spec: &ServiceSpec) -> proto::ServiceSpec {
     proto::ServiceSpec {
         name: spec.name.clone(),
         vip: spec.vip.to_string(),
-        mode: parse::mode_text(spec.mode).to_owned(),
+        mode: spec.mode.to_string(),
         live: pool_message(spec.live).into(),
         green: spec.green.to_string(),
-        affinity: parse::affinity_text(spec.affinity),
+        affinity: spec.affinity.to_string(),
         seed: String::new(),
         vip_routed: spec.vip_routed,
         blue: backends(&spec.blue_pool),

@@ -4,7 +4,6 @@ mod convert;
 #[cfg(test)]
 pub(crate) mod fake;
 mod observe;
-mod parse;
 mod peer;
 mod services;
 mod socket;
@@ -30,6 +29,7 @@ use crate::{
     telemetry::Receipts,
 };
 
+pub use convert::desired_message;
 pub use socket::{Socket, SocketError};
 
 /// Becomes true, or loses its sender, when the server shall end.

@@ -9,7 +9,8 @@ use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use super::{Context, convert, parse, services::long, stopped};
+use super::{Context, convert, services::long, stopped};
+use crate::model::text::parse_backend_addr;
 use crate::{
     proto::{self, admin_server::Admin, observe_server::Observe},
     reconcile::{
@@ -43,7 +44,9 @@ fn flow_query(message: proto::ListFlowsRequest) -> Result<FlowQuery, ControlErro
     };
     let backend = match message.backend.as_str() {
         "" => None,
-        text => Some(parse::backend_addr(text).map_err(ControlError::Invalid)?),
+        text => Some(
+            parse_backend_addr(text).map_err(|error| ControlError::Invalid(error.to_string()))?,
+        ),
     };
     Ok(FlowQuery {
         pool: convert::pool(message.pool),

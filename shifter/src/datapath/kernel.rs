@@ -3,7 +3,6 @@
 use std::{
     io::Read as _,
     net::SocketAddr,
-    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 

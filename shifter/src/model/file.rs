@@ -44,7 +44,9 @@ pub fn parse_services(
 ) -> Result<Vec<ServiceSpec>, FileError> {
     read(text, format)
         .and_then(|root| {
-            let table = Table::of(&root, "the file", &["service"])?;
+            // The agent's own file may be applied too.
+            let sections = ["service", "agent", "api", "metrics"];
+            let table = Table::of(&root, "the file", &sections)?;
             match table.find("service") {
                 Some(entry) => services(entry),
                 None => Err(Fault::new(
