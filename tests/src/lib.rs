@@ -1,1 +1,15 @@
-//! Scenarios in network namespaces.
+//! Namespaces, traffic and statistics for the scenarios in `tests/` and for the demo.
+//!
+//! Everything a scenario makes (namespaces, processes, mounts, directories) is
+//! an object that removes it when dropped; what a killed run left behind is
+//! swept at the next start.
+
+pub mod agent;
+pub mod blocker;
+pub mod command;
+pub mod mover;
+pub mod need;
+pub mod standin;
+pub mod stat;
+pub mod topology;
+pub mod traffic;

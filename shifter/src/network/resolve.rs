@@ -40,8 +40,8 @@ impl Network {
     /// resolved: at once for new ones, then every few seconds where one is
     /// stale, failed or forgotten.
     pub fn keep_resolved(&self, ips: impl IntoIterator<Item = IpAddr>) {
-        // The iterator may ask this network: it is run before anything is locked.
-        let ips: Vec<_> = ips.into_iter().collect();
+        // Before the locks: an iterator may ask this network, which takes them too.
+        let ips: Vec<IpAddr> = ips.into_iter().collect();
         let mut resolver = self.shared.resolver();
         let mut known = std::mem::take(&mut resolver.hops);
         let query = &mut self.shared.query();

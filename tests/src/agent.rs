@@ -1,0 +1,313 @@
+//! A shifter agent on a lab's host, and its command line.
+
+use std::{
+    env, fs,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::{
+    command::Process,
+    mover::{Service, to_toml},
+    topology::Lab,
+};
+
+/// How an agent is configured.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// "tc", "xdp" or "auto".
+    pub hook: &'static str,
+    pub flow_capacity: u64,
+    /// Seconds after attach in which SYNs are looked up as sockets.
+    pub settle: u32,
+    /// Lines added to the section `[agent]`.
+    pub more: String,
+}
+
+impl Settings {
+    /// A small table and no settling.
+    pub fn hook(hook: &'static str) -> Self {
+        Self {
+            hook,
+            flow_capacity: 65_536,
+            settle: 0,
+            more: String::new(),
+        }
+    }
+
+    /// With another table size.
+    pub fn with_capacity(mut self, flows: u64) -> Self {
+        self.flow_capacity = flows;
+        self
+    }
+
+    /// With settling, which UDP flows need that are there before shifter is.
+    pub fn with_settle(mut self, seconds: u32) -> Self {
+        self.settle = seconds;
+        self
+    }
+}
+
+/// A running agent; ended, detached and removed when dropped.
+#[derive(Debug)]
+pub struct Agent<'lab> {
+    lab: &'lab Lab,
+    process: Option<Process>,
+    starts: u32,
+}
+
+/// How long an agent may take to be ready: it loads and verifies its programs.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+impl<'lab> Agent<'lab> {
+    /// Starts an agent and waits until it answers.
+    pub fn start(lab: &'lab Lab, settings: Settings) -> Result<Self> {
+        fs::create_dir_all(lab.dir().join("state"))?;
+        let mut agent = Self {
+            lab,
+            process: None,
+            starts: 0,
+        };
+        fs::write(agent.config(), config_text(lab, &settings))?;
+        agent.restart()?;
+        Ok(agent)
+    }
+
+    /// Path of the configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.lab.dir().join("shifter.toml")
+    }
+
+    /// `unix://` address of the agent's socket.
+    pub fn endpoint(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    /// Path of the agent's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.lab.dir().join("shifter.sock")
+    }
+
+    /// Starts the process again, after [`Agent::stop`] or [`Agent::kill`].
+    pub fn restart(&mut self) -> Result<()> {
+        self.starts += 1;
+        let mut command = self.lab.host.command_with_sys(binary()?);
+        command
+            .args(["agent", "--config"])
+            .arg(self.config())
+            .env("SHIFTER_BPFFS", self.lab.bpffs())
+            .env("RUST_LOG", env::var("RUST_LOG").unwrap_or("info".into()));
+        let log = self.lab.dir().join(format!("agent-{}.log", self.starts));
+        self.process = Some(Process::start(command, log)?);
+        self.wait_until_ready()
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            if let Some(process) = &mut self.process
+                && let Some(status) = process.ended()
+            {
+                bail!("the agent ended with {status}:\n{}", process.output());
+            }
+            if self.cli(&["status"])?.status.success() {
+                return Ok(());
+            }
+            if start.elapsed() > START_LIMIT {
+                bail!(
+                    "the agent is not ready after {START_LIMIT:?}:\n{}",
+                    self.log()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.stop(Duration::from_secs(10));
+        }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.kill();
+        }
+    }
+
+    /// What the agent has logged since its last start.
+    pub fn log(&self) -> String {
+        self.process
+            .as_ref()
+            .map(Process::output)
+            .unwrap_or_default()
+    }
+
+    /// The command line, inside the host's namespace.
+    pub fn cli_command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = self.lab.host.command(binary()?);
+        command
+            .args(args)
+            .env("SHIFTER_ENDPOINT", self.endpoint())
+            .env("SHIFTER_BPFFS", self.lab.bpffs())
+            .env("SHIFTER_CONFIG", self.config())
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Runs the command line; any exit code.
+    pub fn cli(&self, args: &[&str]) -> Result<Output> {
+        self.cli_command(args)?
+            .output()
+            .with_context(|| format!("run shifter {}", args.join(" ")))
+    }
+
+    /// Runs the command line, which must end with 0; its standard output.
+    pub fn done(&self, args: &[&str]) -> Result<String> {
+        let output = self.cli(args)?;
+        if !output.status.success() {
+            bail!(
+                "shifter {} ended with {}\n{}{}\nthe agent's log:\n{}",
+                args.join(" "),
+                output.status,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr),
+                self.log()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// As [`Agent::done`] with `-o json`.
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
+        let mut all = vec!["-o", "json"];
+        all.extend(args);
+        let text = self.done(&all)?;
+        serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))
+    }
+
+    /// Writes a services file and its path.
+    pub fn services_file(&self, text: &str) -> Result<PathBuf> {
+        let path = self.lab.dir().join("services.toml");
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// `shifter apply -f`.
+    pub fn apply(&self, services: &[Service]) -> Result<()> {
+        let path = self.services_file(&to_toml(services))?;
+        self.done(&["apply", "-f", path.to_str().context("a UTF-8 path")?])
+            .map(drop)
+    }
+
+    /// `shifter shift SERVICE --green WEIGHT`.
+    pub fn shift(&self, service: &str, green: &str) -> Result<()> {
+        self.done(&["shift", service, "--green", green]).map(drop)
+    }
+
+    /// One service as `get services NAME -o json` shows it.
+    pub fn service(&self, name: &str) -> Result<Value> {
+        let all = self.json(&["get", "services", name])?;
+        find_service(&all, name)
+            .cloned()
+            .with_context(|| format!("no service {name} in {all}"))
+    }
+
+    /// Flows that live on `[blue, green]` now.
+    pub fn carried(&self, service: &str) -> Result<[u64; 2]> {
+        let service = self.service(service)?;
+        let carried = &service["weights"]["carried"];
+        Ok([number(&carried["blue"]), number(&carried["green"])])
+    }
+
+    /// Flows chosen by weight so far for `[blue, green]`.
+    pub fn new_flows(&self, service: &str) -> Result<[u64; 2]> {
+        let service = self.service(service)?;
+        Ok(["blue_counters", "green_counters"].map(|pool| number(&service[pool]["new_flows"])))
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        self.stop();
+        // The lab's BPF file system goes with the lab; this shows that detach works too.
+        let _ = self.cli(&["detach", "--force"]);
+        if std::thread::panicking() {
+            eprintln!("--- the agent's log ---\n{}---", self.log());
+        }
+    }
+}
+
+/// The built binary: `SHIFTER_BIN`, or beside the test's own.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("SHIFTER_BIN") {
+        return Ok(path.into());
+    }
+    sibling("shifter")
+}
+
+/// A binary in the target directory that the running one is in.
+pub fn sibling(name: &str) -> Result<PathBuf> {
+    let own = env::current_exe().context("find the running binary")?;
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!(
+                "{name} is not built beside {}: run `cargo build -p shifter -p shifter-tests`",
+                own.display()
+            )
+        })
+}
+
+fn config_text(lab: &Lab, settings: &Settings) -> String {
+    let interfaces: Vec<String> = lab
+        .interfaces()
+        .iter()
+        .map(|name| format!("\"{name}\""))
+        .collect();
+    format!(
+        "[agent]\ninterfaces = [{}]\nhook = \"{}\"\nflow_capacity = {}\nsettle = {}\n\
+         state_dir = \"{}\"\nbpffs = \"{}\"\n{}\n[api]\nunix = \"{}\"\n[metrics]\nlisten = \"{METRICS}\"\n",
+        interfaces.join(", "),
+        settings.hook,
+        settings.flow_capacity,
+        settings.settle,
+        lab.dir().join("state").display(),
+        lab.bpffs().display(),
+        settings.more,
+        lab.dir().join("shifter.sock").display(),
+    )
+}
+
+/// Where the agent's metrics are, inside the host's namespace.
+pub const METRICS: &str = "127.0.0.1:9464";
+
+/// A service by name, whether the answer is one service, a list, or an object
+/// that holds the list.
+fn find_service<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+    let is_it = |v: &Value| v["spec"]["name"] == name || v["name"] == name;
+    if is_it(value) {
+        return Some(value);
+    }
+    let list = value.as_array().or_else(|| value["services"].as_array())?;
+    list.iter().find(|v| is_it(v))
+}
+
+/// A number that JSON may carry as text (64-bit ones in protobuf's mapping do);
+/// 0 if absent.
+pub fn number(value: &Value) -> u64 {
+    value
+        .as_u64()
+        .or_else(|| value.as_str()?.parse().ok())
+        .unwrap_or(0)
+}

@@ -1,0 +1,255 @@
+//! The agent dies, comes back, and the interface with it; flows go on.
+
+use std::{thread, time::Duration};
+
+use shifter_tests::{
+    agent::{Agent, Settings, number},
+    command::eventually,
+    mover::Service,
+    need,
+    topology::{Family, Lab, Placement, Side},
+    traffic::{
+        requests::{self, Requests},
+        server,
+        storm::{Plan, Report, Storm},
+    },
+};
+
+const FLOWS: u32 = 200;
+
+fn start<'lab>(lab: &'lab Lab, hook: &'static str) -> Agent<'lab> {
+    let agent = Agent::start(lab, Settings::hook(hook)).unwrap();
+    let services: Vec<Service> = Service::all_four(lab)
+        .into_iter()
+        .map(|service| service.with_green("50%"))
+        .collect();
+    agent.apply(&services).unwrap();
+    agent
+}
+
+/// Busy flows on both sides.
+fn storm(lab: &Lab) -> Storm {
+    let vips = Family::BOTH.map(|family| lab.vip(family));
+    let storm = Storm::start(
+        &lab.client,
+        Plan {
+            tcp_to: vips.to_vec(),
+            udp_to: vips.to_vec(),
+            tcp_flows: FLOWS,
+            udp_flows: FLOWS / 4,
+            rate: 10,
+        },
+    )
+    .unwrap();
+    let all = u64::from(FLOWS + FLOWS / 4);
+    assert!(storm.wait_for(all, Duration::from_secs(10)), "{storm:?}");
+    storm
+}
+
+fn assert_both_sides(report: &Report, what: &str) {
+    report.assert_untouched(what);
+    assert_eq!(report.tcp_by_identity.len(), 2, "{what}: {report:?}");
+}
+
+fn survives_its_agent(hook: &'static str) {
+    let lab = Lab::new(Placement::Container).unwrap();
+    let _servers = server::start_both(&lab).unwrap();
+    let mut agent = start(&lab, hook);
+    let storm = storm(&lab);
+    let vips = Family::BOTH.map(|family| lab.vip(family));
+    let requests = Requests::start(&lab.client, &vips, 2, 200).unwrap();
+    let before = agent.service("tcp4").unwrap();
+
+    agent.kill();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(agent.cli(&["status"]).unwrap().status.code(), Some(8));
+    agent.restart().unwrap();
+    let after = agent.service("tcp4").unwrap();
+    assert_eq!(before["generation"], after["generation"]);
+    assert_eq!(
+        before["weights"]["configured"],
+        after["weights"]["configured"]
+    );
+    let carried: u64 = agent.carried("tcp4").unwrap().iter().sum();
+    assert!(carried >= u64::from(FLOWS / 2), "{carried} flows are known");
+
+    agent.stop();
+    let sides = requests.tally();
+    thread::sleep(Duration::from_secs(1));
+    let without = requests.since(&sides);
+    assert!(
+        Side::BOTH
+            .iter()
+            .all(|side| without.get(&side.identity()) > Some(&10)),
+        "without an agent the weight stays in force: {without:?}"
+    );
+    agent.restart().unwrap();
+    agent.shift("tcp4", "0%").unwrap();
+    agent.shift("tcp6", "0%").unwrap();
+
+    let tally = requests.finish().unwrap();
+    assert_eq!(tally.failures, 0, "{:?}", tally.errors);
+    let report = storm.finish().unwrap();
+    assert_both_sides(&report, &format!("agent killed and stopped under {hook}"));
+}
+
+#[test]
+fn flows_outlive_a_killed_and_a_stopped_agent_under_tc() {
+    need!();
+    survives_its_agent("tc");
+}
+
+#[test]
+fn flows_outlive_a_killed_and_a_stopped_agent_under_xdp() {
+    need!();
+    survives_its_agent("xdp");
+}
+
+#[test]
+fn a_weight_changed_before_a_kill_is_there_after_it() {
+    need!();
+    let lab = Lab::new(Placement::HostPorts).unwrap();
+    let _servers = server::start_both(&lab).unwrap();
+    let mut agent = start(&lab, "tc");
+    for weight in ["7%", "93%", "0%", "100%"] {
+        agent.shift("tcp4", weight).unwrap();
+        agent.kill();
+        agent.restart().unwrap();
+        let service = agent.service("tcp4").unwrap();
+        assert_eq!(service["weights"]["configured"], weight, "{service}");
+    }
+}
+
+fn interface_comes_back(hook: &'static str) {
+    let lab = Lab::new(Placement::Container).unwrap();
+    let _servers = server::start_both(&lab).unwrap();
+    let agent = start(&lab, hook);
+    let ask = || {
+        let vip = lab.vip(Family::V4);
+        lab.client.run(|| requests::ask(vip, None)).is_ok()
+    };
+    assert!(ask());
+
+    // Down and up again: addresses of IPv4 and flows stay.
+    lab.host.ip(&["link set h0 down".to_owned()]).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    lab.host.ip(&["link set h0 up".to_owned()]).unwrap();
+    lab.host
+        .ip(&[
+            "route replace 10.82.0.0/16 via 10.71.0.2".to_owned(),
+            "addr replace fd71::1/64 dev h0 nodad".to_owned(),
+            "addr replace fd71::100/128 dev h0 nodad".to_owned(),
+        ])
+        .unwrap();
+    assert!(eventually(Duration::from_secs(5), ask), "after down and up");
+
+    // Deleted, and made again under the same name.
+    lab.host.ip(&["link del h0".to_owned()]).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    agent.done(&["status"]).unwrap();
+    lab.rewire_front().unwrap();
+    assert!(
+        eventually(Duration::from_secs(10), ask),
+        "after the interface came back under its name"
+    );
+    let new = eventually(Duration::from_secs(5), || {
+        let before = agent.new_flows("tcp4").unwrap();
+        let answered = ask();
+        let after = agent.new_flows("tcp4").unwrap();
+        answered && after.iter().sum::<u64>() > before.iter().sum()
+    });
+    assert!(new, "the hooks are on the new interface and count");
+}
+
+#[test]
+fn an_interface_that_goes_and_comes_back_is_served_again_under_tc() {
+    need!();
+    interface_comes_back("tc");
+}
+
+#[test]
+fn an_interface_that_goes_and_comes_back_is_served_again_under_xdp() {
+    need!();
+    interface_comes_back("xdp");
+}
+
+#[test]
+fn detach_refuses_while_green_carries_flows_and_force_cuts_them() {
+    need!();
+    let lab = Lab::new(Placement::Vip).unwrap();
+    let _servers = server::start_both(&lab).unwrap();
+    let agent = start(&lab, "tc");
+    let storm = storm(&lab);
+    let refused = agent.cli(&["detach"]).unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    let carried = agent.carried("tcp4").unwrap()[1];
+    assert!(carried > 0);
+    assert!(said.contains("green") && said.contains("--force"), "{said}");
+
+    agent.done(&["detach", "--force"]).unwrap();
+    let vip = lab.vip(Family::V4);
+    for _ in 0..50 {
+        let answered = lab.client.run(|| requests::ask(vip, None)).unwrap();
+        assert_eq!(
+            answered,
+            Side::Blue.identity(),
+            "the VIP's own server answers all"
+        );
+    }
+    let report = storm.finish().unwrap();
+    assert!(
+        report.tcp_resets + report.tcp_unanswered > 0,
+        "green's flows are cut"
+    );
+    assert_eq!(report.wrong_bytes, 0);
+}
+
+#[test]
+fn a_second_agent_is_refused_and_the_first_named() {
+    need!();
+    let lab = Lab::new(Placement::HostPorts).unwrap();
+    let agent = start(&lab, "tc");
+    let config = agent.config();
+    let second = agent
+        .cli(&["agent", "--config", config.to_str().unwrap()])
+        .unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success(), "{said}");
+    let status = agent.json(&["status"]).unwrap();
+    let pid = number(&status["pid"]);
+    assert!(pid > 0, "{status}");
+    assert!(
+        said.contains(&pid.to_string()),
+        "{pid} is not named: {said}"
+    );
+    agent.done(&["status"]).unwrap();
+}
+
+#[test]
+fn a_dead_man_takes_the_weight_back_even_without_an_agent() {
+    need!();
+    let lab = Lab::new(Placement::Container).unwrap();
+    let _servers = server::start_both(&lab).unwrap();
+    let mut agent = start(&lab, "tc");
+    agent.shift("tcp4", "0%").unwrap();
+    agent
+        .done(&["shift", "tcp4", "--green", "100%", "--revert-after", "2s"])
+        .unwrap();
+    let vip = lab.vip(Family::V4);
+    let ask = || lab.client.run(|| requests::ask(vip, None)).unwrap();
+    assert_eq!(ask(), Side::Green.identity());
+    agent.kill();
+    thread::sleep(Duration::from_millis(2_200));
+    for _ in 0..50 {
+        assert_eq!(
+            ask(),
+            Side::Blue.identity(),
+            "past the deadline blue has all"
+        );
+    }
+    agent.restart().unwrap();
+    for _ in 0..50 {
+        assert_eq!(ask(), Side::Blue.identity(), "and keeps it after a restart");
+    }
+}
