@@ -123,7 +123,12 @@ async fn serve(config: AgentConfig) -> Result<()> {
     ));
     if let Some(listener) = metrics {
         let controller = Arc::clone(&reconciler) as _;
-        tokio::spawn(telemetry::serve(listener, controller, receipts, stopped.clone()));
+        tokio::spawn(telemetry::serve(
+            listener,
+            controller,
+            receipts,
+            stopped.clone(),
+        ));
     }
     tokio::spawn(follow_network(
         Arc::clone(&network),
