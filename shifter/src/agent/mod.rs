@@ -51,6 +51,7 @@ pub fn run(config_path: &Path) -> Result<()> {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
     let text = fs::read_to_string(config_path).with_context(|| {
         format!(
