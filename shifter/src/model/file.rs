@@ -159,12 +159,13 @@ impl Places {
     }
 }
 
-const SERVICE_KEYS: [&str; 9] = [
+const SERVICE_KEYS: [&str; 10] = [
     "name",
     "vip",
     "mode",
     "live",
     "green",
+    "split",
     "affinity",
     "seed",
     "vip_routed",
@@ -178,6 +179,12 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
         "vip",
         "where clients connect to, as vip = \"203.0.113.10:443/tcp\"",
     )?;
+    if let Some((split, at)) = table.string("split")?
+        && split != "hash"
+    {
+        let text = format!("split {split:?} is not in this version: write \"hash\"");
+        return Err(Fault::new(at, text));
+    }
     let live = table.parse("live")?.unwrap_or(PoolName::Blue);
     // Absent, the split is the good one.
     let good = match live {

@@ -1,6 +1,7 @@
 //! Services files: what is read, and each refusal with its place.
 
 use super::*;
+use crate::model::config::parse_config;
 
 const GOOD: &str = r#"
 [[service]]
@@ -49,76 +50,85 @@ fn toml_and_json_give_the_same_services() {
     assert_eq!(spec_from_json(&spec_to_json(&specs[0])).unwrap(), specs[0]);
 }
 
+/// What is written for what, where the refusal points, and a part of its text.
+const WRONG: &[(&str, &str, &str, &str)] = &[
+    (
+        "affinity",
+        "afinity",
+        "s.toml:8:1",
+        "did you mean \"affinity\"?",
+    ),
+    (
+        "mode = \"nat\"",
+        "split = \"exact\"",
+        "s.toml:5:9",
+        "write \"hash\"",
+    ),
+    (
+        "\"blue\"",
+        "\"red\"",
+        "s.toml:6:8",
+        "write \"blue\" or \"green\"",
+    ),
+    ("\"5%\"", "\"105%\"", "s.toml:7:9", "write a percentage"),
+    (
+        "\"5%\"",
+        "5",
+        "s.toml:7:9",
+        "green is a number: write it in quotes",
+    ),
+    ("443/tcp", "443", "s.toml:4:7", "203.0.113.10:443/tcp"),
+    ("\"nat\"", "\"dsr\"", "s.toml:5:8", "write \"nat\""),
+    (
+        "weight = 2",
+        "weight = 0",
+        "s.toml:11:64",
+        "write 1 to 1000",
+    ),
+    (
+        "weight = 2",
+        "wieght = 2",
+        "s.toml:11:55",
+        "did you mean \"weight\"?",
+    ),
+    (
+        "10.0.1.11:8443",
+        "127.0.0.1:8443",
+        "s.toml:12:10",
+        "bind the server",
+    ),
+    (
+        "10.0.1.11:8443",
+        "10.0.0.11:8443",
+        "s.toml:12:10",
+        "in blue and in green",
+    ),
+    (
+        "10.0.1.11:8443",
+        "10.0.1.11",
+        "s.toml:12:10",
+        "write address:port",
+    ),
+    ("000102", "xx0102", "s.toml:9:8", "32 hex digits"),
+    ("\"dns\"", "\"web\"", "s.toml:15:8", "give each its own"),
+    (
+        "[2001:db8::1]:53/udp",
+        "203.0.113.10:443/tcp",
+        "s.toml",
+        "another family",
+    ),
+    (
+        "live = \"green\"\n",
+        "",
+        "s.toml",
+        "the live pool blue has no backend",
+    ),
+    ("name = \"dns\"\n", "", "s.toml:14", "lacks the key name"),
+];
+
 #[test]
 fn each_wrong_key_and_value_is_refused_with_its_place_and_remedy() {
-    for (from, to, place, part) in [
-        (
-            "affinity",
-            "afinity",
-            "s.toml:8:1",
-            "did you mean \"affinity\"?",
-        ),
-        (
-            "\"blue\"",
-            "\"red\"",
-            "s.toml:6:8",
-            "write \"blue\" or \"green\"",
-        ),
-        ("\"5%\"", "\"105%\"", "s.toml:7:9", "write a percentage"),
-        (
-            "\"5%\"",
-            "5",
-            "s.toml:7:9",
-            "green is a number: write it in quotes",
-        ),
-        ("443/tcp", "443", "s.toml:4:7", "203.0.113.10:443/tcp"),
-        ("\"nat\"", "\"dsr\"", "s.toml:5:8", "write \"nat\""),
-        (
-            "weight = 2",
-            "weight = 0",
-            "s.toml:11:64",
-            "write 1 to 1000",
-        ),
-        (
-            "weight = 2",
-            "wieght = 2",
-            "s.toml:11:55",
-            "did you mean \"weight\"?",
-        ),
-        (
-            "10.0.1.11:8443",
-            "127.0.0.1:8443",
-            "s.toml:12:10",
-            "bind the server",
-        ),
-        (
-            "10.0.1.11:8443",
-            "10.0.0.11:8443",
-            "s.toml:12:10",
-            "in blue and in green",
-        ),
-        (
-            "10.0.1.11:8443",
-            "10.0.1.11",
-            "s.toml:12:10",
-            "write address:port",
-        ),
-        ("000102", "xx0102", "s.toml:9:8", "32 hex digits"),
-        ("\"dns\"", "\"web\"", "s.toml:15:8", "give each its own"),
-        (
-            "[2001:db8::1]:53/udp",
-            "203.0.113.10:443/tcp",
-            "s.toml",
-            "another family",
-        ),
-        (
-            "live = \"green\"\n",
-            "",
-            "s.toml",
-            "the live pool blue has no backend",
-        ),
-        ("name = \"dns\"\n", "", "s.toml:14", "lacks the key name"),
-    ] {
+    for (from, to, place, part) in WRONG {
         assert!(GOOD.contains(from), "{from}");
         let error = refused(&GOOD.replacen(from, to, 1));
         assert!(error.starts_with(place), "{from} -> {to}: {error}");
@@ -157,4 +167,14 @@ fn broken_files_are_refused_with_their_place() {
 fn a_seed_in_a_file_is_not_repeated_in_errors() {
     let error = refused(&GOOD.replace("000102", "zz0102"));
     assert!(!error.contains("zz0102"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_cut_off_anywhere_is_read_or_refused_but_never_panics() {
+    let mut refusals = 0;
+    for end in 0..GOOD.len() {
+        refusals += usize::from(parse_services(&GOOD[..end], "f", Format::Toml).is_err());
+        parse_config(&GOOD[..end], "f").unwrap_err();
+    }
+    assert!(refusals > GOOD.len() / 2);
 }

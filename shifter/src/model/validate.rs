@@ -32,7 +32,8 @@ pub enum Place {
 pub struct SpecError {
     pub service: String,
     pub place: Place,
-    pub fault: SpecFault,
+    /// Boxed, because the longest texts make it large.
+    pub fault: Box<SpecFault>,
 }
 
 /// Why a service is refused; each text says what would be right.
@@ -108,7 +109,7 @@ pub fn service(spec: &ServiceSpec) -> Result<(), SpecError> {
         Err(SpecError {
             service: spec.name.clone(),
             place,
-            fault,
+            fault: Box::new(fault),
         })
     };
     if !name_is_right(&spec.name) {
@@ -148,7 +149,7 @@ pub fn split(spec: &ServiceSpec) -> Result<(), SpecError> {
         Err(SpecError {
             service: spec.name.clone(),
             place,
-            fault,
+            fault: Box::new(fault),
         })
     };
     if spec.pool(spec.live).is_empty() {
@@ -189,7 +190,7 @@ pub fn set(specs: &[ServiceSpec]) -> Result<(), (usize, SpecError)> {
             SpecError {
                 service: specs[index].name.clone(),
                 place,
-                fault,
+                fault: Box::new(fault),
             },
         ))
     };

@@ -324,6 +324,16 @@ fn check_apply_etag(
 fn check_limits(core: &Core, steps: &[&Step]) -> Result<(), DatapathError> {
     let mut added = HashSet::new();
     let mut ring_slots = core.ring_slots;
+    core.ids.check_limit(
+        steps
+            .iter()
+            .filter(|step| {
+                let vip = step.spec.vip;
+                !core.services.contains_key(&step.spec.name)
+                    && !core.orphans.contains_key(&(vip.addr, vip.protocol))
+            })
+            .count(),
+    )?;
     for step in steps {
         let spec = &step.spec;
         for backend in spec.blue_pool.iter().chain(&spec.green_pool) {

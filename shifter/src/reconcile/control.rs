@@ -1,6 +1,6 @@
 //! The reconciler as the API's controller.
 
-use std::net::IpAddr;
+use std::{collections::VecDeque, net::IpAddr};
 
 use super::{
     controller::{
@@ -10,6 +10,41 @@ use super::{
     reconciler::{Reconciler, find, lock},
 };
 use crate::model::{Protocol, ServiceSpec, Vip};
+
+/// Answers that are remembered for a request that comes again.
+const REMEMBERED: usize = 256;
+
+/// Receipts of the latest requests that had an id.
+#[derive(Default)]
+pub struct Answered(VecDeque<(String, Receipt)>);
+
+impl Reconciler {
+    /// A request that comes again under the same id (AIP-155) gets the first
+    /// answer: a promote, sent twice over a broken connection, is one promote.
+    fn once(
+        &self,
+        verb: &str,
+        name: &str,
+        context: &WriteContext,
+        write: impl FnOnce() -> Result<Receipt, ControlError>,
+    ) -> Result<Receipt, ControlError> {
+        if context.request_id.is_empty() || context.validate_only {
+            return write();
+        }
+        let key = format!("{verb} {name} {}", context.request_id);
+        let known = |(k, receipt): &(String, Receipt)| (*k == key).then(|| receipt.clone());
+        if let Some(receipt) = lock(&self.answered).0.iter().find_map(known) {
+            return Ok(receipt);
+        }
+        let receipt = write()?;
+        let mut answered = lock(&self.answered);
+        answered.0.push_back((key, receipt.clone()));
+        if answered.0.len() > REMEMBERED {
+            answered.0.pop_front();
+        }
+        Ok(receipt)
+    }
+}
 
 impl Controller for Reconciler {
     fn list(&self) -> Result<Vec<ServiceView>, ControlError> {
@@ -37,7 +72,7 @@ impl Controller for Reconciler {
     }
 
     fn delete(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError> {
-        self.do_delete(name, context)
+        self.once("delete", name, context, || self.do_delete(name, context))
     }
 
     fn set_weight(
@@ -45,11 +80,13 @@ impl Controller for Reconciler {
         change: &WeightChange,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
-        self.do_set_weight(change, context)
+        self.once("shift", &change.service, context, || {
+            self.do_set_weight(change, context)
+        })
     }
 
     fn confirm(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError> {
-        self.do_confirm(name, context)
+        self.once("confirm", name, context, || self.do_confirm(name, context))
     }
 
     fn rollback(
@@ -58,11 +95,13 @@ impl Controller for Reconciler {
         to: u32,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
-        self.do_rollback(name, to, context)
+        self.once("rollback", name, context, || {
+            self.do_rollback(name, to, context)
+        })
     }
 
     fn promote(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError> {
-        self.do_promote(name, context)
+        self.once("promote", name, context, || self.do_promote(name, context))
     }
 
     fn explain(

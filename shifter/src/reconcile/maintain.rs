@@ -144,12 +144,14 @@ impl Reconciler {
             services,
             backends,
             generation,
+            orphans,
             ..
         } = &mut *core;
         let mut moved = false;
         for id in backends.ids() {
             moved |= backends.refresh(id, &*self.facts);
-            if !backends.get(id).is_some_and(|slot| slot.in_use()) {
+            // One that no service names may still carry flows, or be an orphan's.
+            if !orphans.is_empty() && !backends.get(id).is_some_and(|slot| slot.in_use()) {
                 continue;
             }
             if let Err(error) = backends.sync(id, &*self.datapath) {

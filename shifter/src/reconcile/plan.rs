@@ -233,7 +233,7 @@ fn check_neighbours(
         Err(invalid(&SpecError {
             service: spec.name.clone(),
             place,
-            fault,
+            fault: Box::new(fault),
         }))
     };
     let vip = spec.vip;

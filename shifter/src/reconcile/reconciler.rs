@@ -13,6 +13,7 @@ use shifter_common::abi::MAX_SERVICES;
 use super::{
     Clock, HostFacts,
     backends::Backends,
+    control::Answered,
     controller::{ControlError, Receipt, WriteContext},
     entry::{Entry, Split, describe, threshold_moved},
     events::Events,
@@ -73,6 +74,7 @@ pub struct Reconciler {
     pub(super) core: Mutex<Core>,
     pub(super) observer: Mutex<Observer>,
     pub(super) events: Events,
+    pub(super) answered: Mutex<Answered>,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
 }
 
@@ -114,11 +116,25 @@ impl ServiceIds {
             self.next += 1;
             return Ok(self.next - 1);
         }
-        Err(DatapathError::Full {
+        Err(Self::full())
+    }
+
+    /// Refuses more than are left.
+    pub fn check_limit(&self, more: usize) -> Result<(), DatapathError> {
+        let left = self.free.len() + (MAX_SERVICES as usize - usize::from(self.next));
+        if more <= left {
+            Ok(())
+        } else {
+            Err(Self::full())
+        }
+    }
+
+    fn full() -> DatapathError {
+        DatapathError::Full {
             what: "services",
             limit: u64::from(MAX_SERVICES),
             remedy: "delete one that is no longer used (a deleted one counts until its flows have ended)",
-        })
+        }
     }
 
     pub fn release(&mut self, id: ServiceId) {
@@ -165,6 +181,7 @@ impl Reconciler {
             core: Mutex::new(core),
             observer: Mutex::default(),
             events: Events::new(base),
+            answered: Mutex::default(),
             census: Mutex::new(None),
         }
     }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{
     controller::{Change, ControlError, Receipt, ShareOf, WeightChange, WriteContext},
-    entry::{DeadMan, Entry, Split, all_to, threshold_moved},
+    entry::{DeadMan, Entry, Split, adoption, all_to, threshold_moved},
+    plan::adoption_meaning,
     reconciler::{Core, Durability, Reconciler, SplitWrite, check_etag, find, lock, own_context},
 };
 use crate::{
@@ -180,7 +181,7 @@ impl Reconciler {
         let mut live = entry.spec.live;
         let mut promoted = entry.promoted;
         if let Some(Promoted { former, at_unix_ms }) = entry.promoted
-            && (0..bake_ms).contains(&(self.clock.unix_ms() - at_unix_ms))
+            && self.clock.unix_ms() - at_unix_ms < bake_ms
         {
             if entry.spec.pool(former).is_empty() {
                 warnings.push(format!(
@@ -218,7 +219,11 @@ impl Reconciler {
             ));
         }
         let mut spec = entry.spec.clone();
-        spec.green = all_to(live);
+        (spec.live, spec.green) = (live, all_to(live));
+        if adoption(&spec, entry.translated) == "refused" {
+            warnings.push(format!("adoption: {}", adoption_meaning("refused")));
+        }
+        spec.live = former;
         validate::split(&spec).map_err(|error| ControlError::Precondition(error.to_string()))?;
         let write = SplitWrite {
             next: Split {

@@ -7,7 +7,8 @@
 
 use shifter_common::hash::siphash13;
 
-use crate::datapath::BackendId;
+/// As `datapath::BackendId`; the ring knows nothing else of the datapath.
+type BackendId = u16;
 
 /// Slots for each backend of the smallest weight, at least, while
 /// [`MAX_WEIGHTED_SLOTS`] allows.

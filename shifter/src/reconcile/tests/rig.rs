@@ -55,7 +55,11 @@ impl HostFacts for FakeFacts {
     }
 
     fn backend_warnings(&self, addr: SocketAddr) -> Vec<String> {
-        lock(&self.warnings).get(&addr).cloned().into_iter().collect()
+        lock(&self.warnings)
+            .get(&addr)
+            .cloned()
+            .into_iter()
+            .collect()
     }
 }
 
@@ -76,14 +80,17 @@ impl Default for FakeClock {
 
 impl FakeClock {
     pub fn pass(&self, duration: Duration) {
-        self.ns.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
-        self.unix_ms.fetch_add(duration.as_millis() as i64, Ordering::Relaxed);
+        self.ns
+            .fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
+        self.unix_ms
+            .fetch_add(duration.as_millis() as i64, Ordering::Relaxed);
     }
 
     /// The other clocks begin again; the wall clock goes on.
     pub fn reboot(&self, down: Duration) {
         self.ns.store(5_000_000_000, Ordering::Relaxed);
-        self.unix_ms.fetch_add(down.as_millis() as i64, Ordering::Relaxed);
+        self.unix_ms
+            .fetch_add(down.as_millis() as i64, Ordering::Relaxed);
     }
 }
 
@@ -160,6 +167,15 @@ impl Rig {
         self.reconciler = start(&self.datapath, &self.facts, &self.clock, &self.dir);
     }
 
+    pub fn state_dir(&self) -> std::path::PathBuf {
+        self.dir.clone()
+    }
+
+    /// The state directory is lost while the agent is down.
+    pub fn lose_store(&self) {
+        std::fs::remove_dir_all(&self.dir).unwrap();
+    }
+
     /// The host reboots: the kernel is empty.
     pub fn reboot(&mut self, down: Duration) {
         self.datapath = Arc::default();
@@ -168,7 +184,9 @@ impl Rig {
     }
 
     pub fn apply(&self, specs: &[ServiceSpec]) -> Result<Vec<Receipt>, ControlError> {
-        self.reconciler.apply(specs, &context()).map(|(receipts, _)| receipts)
+        self.reconciler
+            .apply(specs, &context())
+            .map(|(receipts, _)| receipts)
     }
 
     pub fn shift(&self, green: &str) -> Result<Receipt, ControlError> {
@@ -196,7 +214,10 @@ impl Rig {
     }
 
     pub fn disk_full(&self, full: bool) {
-        lock(&self.reconciler.core).store.set_read_only(full).unwrap();
+        lock(&self.reconciler.core)
+            .store
+            .set_read_only(full)
+            .unwrap();
     }
 
     /// Id of a TCP backend.
@@ -229,7 +250,10 @@ impl Rig {
 
     pub fn actions(&self) -> Vec<String> {
         let audit = lock(&self.reconciler.core).store.audit(100).unwrap();
-        audit.into_iter().map(|a| format!("{} {}", a.actor, a.action)).collect()
+        audit
+            .into_iter()
+            .map(|a| format!("{} {}", a.actor, a.action))
+            .collect()
     }
 }
 

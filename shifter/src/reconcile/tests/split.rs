@@ -66,7 +66,10 @@ fn validate_only_changes_nothing() {
     let rig = Rig::with_web();
     let mut context = context();
     context.validate_only = true;
-    let receipt = rig.reconciler.set_weight(&to_green("50%"), &context).unwrap();
+    let receipt = rig
+        .reconciler
+        .set_weight(&to_green("50%"), &context)
+        .unwrap();
     assert!((receipt.moved_share - 0.5).abs() < 1e-9 && !receipt.unchanged);
     assert_eq!(rig.green(), "0%");
 }
@@ -77,9 +80,15 @@ fn a_stale_etag_is_a_conflict_but_not_for_a_rollback() {
     let mut stale = context();
     stale.etag = Some(rig.reconciler.get("web").unwrap().etag);
     rig.reconciler.set_weight(&to_green("5%"), &stale).unwrap();
-    let error = rig.reconciler.set_weight(&to_green("6%"), &stale).unwrap_err();
+    let error = rig
+        .reconciler
+        .set_weight(&to_green("6%"), &stale)
+        .unwrap_err();
     assert!(matches!(error, ControlError::Conflict { .. }), "{error}");
-    assert!(matches!(rig.reconciler.promote("web", &stale), Err(ControlError::Conflict { .. })));
+    assert!(matches!(
+        rig.reconciler.promote("web", &stale),
+        Err(ControlError::Conflict { .. })
+    ));
     rig.reconciler.rollback("web", 0, &stale).unwrap();
     assert_eq!(rig.green(), "0%");
 }
@@ -92,7 +101,10 @@ fn an_unknown_service_is_named_with_those_there_are() {
         ..to_green("5%")
     };
     let error = rig.reconciler.set_weight(&change, &context()).unwrap_err();
-    assert_eq!(error.to_string(), "there is no service \"wbe\"; there are: web");
+    assert_eq!(
+        error.to_string(),
+        "there is no service \"wbe\"; there are: web"
+    );
 }
 
 #[test]
@@ -107,8 +119,15 @@ fn weight_to_a_pool_without_ready_backends_is_refused() {
     rig.apply(&[spec]).unwrap();
     let error = rig.shift("5%").unwrap_err().to_string();
     assert!(error.contains("has no backend"), "{error}");
-    let error = rig.reconciler.promote("web", &context()).unwrap_err().to_string();
-    assert!(error.contains("green would get 100% of new flows but has no backend"), "{error}");
+    let error = rig
+        .reconciler
+        .promote("web", &context())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("green would get 100% of new flows but has no backend"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -170,7 +189,10 @@ fn a_rollback_within_the_bake_time_undoes_the_promote() {
     let rig = Rig::with_web();
     rig.shift("50%").unwrap();
     let receipt = rig.reconciler.promote("web", &context()).unwrap();
-    assert_eq!((rig.live(), rig.green().as_str()), (PoolName::Green, "100%"));
+    assert_eq!(
+        (rig.live(), rig.green().as_str()),
+        (PoolName::Green, "100%")
+    );
     assert!(receipt.warnings.is_empty(), "{:?}", receipt.warnings);
     rig.clock.pass(9 * MINUTE);
     rig.rollback(0).unwrap();
@@ -185,7 +207,10 @@ fn a_rollback_after_the_bake_time_keeps_the_promoted_pool() {
     rig.restart();
     rig.shift("70%").unwrap();
     rig.rollback(0).unwrap();
-    assert_eq!((rig.live(), rig.green().as_str()), (PoolName::Green, "100%"));
+    assert_eq!(
+        (rig.live(), rig.green().as_str()),
+        (PoolName::Green, "100%")
+    );
 }
 
 #[test]
@@ -206,10 +231,16 @@ fn a_dead_man_that_passes_is_seen_at_once_and_recorded_as_a_rollback() {
     rig.clock.pass(10 * MINUTE);
     let view = rig.reconciler.get("web").unwrap();
     assert!(view.dead_man.unwrap().passed);
-    assert_eq!((view.programmed_share, view.spec.green.to_string().as_str()), (0.0, "50%"));
+    assert_eq!(
+        (view.programmed_share, view.spec.green.to_string().as_str()),
+        (0.0, "50%")
+    );
     rig.reconciler.maintain();
     let view = rig.reconciler.get("web").unwrap();
-    assert_eq!((view.dead_man, view.spec.green.to_string().as_str()), (None, "0%"));
+    assert_eq!(
+        (view.dead_man, view.spec.green.to_string().as_str()),
+        (None, "0%")
+    );
     assert_eq!(rig.actions()[0], "dead-man rollback");
     let error = rig.reconciler.get("web").unwrap();
     assert!(error.warnings.is_empty());
@@ -225,7 +256,11 @@ fn a_confirm_keeps_the_weight_and_comes_too_late_after_the_deadline() {
     assert_eq!(rig.green(), "50%");
     rig.shift_for("60%", MINUTE);
     rig.clock.pass(MINUTE);
-    let error = rig.reconciler.confirm("web", &context()).unwrap_err().to_string();
+    let error = rig
+        .reconciler
+        .confirm("web", &context())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("the deadline has passed"), "{error}");
     assert_eq!(rig.green(), "0%");
 }
@@ -282,7 +317,11 @@ fn a_rollback_that_cannot_be_stored_stays_in_force_and_says_so() {
     rig.shift("50%").unwrap();
     rig.disk_full(true);
     let receipt = rig.rollback(0).unwrap();
-    assert!(receipt.warnings[0].starts_with("not durable"), "{:?}", receipt.warnings);
+    assert!(
+        receipt.warnings[0].starts_with("not durable"),
+        "{:?}",
+        receipt.warnings
+    );
     assert_eq!(rig.green(), "0%");
     // A crash now: the kernel's newer split is taken into the store.
     rig.restart();
@@ -295,7 +334,8 @@ fn a_rollback_that_cannot_be_stored_stays_in_force_and_says_so() {
 #[test]
 fn a_kernel_that_refuses_changes_nothing() {
     let rig = Rig::with_web();
-    rig.datapath.with(|k| k.fail_publication = Some(k.publications + 1));
+    rig.datapath
+        .with(|k| k.fail_publication = Some(k.publications + 1));
     assert!(matches!(rig.shift("5%"), Err(ControlError::Internal(_))));
     assert_eq!(rig.green(), "0%");
     assert_eq!(rig.shift("5%").unwrap().service, "web");
@@ -323,7 +363,9 @@ fn a_shift_among_thousands_of_services_takes_under_a_millisecond() {
         spec.vip.addr.set_port(10_000 + i as u16);
         specs.push(spec);
     }
+    let begun = Instant::now();
     rig.apply(&specs).unwrap();
+    println!("applied in {:?}", begun.elapsed());
     let mut took: Vec<u128> = (1..=21)
         .map(|i| {
             let begun = Instant::now();
@@ -332,6 +374,20 @@ fn a_shift_among_thousands_of_services_takes_under_a_millisecond() {
         })
         .collect();
     took.sort_unstable();
+    println!("shifts took {took:?} µs");
     // The goal is 1 ms to programmed at the median; this counts the commit too.
     assert!(took[10] < 5_000, "{took:?} µs");
+}
+
+#[test]
+fn a_request_that_comes_again_is_carried_out_once() {
+    let rig = Rig::with_web();
+    let mut context = context();
+    context.request_id = "a".into();
+    let first = rig.reconciler.promote("web", &context).unwrap();
+    assert_eq!(rig.reconciler.promote("web", &context).unwrap(), first);
+    assert_eq!(rig.live(), PoolName::Green);
+    context.request_id = "b".into();
+    rig.reconciler.promote("web", &context).unwrap();
+    assert_eq!(rig.live(), PoolName::Blue);
 }
