@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::{
+    blocker::Blocker,
     command::Process,
     mover::{Service, to_toml},
     topology::Lab,
@@ -58,6 +59,7 @@ pub struct Agent<'lab> {
     lab: &'lab Lab,
     process: Option<Process>,
     starts: u32,
+    _far_end: Option<Blocker>,
 }
 
 /// How long an agent may take to be ready: it loads and verifies its programs.
@@ -71,6 +73,7 @@ impl<'lab> Agent<'lab> {
             lab,
             process: None,
             starts: 0,
+            _far_end: far_end(lab, &settings)?,
         };
         fs::write(agent.config(), config_text(lab, &settings))?;
         agent.restart()?;
@@ -242,6 +245,15 @@ impl Drop for Agent<'_> {
         if std::thread::panicking() {
             eprintln!("--- the agent's log ---\n{}---", self.log());
         }
+    }
+}
+
+/// XDP_TX over a veth wakes its peer only where that has an XDP program too
+/// (`veth_xdp_flush` in drivers/net/veth.c), which a wire does not need.
+fn far_end(lab: &Lab, settings: &Settings) -> Result<Option<Blocker>> {
+    match lab.switch() {
+        Some((switch, port)) if settings.hook == "xdp" => Blocker::attach(switch, port).map(Some),
+        _ => Ok(None),
     }
 }
 

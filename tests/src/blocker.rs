@@ -1,4 +1,5 @@
-//! A foreign XDP program that takes an interface's slot.
+//! An XDP program that passes everything: to take an interface's slot, or to
+//! make the far end of a veth poll what XDP sends into it.
 
 use std::{
     ffi::CString,
@@ -38,7 +39,7 @@ struct LinkCreate {
     rest: [u64; 16],
 }
 
-/// Holds the slot until dropped.
+/// A program on an interface; removed when dropped.
 #[derive(Debug)]
 pub struct Blocker {
     _program: OwnedFd,

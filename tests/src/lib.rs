@@ -9,6 +9,7 @@ pub mod blocker;
 pub mod command;
 pub mod mover;
 pub mod need;
+pub mod rpc;
 pub mod standin;
 pub mod stat;
 pub mod topology;

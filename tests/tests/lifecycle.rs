@@ -183,8 +183,11 @@ fn detach_refuses_while_green_carries_flows_and_force_cuts_them() {
     let refused = agent.cli(&["detach"]).unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1), "{said}");
-    let carried = agent.carried("tcp4").unwrap()[1];
-    assert!(carried > 0);
+    assert!(
+        eventually(Duration::from_secs(5), || agent.carried("tcp4").unwrap()[1]
+            > 0),
+        "{said}"
+    );
     assert!(said.contains("green") && said.contains("--force"), "{said}");
 
     agent.done(&["detach", "--force"]).unwrap();

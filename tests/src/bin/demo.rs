@@ -178,12 +178,13 @@ fn ramp(lab: &Lab, mover: &mut Mover<'_>, arguments: &Arguments) -> Result<bool>
         arguments.rate
     ));
     for (i, weight) in STEPS.into_iter().enumerate() {
-        let took = if i == 0 { None } else { shift(mover, weight)? };
-        say(&format!(
-            "$ shifter shift web --candidate {weight}{}",
-            took.map(|ms| format!("   (in force after {ms:.2} ms)"))
-                .unwrap_or_default()
-        ));
+        if i == 0 {
+            say("All weight is on blue.");
+        } else {
+            let took = shift(mover, weight)?.map(|ms| format!("   (in force after {ms:.2} ms)"));
+            let took = took.unwrap_or_default();
+            say(&format!("$ shifter shift web --candidate {weight}{took}"));
+        }
         if weight == "50%" {
             watch.hold(lab)?;
             say(&format!(

@@ -259,6 +259,15 @@ impl Lab {
         self.client_router.as_ref()
     }
 
+    /// The switch that clients and servers share (`RemoteSame`), and its port
+    /// to the host.
+    pub fn switch(&self) -> Option<(&Netns, &'static str)> {
+        match self.options.placement {
+            Placement::RemoteSame => self.backend_net.as_ref().map(|net| (net, "ph")),
+            _ => None,
+        }
+    }
+
     /// Where a side's server listens.
     pub fn listen(&self, side: Side, family: Family) -> SocketAddr {
         let i = side as usize;

@@ -141,6 +141,8 @@ pub(super) fn front(lab: &Lab) -> Result<()> {
             veth(host, "h0", switch, "ph", lab.options.mtu_front)?;
             plug(switch, "br0", "pc")?;
             plug(switch, "br0", "ph")?;
+            // What GRO joined on the way is cut again here, checksums whole.
+            as_wire(lab, switch, "ph")?;
             address(client, "c0", "10.71.0.2/24", "fd71::2/64")?;
             default_route(client, "10.71.0.1", "fd71::1")?;
             servers_behind(lab, switch, "br0", "10.72.0.1", "fd72::1")?;
@@ -208,9 +210,9 @@ fn remote_other(lab: &Lab) -> Result<()> {
     let host = &lab.host;
     bridge(net, "br0")?;
     veth(host, "h1", net, "ph", lab.options.mtu_back)?;
+    as_wire(lab, net, "ph")?;
     if lab.options.backend_router {
         forwarding(net)?;
-        as_wire(lab, net, "ph")?;
         address(host, "h1", "10.75.0.1/24", "fd75::1/64")?;
         address(net, "ph", "10.75.0.2/24", "fd75::2/64")?;
         address(net, "br0", "10.72.0.254/24", "fd72::254/64")?;
