@@ -98,3 +98,18 @@ pub unsafe fn atomic_or(at: *mut u64, bits: u64) {
         asm!("lock *(u64 *)({at} + 0) |= {bits}", at = in(reg) at, bits = in(reg) bits, options(nostack))
     };
 }
+
+/// Sets bits; returns what was there. A full barrier.
+///
+/// # Safety
+/// `at` must point into a map value and be aligned to 8.
+#[inline(always)]
+pub unsafe fn fetch_or(at: *mut u64, bits: u64) -> u64 {
+    let mut value = bits;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{value} = atomic_fetch_or((u64 *)({at} + 0), {value})",
+             at = in(reg) at, value = inout(reg) value, options(nostack))
+    };
+    value
+}

@@ -1,5 +1,7 @@
 //! The flow table: find, insert, renew. One cache line a flow, two sets a key.
 
+use core::mem::offset_of;
+
 use shifter_common::{
     abi::{Config, flow::*},
     hash::address_words,
@@ -507,4 +509,17 @@ pub fn expired(entry: *const FlowEntry, control: u64, now: u32, config: &Config)
         now,
         &config.timeouts,
     )
+}
+
+/// Sets bits of an entry's flags, and returns all that are set then. Two CPUs
+/// see the FINs of both directions at the same time: neither may lose its own.
+#[inline(always)]
+pub fn raise_flags(entry: *mut FlowEntry, bits: u16) -> u16 {
+    const WORD: usize = 24;
+    const SHIFT: usize = 8 * (offset_of!(FlowEntry, flags) - WORD);
+    // SAFETY: an entry is aligned to 64, and its word at 24 holds port, flags,
+    // service and backend.
+    let was =
+        unsafe { atomic::fetch_or(entry.cast::<u64>().add(WORD / 8), u64::from(bits) << SHIFT) };
+    (was >> SHIFT) as u16 | bits
 }

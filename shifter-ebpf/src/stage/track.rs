@@ -7,9 +7,12 @@ use shifter_common::{
 };
 
 use crate::{
-    flow_table::{get, set, transition},
+    flow_table::{get, raise_flags, set, transition},
     hook::Hook,
 };
+
+/// Both directions have ended.
+const BOTH_FINS: u16 = FLOW_FIN_CLIENT | FLOW_FIN_BACKEND;
 
 /// Who sent the packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -76,10 +79,17 @@ fn track_tcp<H: Hook>(
         From::Backend => was.from_backend(segment),
     };
     if is.state != was.state && !transition(entry, control, is.state, now) {
+        // The other direction moved it first: its view is as good as ours,
+        // but for the flags, which both may raise.
+        raise_flags(entry, is.flags & !was.flags);
         return;
     }
     if is.flags != was.flags {
-        set!(entry, flags, is.flags);
+        let flags = raise_flags(entry, is.flags & !was.flags);
+        let control = get!(entry, control);
+        if flags & BOTH_FINS == BOTH_FINS && control_state(control) == STATE_ESTABLISHED {
+            transition(entry, control, STATE_CLOSING, now);
+        }
     }
     if is.seq_a != was.seq_a {
         set!(entry, seq_a, is.seq_a);
