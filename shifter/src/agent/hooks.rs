@@ -46,7 +46,12 @@ impl Hooks {
             HookChoice::Xdp => Hook::Xdp,
             HookChoice::Tc => Hook::Tc,
         };
-        Self { datapath, network, pins, asked }
+        Self {
+            datapath,
+            network,
+            pins,
+            asked,
+        }
     }
 
     /// On a new installation every configured interface must be there; on one
@@ -58,9 +63,18 @@ impl Hooks {
             .iter()
             .filter(|name| self.network.link(name).is_none())
             .collect();
-        let Some(first) = missing.first() else { return Ok(()) };
-        if pinned_interfaces(&self.pins).is_empty() && missing.len() == self.network.attached().len() {
-            let known: Vec<_> = self.network.links().into_iter().map(|link| link.name).collect();
+        let Some(first) = missing.first() else {
+            return Ok(());
+        };
+        if pinned_interfaces(&self.pins).is_empty()
+            && missing.len() == self.network.attached().len()
+        {
+            let known: Vec<_> = self
+                .network
+                .links()
+                .into_iter()
+                .map(|link| link.name)
+                .collect();
             bail!(
                 "there is no interface {first:?}; there are {}: name those that clients are behind in [agent] interfaces",
                 known.join(", ")
@@ -75,8 +89,12 @@ impl Hooks {
     /// Egress on all interfaces, then ingress. Returns whether any ingress was
     /// not attached before, so that flows may have begun unseen.
     pub fn attach_all(&self) -> Result<bool, DatapathError> {
-        let links: Vec<Link> =
-            self.network.attached().iter().filter_map(|name| self.network.link(name)).collect();
+        let links: Vec<Link> = self
+            .network
+            .attached()
+            .iter()
+            .filter_map(|name| self.network.link(name))
+            .collect();
         for link in &links {
             self.datapath.attach_egress(&link.name, link.index)?;
         }
@@ -100,7 +118,10 @@ impl Hooks {
         let (hook, mut why) = choose_hook(&link, self.asked);
         let name = &link.name;
         if hook == Hook::Xdp {
-            match self.datapath.attach_ingress(name, link.index, Ingress::Xdp, &why) {
+            match self
+                .datapath
+                .attach_ingress(name, link.index, Ingress::Xdp, &why)
+            {
                 Ok(()) => return Ok(self.attached(&link, "xdp", &why, pinned)),
                 Err(error) if self.asked == Hook::Auto => {
                     why = format!("its driver would not take native XDP ({error})");
@@ -108,7 +129,8 @@ impl Hooks {
                 Err(error) => return Err(error),
             }
         }
-        self.datapath.attach_ingress(name, link.index, Ingress::Tc, &why)?;
+        self.datapath
+            .attach_ingress(name, link.index, Ingress::Tc, &why)?;
         Ok(self.attached(&link, "tc", &why, pinned))
     }
 
@@ -168,7 +190,9 @@ impl Hooks {
         let pinned = pinned_interfaces(&self.pins);
         for hook in self.datapath.hooks() {
             let is_there = hook.egress == "clsact"
-                || pinned.iter().any(|p| p.ifindex == hook.ifindex && p.ingress.is_some());
+                || pinned
+                    .iter()
+                    .any(|p| p.ifindex == hook.ifindex && p.ingress.is_some());
             if hook.hook != "none" && !is_there {
                 tracing::warn!(interface = %hook.interface, "its programs were detached");
                 self.datapath.hook_taken_off(&hook.interface);

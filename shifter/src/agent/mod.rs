@@ -51,6 +51,7 @@ pub fn run(config_path: &Path) -> Result<()> {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
     let text = fs::read_to_string(config_path).with_context(|| {
         format!(
@@ -123,7 +124,12 @@ async fn serve(config: AgentConfig) -> Result<()> {
     ));
     if let Some(listener) = metrics {
         let controller = Arc::clone(&reconciler) as _;
-        tokio::spawn(telemetry::serve(listener, controller, receipts, stopped.clone()));
+        tokio::spawn(telemetry::serve(
+            listener,
+            controller,
+            receipts,
+            stopped.clone(),
+        ));
     }
     tokio::spawn(follow_network(
         Arc::clone(&network),

@@ -40,7 +40,9 @@ impl Doctor {
     }
 
     fn target(&self) -> anyhow::Result<Option<Target>> {
-        let Some(path) = &self.config else { return Ok(None) };
+        let Some(path) = &self.config else {
+            return Ok(None);
+        };
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("{} cannot be read", path.display()))?;
         let config = parse_config(&text, &path.display().to_string())?;

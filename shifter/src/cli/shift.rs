@@ -13,7 +13,8 @@ pub(super) struct Shift {
     service: String,
     #[command(flatten)]
     share: Share,
-    /// Go back to the present split after this time, as in 10m, unless confirmed.
+    /// Give the live pool all new connections again after this time, as in 10m, unless
+    /// confirmed; in the kernel, agent alive or not.
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     revert_after: Option<Duration>,
     /// Wait up to this time for the first flow under the new weight.

@@ -76,14 +76,20 @@ pub(super) fn spec(message: &proto::ServiceSpec) -> Result<ServiceSpec, ControlE
     };
     Ok(ServiceSpec {
         name: name.clone(),
-        vip: message.vip.parse().map_err(|e: TextError| wrong("vip")(e.to_string()))?,
+        vip: message
+            .vip
+            .parse()
+            .map_err(|e: TextError| wrong("vip")(e.to_string()))?,
         mode: optional(&message.mode).map_err(wrong("mode"))?,
         live: pool(message.live).unwrap_or(PoolName::Blue),
         green,
         affinity: optional(&message.affinity).map_err(wrong("affinity"))?,
         seed: match message.seed.as_str() {
             "" => None,
-            text => Some(text.parse().map_err(|e: TextError| wrong("seed")(e.to_string()))?),
+            text => Some(
+                text.parse()
+                    .map_err(|e: TextError| wrong("seed")(e.to_string()))?,
+            ),
         },
         vip_routed: message.vip_routed,
         blue_pool: backends(&message.blue).map_err(wrong("pools.blue"))?,

@@ -128,7 +128,7 @@ impl NextHops {
         ids: BpfHashMap<MapData, Plain<NextHopKey>, u32>,
     ) -> Self {
         let mut known = HashMap::new();
-        for id in 1..slots.len() {
+        for id in 1..slots.count() {
             let slot = slots.read(id);
             if slot.ifindex != 0 {
                 known.insert(
@@ -142,7 +142,7 @@ impl NextHops {
                 );
             }
         }
-        let numbers = Numbers::new(slots.len(), known.values().copied());
+        let numbers = Numbers::new(slots.count(), known.values().copied());
         Self {
             slots,
             ids,
@@ -311,7 +311,7 @@ impl Backends {
 
     /// Ids in use.
     pub fn used(&self) -> impl Iterator<Item = (BackendId, Backend)> + '_ {
-        (1..self.records.len()).filter_map(|id| {
+        (1..self.records.count()).filter_map(|id| {
             let record = self.records.read(id);
             (record.flags & BACKEND_USED != 0).then_some((id as BackendId, record))
         })

@@ -42,7 +42,7 @@ impl FlowTable {
 
     /// Entries of the whole table.
     pub fn entries(&self) -> u64 {
-        u64::from(self.sets.len()) * SET_ENTRIES as u64
+        u64::from(self.sets.count()) * SET_ENTRIES as u64
     }
 
     fn entry(&self, set: u32, place: usize) -> *mut FlowEntry {
@@ -75,7 +75,7 @@ impl FlowTable {
     }
 
     fn for_each(&self, mut visit: impl FnMut(FlowEntry)) {
-        for set in 0..self.sets.len() {
+        for set in 0..self.sets.count() {
             for place in 0..SET_ENTRIES {
                 if let Some(entry) = self.read(set, place) {
                     visit(entry);
@@ -88,7 +88,7 @@ impl FlowTable {
     pub fn sweep(&self, timeouts: &[u32; TIMEOUTS]) -> u64 {
         let now = now_tick();
         let mut freed = 0;
-        for set in 0..self.sets.len() {
+        for set in 0..self.sets.count() {
             for place in 0..SET_ENTRIES {
                 let control = self.control(set, place);
                 let word = control.load(Ordering::Acquire);

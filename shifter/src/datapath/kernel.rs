@@ -222,7 +222,10 @@ impl KernelDatapath {
 
     /// Somebody detached an interface while the agent ran.
     pub fn hook_taken_off(&self, name: &str) {
-        for hook in lock(&self.hooks).iter_mut().filter(|hook| hook.interface == name) {
+        for hook in lock(&self.hooks)
+            .iter_mut()
+            .filter(|hook| hook.interface == name)
+        {
             hook.hook = "none".to_owned();
             hook.egress = "none".to_owned();
             hook.why = "it was detached; restart the agent to attach it again".to_owned();

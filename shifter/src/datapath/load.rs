@@ -140,12 +140,13 @@ impl Pins {
         let directory = fs::File::open(&self.root)
             .map_err(|error| failed(format!("opening {}", self.root.display()), error, ""))?;
         // SAFETY: takes a descriptor that is open.
-        let taken = unsafe {
-            libc::flock(directory.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) != 0
-        };
+        let taken =
+            unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) != 0 };
         if taken {
-            let holder = holder_of(&directory)
-                .map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+            let holder = holder_of(&directory).map_or_else(
+                || "another process".to_owned(),
+                |pid| format!("process {pid}"),
+            );
             return Err(DatapathError::Refused(format!(
                 "{holder} is the agent of this host already (it holds {}): stop it first, or talk to it with the command line",
                 self.root.display()
@@ -199,7 +200,9 @@ fn holder_of(file: &fs::File) -> Option<u32> {
         // "1: FLOCK  ADVISORY  WRITE 4242 00:1b:13 0 EOF"
         let words: Vec<_> = line.split_whitespace().collect();
         let is_it = words.get(1) == Some(&"FLOCK")
-            && words.get(5).is_some_and(|file| file.rsplit(':').next() == Some(&inode));
+            && words
+                .get(5)
+                .is_some_and(|file| file.rsplit(':').next() == Some(&inode));
         is_it.then(|| words.get(4)?.parse().ok()).flatten()
     })
 }

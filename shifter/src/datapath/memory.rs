@@ -57,7 +57,7 @@ impl<T: Copy> MappedArray<T> {
     }
 
     /// Number of elements.
-    pub fn len(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         self.elements
     }
 

@@ -35,7 +35,10 @@ fn pinned<T: Copy>(pins: &Pins, name: &str) -> Result<MappedArray<T>, DatapathEr
     let remedy = "--force takes everything off without looking";
     let open = || format!("opening the pinned map {}", path.display());
     let data = MapData::from_pin(&path).map_err(|error| failed(open(), error, remedy))?;
-    let entries = data.info().map_err(|error| failed(open(), error, remedy))?.max_entries();
+    let entries = data
+        .info()
+        .map_err(|error| failed(open(), error, remedy))?
+        .max_entries();
     let map = Map::Array(data);
     MappedArray::new(map_fd(&map)?, entries).map_err(|error| failed(open(), error, remedy))
 }
@@ -50,12 +53,16 @@ pub fn would_cut(pins: &Pins) -> Result<Cut, DatapathError> {
     let bodies = pinned::<ServiceBody>(pins, "SERVICE_BODY")?;
     let vip_backend = |service: u16| {
         let (slot, _) = head_parts(heads.read(u32::from(service)));
-        (slot != 0 && slot < bodies.len()).then(|| bodies.read(slot).vip_backend)
+        (slot != 0 && slot < bodies.count()).then(|| bodies.read(slot).vip_backend)
     };
     let mut cut = Cut::default();
     flows.for_each_open(|service, backend, is_green| {
         if vip_backend(service) != Some(backend) {
-            *if is_green { &mut cut.green } else { &mut cut.blue } += 1;
+            *if is_green {
+                &mut cut.green
+            } else {
+                &mut cut.blue
+            } += 1;
         }
     });
     Ok(cut)
@@ -100,17 +107,31 @@ pub fn detach_interfaces(
     if maps {
         pins.remove()?;
     }
-    Ok(Detached { programs, maps, cut })
+    Ok(Detached {
+        programs,
+        maps,
+        cut,
+    })
 }
 
 fn interfaces() -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir("/sys/class/net") else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    let Ok(entries) = std::fs::read_dir("/sys/class/net") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
 }
 
 fn index_of(name: &str) -> Result<u32, DatapathError> {
     let known = || interfaces().join(", ");
-    let missing = || DatapathError::Refused(format!("there is no interface {name:?}; there are {}", known()));
+    let missing = || {
+        DatapathError::Refused(format!(
+            "there is no interface {name:?}; there are {}",
+            known()
+        ))
+    };
     let name = std::ffi::CString::new(name).map_err(|_| missing())?;
     // SAFETY: a C string.
     match unsafe { libc::if_nametoindex(name.as_ptr()) } {

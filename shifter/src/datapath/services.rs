@@ -39,7 +39,7 @@ impl Services {
         vips: BpfHashMap<MapData, Plain<AddressKey>, u32>,
     ) -> Self {
         let mut services = Self {
-            slots: Numbers::new(bodies.len(), []),
+            slots: Numbers::new(bodies.count(), []),
             regions: Regions::new(0, RING_LANES, []),
             heads,
             bodies,
@@ -50,7 +50,7 @@ impl Services {
         };
         let mut slots = Vec::new();
         let mut regions = Vec::new();
-        for id in 0..services.heads.len() {
+        for id in 0..services.heads.count() {
             let Some(body) = services.body(id as ServiceId) else {
                 continue;
             };
@@ -63,8 +63,8 @@ impl Services {
                 .entry(address_mark(&body.vip))
                 .or_default() += 1;
         }
-        services.slots = Numbers::new(services.bodies.len(), slots);
-        let limit = services.rings.len() * RING_LANES;
+        services.slots = Numbers::new(services.bodies.count(), slots);
+        let limit = services.rings.count() * RING_LANES;
         services.regions = Regions::new(limit, RING_LANES, regions);
         services
     }
@@ -72,7 +72,7 @@ impl Services {
     /// The record in force.
     pub fn body(&self, id: ServiceId) -> Option<ServiceBody> {
         let (slot, check) = head_parts(self.heads.read(u32::from(id)));
-        if slot == 0 || slot >= self.bodies.len() {
+        if slot == 0 || slot >= self.bodies.count() {
             return None;
         }
         let body = self.bodies.read(slot);
@@ -81,7 +81,7 @@ impl Services {
 
     /// Ids with a record in force.
     pub fn ids(&self) -> impl Iterator<Item = ServiceId> + '_ {
-        (0..self.heads.len())
+        (0..self.heads.count())
             .map(|id| id as ServiceId)
             .filter(|id| self.body(*id).is_some())
     }

@@ -159,7 +159,8 @@ fn agent(at: usize, node: &super::tree::Node, config: &mut AgentConfig) -> Resul
             "tcx" => HookEgress::Tcx,
             "clsact" => HookEgress::Clsact,
             _ => {
-                let text = format!("{text:?} is no way to egress: write \"auto\", \"tcx\" or \"clsact\"");
+                let text =
+                    format!("{text:?} is no way to egress: write \"auto\", \"tcx\" or \"clsact\"");
                 return Err(Fault::new(at, text));
             }
         };

@@ -233,10 +233,10 @@ impl Snapshot {
             netlink::RTM_NEWNEIGH | netlink::RTM_DELNEIGH => {
                 self.put_neighbour(kind == netlink::RTM_NEWNEIGH, payload, effects);
             }
-            netlink::RTM_NEWROUTE | netlink::RTM_DELROUTE => {
-                if u32_at(payload, 8).is_some_and(|flags| flags & RTM_F_CLONED == 0) {
-                    effects.reroute();
-                }
+            netlink::RTM_NEWROUTE | netlink::RTM_DELROUTE
+                if u32_at(payload, 8).is_some_and(|flags| flags & RTM_F_CLONED == 0) =>
+            {
+                effects.reroute();
             }
             netlink::RTM_NEWRULE
             | netlink::RTM_DELRULE
