@@ -54,9 +54,9 @@ fn each_wrong_service_has_its_message_and_changes_nothing() {
     let _servers = server::start_both(&lab).unwrap();
     let agent = Agent::start(&lab, Settings::hook("tc")).unwrap();
     let good = Service::of(&lab, "tcp", Family::V4);
-    agent.apply(&[good.clone()]).unwrap();
+    agent.apply(std::slice::from_ref(&good)).unwrap();
     let before = standing(&agent);
-    let text = to_toml(&[good.clone()]);
+    let text = to_toml(std::slice::from_ref(&good));
     let twice = to_toml(&[good.clone(), good.clone()]);
     let other_name = text.replace("\"tcp4\"", "\"other\"");
     let vip = good.vip.to_string();
@@ -362,7 +362,7 @@ fn a_silent_backend_is_named_with_what_its_route_must_be() {
     let lab = Lab::new(Placement::Container).unwrap();
     let agent = Agent::start(&lab, Settings::hook("tc")).unwrap();
     let service = Service::of(&lab, "tcp", Family::V4);
-    agent.apply(&[service.clone()]).unwrap();
+    agent.apply(std::slice::from_ref(&service)).unwrap();
     let side = shifter_tests::topology::Side::Blue;
     let backend = lab.listen(side, Family::V4);
     let _swallow = Counter::start(lab.server_ns(side), backend.port()).unwrap();

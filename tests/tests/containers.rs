@@ -97,7 +97,9 @@ fn a_containers_own_address_behind_dockers_rules_is_refused_or_warned_of() {
     for family in Family::BOTH {
         let mut service = Service::of(&lab, "tcp", family);
         service.green = vec![lab.listen(Side::Green, family)];
-        let path = agent.services_file(&to_toml(&[service.clone()])).unwrap();
+        let path = agent
+            .services_file(&to_toml(std::slice::from_ref(&service)))
+            .unwrap();
         let output = agent.cli(&["apply", "-f", path.to_str().unwrap()]).unwrap();
         let said = format!(
             "{}{}",

@@ -37,7 +37,7 @@ fn monotone(hook: &'static str, family: Family) {
     let mut service = Service::of(&lab, "tcp", family);
     service.affinity = "client";
     service.seed = Some("000102030405060708090a0b0c0d0e0f".to_owned());
-    mover.apply(&[service.clone()]).unwrap();
+    mover.apply(std::slice::from_ref(&service)).unwrap();
     let clients = scaled(1_000, 10_000);
     let (blue, green) = (Side::Blue.identity(), Side::Green.identity());
     let mut seen: Vec<(f64, Vec<u8>)> = vec![(0.0, vec![blue; usize::from(clients)])];

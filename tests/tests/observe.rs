@@ -155,7 +155,7 @@ fn the_four_numbers_of_a_weight_are_shown() {
     let _servers = server::start_both(&lab).unwrap();
     let agent = Agent::start(&lab, Settings::hook("tc")).unwrap();
     let service = Service::of(&lab, "tcp", Family::V4).with_green("1/3");
-    agent.apply(&[service.clone()]).unwrap();
+    agent.apply(std::slice::from_ref(&service)).unwrap();
     let requests = Requests::start(&lab.client, &[service.vip], 2, 400).unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let tally = requests.finish().unwrap();

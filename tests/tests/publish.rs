@@ -37,7 +37,7 @@ fn a_weight_is_programmed_within_a_millisecond_among_one_and_among_5000_services
     let _servers = server::start_both(&lab).unwrap();
     let agent = Agent::start(&lab, Settings::hook("tc")).unwrap();
     let base = Service::of(&lab, "tcp", Family::V4);
-    agent.apply(&[base.clone()]).unwrap();
+    agent.apply(std::slice::from_ref(&base)).unwrap();
     let alone = median_programmed_ns(&agent, "tcp4");
 
     let many: Vec<Service> = (0..5_000u16)

@@ -2,6 +2,7 @@
 
 use shifter_tests::{
     agent::Settings,
+    command::run,
     mover::{Mover, Service},
     need,
     topology::{Family, Lab, Options, Placement, Side},
@@ -35,6 +36,28 @@ fn both_sides_intact(options: Options, hook: &'static str, bytes: u64) {
             report.assert_intact(&what, bytes);
             assert_eq!(report.identity, side.identity(), "{what}");
         }
+        assert_learned(&lab, side);
+    }
+}
+
+/// Asserts that the sender before a small link was told of it.
+fn assert_learned(lab: &Lab, side: Side) {
+    let options = lab.options;
+    let towards_servers = options.mtu_back.min(options.mtu_backend) < 1500;
+    let own_link = options.placement == Placement::HostPorts && options.mtu_front < 1500;
+    let towards_clients = options.mtu_front.min(options.mtu_client) < 1500 && !own_link;
+    for family in Family::BOTH {
+        let (ns, to) = match (towards_servers, towards_clients) {
+            (true, _) => (&lab.client, lab.vip(family).ip()),
+            (_, true) => (lab.server_ns(side), lab.client_ip(family)),
+            _ => return,
+        };
+        let output = run(ns.command("ip").args(["route", "get", &to.to_string()])).unwrap();
+        let route = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            route.contains("mtu 1400"),
+            "{options:?}: the path to {to} is not known to be small: {route}"
+        );
     }
 }
 

@@ -91,7 +91,7 @@ fn ramp_nginx(hook: &'static str, family: Family) {
     let _servers = Side::BOTH.map(|side| nginx(&lab, side));
     let mut mover = Mover::start(&lab, Settings::hook(hook)).unwrap();
     let service = Service::of(&lab, "tcp", family);
-    mover.apply(&[service.clone()]).unwrap();
+    mover.apply(std::slice::from_ref(&service)).unwrap();
     let step = scaled(Duration::from_secs(2), Duration::from_secs(10));
     let seconds = 5 * (step.as_secs() + 1) + 1;
     let long = wrk(&lab, family, "long", seconds);
@@ -213,7 +213,7 @@ fn redis_stays(hook: &'static str) {
     let _servers = Side::BOTH.map(|side| redis(&lab, side));
     let mut mover = Mover::start(&lab, Settings::hook(hook)).unwrap();
     let service = Service::of(&lab, "tcp", Family::V4);
-    mover.apply(&[service.clone()]).unwrap();
+    mover.apply(std::slice::from_ref(&service)).unwrap();
     let vip = lab.vip(Family::V4);
     let mut subscriber = Redis::connect_in(&lab, None, vip);
     assert_eq!(subscriber.ask(&["SUBSCRIBE", "news"]), "subscribe news :1");

@@ -263,13 +263,12 @@ impl<'a> Engine<'a> {
     fn send_next(&mut self, i: usize) {
         let flow = &mut self.flows[i];
         match &flow.socket {
-            Socket::Udp(socket) => {
+            Socket::Udp(socket)
                 // What cannot be sent now was not sent; errors come with receive.
-                if socket.send(&frame::echo(i as u32, flow.sent)).is_ok() {
+                if socket.send(&frame::echo(i as u32, flow.sent)).is_ok() => {
                     flow.sent += 1;
                     self.report.udp_sent += 1;
                 }
-            }
             Socket::Tcp(_) if flow.opened && flow.sent - flow.answered < WINDOW => {
                 flow.output
                     .extend_from_slice(&frame::echo(i as u32, flow.sent));
