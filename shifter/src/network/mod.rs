@@ -121,7 +121,7 @@ impl Network {
     /// When netlink cannot be opened or read, or no thread be started.
     pub fn start(attached: Vec<String>) -> Result<Arc<Self>, NetworkError> {
         let open = |operation| {
-            Query::open(rtnetlink::sys::protocols::NETLINK_ROUTE)
+            Query::open(netlink_sys::protocols::NETLINK_ROUTE)
                 .map_err(|error| NetworkError::netlink(operation, error))
         };
         let subscription = watcher::subscribe()?;

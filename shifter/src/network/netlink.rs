@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsRawFd as _, RawFd},
 };
 
-use rtnetlink::sys::{Socket, SocketAddr};
+use netlink_sys::{Socket, SocketAddr};
 
 pub const RTM_NEWLINK: u16 = 16;
 pub const RTM_DELLINK: u16 = 17;

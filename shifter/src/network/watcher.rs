@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::{
     COALESCE, NetworkError, RESOLVE_EVERY, Shared,

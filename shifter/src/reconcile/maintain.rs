@@ -56,7 +56,7 @@ impl Reconciler {
         };
         match core.store.commit(&commit) {
             Ok(()) => {
-                tracing::info!("what was not durable is stored now");
+                tracing::debug!("records that were published without a request are stored now");
                 core.services.values_mut().for_each(|e| e.dirty = false);
             }
             Err(error) => tracing::debug!(%error, "still not durable"),

@@ -64,7 +64,7 @@ impl RulesetCache {
 
 /// Generation of nf_tables; `None` where the kernel does not tell.
 fn nft_generation() -> Option<u32> {
-    let mut query = Query::open(rtnetlink::sys::protocols::NETLINK_NETFILTER).ok()?;
+    let mut query = Query::open(netlink_sys::protocols::NETLINK_NETFILTER).ok()?;
     let mut generation = None;
     let request = Request::new(NFT_GETGEN, 0, &[0; 4]);
     let result = query.ask(&request, |_, payload| {
