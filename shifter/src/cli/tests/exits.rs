@@ -102,7 +102,7 @@ fn a_bad_file_is_refused_with_its_place_and_changes_nothing() {
         &testbed,
         &format!("apply -f {}", path.display()),
         1,
-        "nothing to apply",
+        "there is no service in this file",
     );
     assert_fails(
         &testbed,
