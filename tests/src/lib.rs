@@ -9,6 +9,8 @@ pub mod blocker;
 pub mod command;
 pub mod mover;
 pub mod need;
+pub mod packet;
+pub mod scene;
 pub mod standin;
 pub mod stat;
 pub mod topology;
