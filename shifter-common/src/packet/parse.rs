@@ -274,14 +274,22 @@ pub const fn narrow(addr: &[u8; 16]) -> [u8; 4] {
     [addr[0], addr[1], addr[2], addr[3]]
 }
 
+/// Where the outer IP packet ends by its own account; what follows is a
+/// trailer of the frame.
+#[inline(always)]
+pub fn packet_end<P: Packet>(packet: &P, headers: &Headers) -> Option<usize> {
+    let (start, field) = if headers.family == 4 {
+        (headers.l3, headers.l3 + 2)
+    } else {
+        (headers.l3 + 40, headers.l3 + 4)
+    };
+    Some(start + usize::from(u16::from_be_bytes(packet.get2(field)?)))
+}
+
 /// Sequence numbers of a TCP segment.
 #[inline(always)]
 pub fn tcp_segment<P: Packet>(packet: &P, headers: &Headers) -> Option<crate::tcp_state::Segment> {
-    let total = if headers.family == 4 {
-        headers.l3 + usize::from(u16::from_be_bytes(packet.get2(headers.l3 + 2)?))
-    } else {
-        headers.l3 + 40 + usize::from(u16::from_be_bytes(packet.get2(headers.l3 + 4)?))
-    };
+    let total = packet_end(packet, headers)?;
     let data = headers.l4 + usize::from(packet.get1(headers.l4 + 12)? >> 4) * 4;
     Some(crate::tcp_state::Segment {
         flags: headers.tcp_flags,
