@@ -2,8 +2,11 @@
 //! the specification of the packet path; checksums of what must come out are
 //! computed in full, never updated.
 
+mod flows;
 mod icmp;
 mod nat;
+mod other;
+mod room;
 mod world;
 
 use shifter::datapath::attach::Place;

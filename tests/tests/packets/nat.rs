@@ -296,3 +296,34 @@ fn a_flow_of_a_removed_backend_passes_untouched() {
         );
     });
 }
+
+#[test]
+fn a_reply_too_long_for_the_route_goes_to_the_kernel_while_the_next_hop_is_new() {
+    need!();
+    world(|scene| {
+        let hop = route_to_clients(scene, MTU);
+        scene.ip("link set out mtu 1300");
+        for case in [tcp4(), udp6()] {
+            let reply = answer(&case);
+            let header = reply.clone().data(&[]).packet().len();
+            let fits = reply.clone().data(&vec![7; 1_300 - header]);
+            let out = fits.clone().from(case.vip);
+            let long = reply.data(&vec![7; 1_301 - header]).frame();
+            check(
+                scene,
+                &[
+                    redirected("opens", &case, opening(&case)),
+                    untouched("too long", INGRESS, long, "reply_kernel"),
+                    row(
+                        "as long as the MTU",
+                        INGRESS,
+                        fits.frame(),
+                        "reply_redirect",
+                        Action::Redirect,
+                        out.via(hop.destination, hop.source).frame(),
+                    ),
+                ],
+            );
+        }
+    });
+}
