@@ -78,10 +78,20 @@ pub fn is_due(state: u8, last_seen: u32, now: u32, timeouts: &[u32; TIMEOUTS]) -
     idle > timeout
 }
 
-/// Whether a claim is so old that its packet cannot come back.
+/// Whether a claim is so old that its packet cannot come back. One from the
+/// next tick is fresh: the other CPU has read the clock later.
 #[inline(always)]
 pub fn is_claim_stale(control: u64, now: u32) -> bool {
-    (now as u16).wrapping_sub(control_stamp(control)) > CLAIM_TICKS
+    let age = (now as u16).wrapping_sub(control_stamp(control));
+    age.wrapping_add(CLAIM_TICKS) > 2 * CLAIM_TICKS
+}
+
+/// Ticks since an entry was last seen; none where another CPU is ahead.
+#[inline(always)]
+pub fn idle_ticks(last_seen: u32, now: u32) -> u32 {
+    let idle = now.wrapping_sub(last_seen);
+    // Without a branch, as in `rank`.
+    idle & (idle >> 31).wrapping_sub(1)
 }
 
 /// Per state, four bits each: how willingly it gives way before its timeout.
@@ -162,6 +172,22 @@ mod tests {
         let control = control_word(STATE_CLAIMING, 5, 1, 65_530);
         assert_eq!(rank(control, 0, 65_540, &t), RANK_NONE);
         assert_eq!(rank(control, 0, 65_530 + 61, &t), RANK_FREE);
+    }
+
+    #[test]
+    fn a_claim_from_the_next_tick_is_not_stolen() {
+        let t = timeouts();
+        let control = control_word(STATE_CLAIMING, 5, 1, 1_001);
+        assert_eq!(rank(control, 0, 1_000, &t), RANK_NONE);
+        let control = control_word(STATE_CLAIMING, 5, 1, 0);
+        assert_eq!(rank(control, 0, 65_535, &t), RANK_NONE);
+    }
+
+    #[test]
+    fn an_entry_from_the_next_tick_is_the_youngest() {
+        assert_eq!(idle_ticks(1_001, 1_000), 0);
+        assert_eq!(idle_ticks(1_000, 1_000), 0);
+        assert_eq!(idle_ticks(1_000, 1_500), 500);
     }
 
     #[test]

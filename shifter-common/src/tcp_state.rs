@@ -85,10 +85,15 @@ impl TcpState {
             let plausible = match self.state {
                 // It answers the SYN, or what followed it.
                 STATE_HALF_OPEN => true,
-                STATE_ADOPTED => false,
+                // Of an adopted flow too: who knows of no connection resets at
+                // what it was asked to acknowledge (RFC 9293, section 3.5.2).
                 _ => segment.sequence == self.seq_a,
             };
             if plausible {
+                if self.state == STATE_HALF_OPEN {
+                    // From here on it counts bytes.
+                    self.high = 0;
+                }
                 self.state = STATE_RESET;
             }
             return self;
@@ -283,6 +288,18 @@ mod tests {
     }
 
     #[test]
+    fn an_adopted_flow_that_nobody_knows_is_reset() {
+        let adopted = TcpState {
+            state: STATE_ADOPTED,
+            ..half_open()
+        };
+        let flow = adopted.from_client(segment(TCP_ACK, 101, 5_001, 10));
+        assert_eq!(flow.from_backend(segment(TCP_RST, 5_002, 0, 0)), flow);
+        let flow = flow.from_backend(segment(TCP_RST, 5_001, 0, 0));
+        assert_eq!(flow.state, STATE_RESET);
+    }
+
+    #[test]
     fn a_reset_answers_a_syn() {
         assert_eq!(
             half_open()
@@ -290,6 +307,12 @@ mod tests {
                 .state,
             STATE_RESET
         );
+    }
+
+    #[test]
+    fn a_refused_flow_has_carried_no_bytes() {
+        let flow = answered().from_backend(segment(TCP_RST, 0, 101, 0));
+        assert_eq!((flow.state, flow.high), (STATE_RESET, 0));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The flow table: find, insert, renew. One cache line a flow, two sets a key.
+//! The flow table: find, insert, expire. One cache line a flow, two sets a key.
 
 use core::mem::offset_of;
 
@@ -6,8 +6,8 @@ use shifter_common::{
     abi::{Config, flow::*},
     hash::address_words,
     table::{
-        Places, RANK_CLOSING, RANK_FREE, RANK_NONE, RANK_UNPROVEN, flow_hash, is_expired, places,
-        rank,
+        Places, RANK_CLOSING, RANK_FREE, RANK_NONE, RANK_UNPROVEN, flow_hash, idle_ticks,
+        is_expired, places, rank,
     },
 };
 
@@ -265,8 +265,7 @@ pub extern "C" fn score(control: u64, last_seen: u32, now: u32, distance: u32) -
     if rank == RANK_NONE {
         return 0;
     }
-    let idle = now.wrapping_sub(last_seen) & 0x7fff_ffff;
-    u64::from(rank) << 40 | u64::from(idle) << 8 | u64::from(distance & 15)
+    u64::from(rank) << 40 | u64::from(idle_ticks(last_seen, now)) << 8 | u64::from(distance & 15)
 }
 
 /// Takes a place for a new flow and makes it visible.
@@ -474,22 +473,6 @@ fn rival_of(key: &FlowKey, service: u16, own: &Claim) -> u32 {
         which += 1;
     }
     higher
-}
-
-/// Chooses anew in an entry that is there (closing, expired, or its backend is gone).
-#[inline(always)]
-pub fn renew(entry: *mut FlowEntry, seen: u64, key: &FlowKey, new: &NewFlow) -> Inserted {
-    let claim = claim_of(key, seen, new.now);
-    // SAFETY: as in `insert_at`.
-    if unsafe { atomic::compare_exchange(&raw mut (*entry).control, seen, claim) } != seen {
-        return Inserted::Pending;
-    }
-    fill(entry, key, new);
-    if publish(entry, claim, new) {
-        Inserted::New(entry)
-    } else {
-        Inserted::Pending
-    }
 }
 
 /// Moves an entry from the state it was seen in to another.

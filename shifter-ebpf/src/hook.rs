@@ -47,6 +47,9 @@ pub trait Hook: Packet {
     fn length(&self) -> u32;
     /// Longest layer-3 packet that this becomes on the wire.
     fn wire_length(&self, headers: &Headers) -> u32;
+    /// Whether the packet carries a VLAN tag, in its frame or beside it. It is
+    /// never redirected: the tag means nothing on another interface.
+    fn is_tagged(&self, headers: &Headers) -> bool;
     /// Bytes of the IP header changed by `delta` in sum, and no checksum made up for it.
     fn header_changed(&mut self, delta: Delta);
     /// On its way, untouched or rewritten.
@@ -187,6 +190,10 @@ impl Hook for XdpFrame {
         self.length().wrapping_sub(headers.l3 as u32)
     }
     #[inline(always)]
+    fn is_tagged(&self, headers: &Headers) -> bool {
+        headers.vlan
+    }
+    #[inline(always)]
     fn header_changed(&mut self, _delta: Delta) {}
     #[inline(always)]
     fn pass(&self) -> Action {
@@ -306,6 +313,12 @@ impl<const EGRESS: bool> Hook for TcPacket<EGRESS> {
             8
         };
         (headers.l4 - headers.l3) as u32 + transport + segment
+    }
+    /// The kernel takes the outer tag out of the frame before tc sees it.
+    #[inline(always)]
+    fn is_tagged(&self, headers: &Headers) -> bool {
+        // SAFETY: as above.
+        headers.vlan || unsafe { (*self.0).vlan_present } != 0
     }
     #[inline(always)]
     fn header_changed(&mut self, delta: Delta) {

@@ -10,6 +10,8 @@ pub mod command;
 pub mod mover;
 pub mod need;
 pub mod rpc;
+pub mod packet;
+pub mod scene;
 pub mod standin;
 pub mod stat;
 pub mod topology;

@@ -79,6 +79,16 @@ struct Ip {
     hop_limit: u8,
 }
 
+/// The end of a packet whose length field counts from `start`. An aggregated
+/// skb may be too long for the field, which is 0 then: no end.
+#[inline(always)]
+fn end_of(start: usize, field: [u8; 2]) -> usize {
+    match u16::from_be_bytes(field) {
+        0 => usize::MAX,
+        length => start + usize::from(length),
+    }
+}
+
 /// Parses a frame. `None`: not IP, cut short, malformed, or a protocol that is
 /// never ours; such a packet is passed untouched.
 #[inline(always)]
@@ -196,6 +206,11 @@ fn ipv6<P: Packet>(packet: &P, l3: usize) -> Option<Ip> {
         match next {
             // Hop-by-hop options, routing, destination options.
             0 | 43 | 60 => {
+                // A route that goes on: the transport checksum is made for its
+                // last address, and this host is only on the way.
+                if next == 43 && packet.get1(offset + 3)? != 0 {
+                    return None;
+                }
                 next = packet.get1(offset)?;
                 offset += (usize::from(packet.get1(offset + 1)?) + 1) * 8;
             }
@@ -274,19 +289,49 @@ pub const fn narrow(addr: &[u8; 16]) -> [u8; 4] {
     [addr[0], addr[1], addr[2], addr[3]]
 }
 
+/// Where the outer IP packet ends by its own account; what follows is a
+/// trailer of the frame.
+#[inline(always)]
+pub fn packet_end<P: Packet>(packet: &P, headers: &Headers) -> Option<usize> {
+    let (start, field) = if headers.family == 4 {
+        (headers.l3, headers.l3 + 2)
+    } else {
+        (headers.l3 + 40, headers.l3 + 4)
+    };
+    Some(end_of(start, packet.get2(field)?))
+}
+
+/// Whether the transport header, or the first 8 bytes of the quoted one
+/// (RFC 792), lies within the packet and is no trailer of the frame. What
+/// [`parse`] found is not to be used without.
+#[inline(always)]
+pub fn is_whole<P: Packet>(packet: &P, headers: &Headers) -> bool {
+    let needed = match (headers.kind, headers.protocol) {
+        (Kind::Fragment, _) => return true,
+        (Kind::Error, _) => headers.quoted_l4 + 8,
+        (Kind::Segment, TCP) => headers.l4 + 20,
+        (Kind::Segment, _) => headers.l4 + 8,
+    };
+    match packet_end(packet, headers) {
+        Some(end) => needed <= end,
+        None => false,
+    }
+}
+
 /// Sequence numbers of a TCP segment.
 #[inline(always)]
 pub fn tcp_segment<P: Packet>(packet: &P, headers: &Headers) -> Option<crate::tcp_state::Segment> {
-    let total = if headers.family == 4 {
-        headers.l3 + usize::from(u16::from_be_bytes(packet.get2(headers.l3 + 2)?))
-    } else {
-        headers.l3 + 40 + usize::from(u16::from_be_bytes(packet.get2(headers.l3 + 4)?))
-    };
+    let total = packet_end(packet, headers)?;
     let data = headers.l4 + usize::from(packet.get1(headers.l4 + 12)? >> 4) * 4;
     Some(crate::tcp_state::Segment {
         flags: headers.tcp_flags,
         sequence: u32::from_be_bytes(packet.get4(headers.l4 + 4)?),
         acknowledgement: u32::from_be_bytes(packet.get4(headers.l4 + 8)?),
-        payload: total.saturating_sub(data) as u32,
+        // No end, no payload to count.
+        payload: if total == usize::MAX {
+            0
+        } else {
+            total.saturating_sub(data) as u32
+        },
     })
 }

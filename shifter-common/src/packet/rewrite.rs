@@ -4,7 +4,7 @@
 use super::{
     ChecksumChange, Packet,
     checksum::{Delta, update},
-    parse::{Headers, Kind, narrow},
+    parse::{Headers, Kind, narrow, packet_end},
 };
 
 /// Which side of the packet changes.
@@ -128,14 +128,20 @@ fn quoted_checksum<P: Packet>(
     ports: Delta,
 ) -> Delta {
     let at = headers.quoted_l4 + checksum_offset(headers.protocol);
-    let Some(old) = packet.get2(at) else {
+    // Behind the end of the error lies no checksum but a trailer of the frame.
+    let (Some(end), Some(old)) = (packet_end(packet, headers), packet.get2(at)) else {
         return Delta::ZERO;
     };
-    if headers.protocol == 17 && old == [0, 0] {
+    let is_udp = headers.protocol == 17;
+    if at + 2 > end || (is_udp && old == [0, 0]) {
         return Delta::ZERO;
     }
     let addresses = Delta::ZERO.replace_address(headers.family, old_addr, addr);
-    let new = update(old, addresses.plus(ports));
+    let mut new = update(old, addresses.plus(ports));
+    if is_udp && new == [0, 0] {
+        // RFC 768: 0 would say that there is none.
+        new = [0xff, 0xff];
+    }
     match packet.put2(at, new) {
         Some(()) => Delta::ZERO.replace2(old, new),
         None => Delta::ZERO,

@@ -2,7 +2,7 @@
 
 use shifter_common::{
     abi::{AddressKey, Config, ServiceBody, service::head_parts, stats::Verdict},
-    packet::parse::{Headers, Kind, parse},
+    packet::parse::{Headers, Kind, is_whole, parse},
 };
 
 use crate::{
@@ -27,7 +27,7 @@ fn parse_into<H: Hook>(hook: &H, headers: &mut Headers) -> bool {
     match parse(hook) {
         Some(parsed) => {
             *headers = parsed;
-            true
+            is_whole(hook, headers)
         }
         None => false,
     }

@@ -51,8 +51,8 @@ pub fn forward<H: Hook>(hook: &mut H, packet: &mut Packet) -> Outcome {
         config,
         body,
         key,
-        new,
         choice,
+        ..
     } = packet;
     let (headers, config, body) = (*headers, *config, *body);
     let ns = clock::coarse_ns();
@@ -77,20 +77,15 @@ pub fn forward<H: Hook>(hook: &mut H, packet: &mut Packet) -> Outcome {
         if !is_over(headers, entry, control, now, config) {
             return go_on(hook, headers, body, entry, now);
         }
-        if !choose_into(hook, headers, body, choice, ns) {
-            return no_backend(hook, body);
-        }
-        fill_new(new, headers, body, choice, now);
-        return match flow_table::renew(entry, control, key, new) {
-            Inserted::New(entry) => begin(hook, headers, body, entry, choice, now),
-            _ => unpinned(hook, headers, body, choice),
-        };
+        // Its place is free for whatever is chosen now; where another packet
+        // was first, that one's entry is found on insert.
+        flow_table::transition(entry, control, STATE_FREE, now);
     }
     if !choose_into(hook, headers, body, choice, ns) {
         return no_backend(hook, body);
     }
     if headers.tcp_flags & TCP_RST != 0 {
-        return send(hook, headers, body, choice);
+        return without_entry(hook, headers, body, choice);
     }
     pin(hook, packet, now)
 }
@@ -237,20 +232,20 @@ fn fill_new(new: &mut NewFlow, headers: &Headers, body: &ServiceBody, choice: &C
 
 /// Writes the entry of a new flow, then forwards. Where another service has
 /// mapped the client's port to the same backend, the older entry gives way if
-/// it is closing or unproven, else the next backend of the ring is taken.
+/// it is closing, unproven or expired, else the next backend of the ring is taken.
 #[inline(always)]
 fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
     let Packet {
         headers,
+        config,
         body,
         key,
         new,
         choice,
-        ..
     } = packet;
-    let (headers, body) = (*headers, *body);
+    let (headers, config, body) = (*headers, *config, *body);
     let mut tries = 0;
-    while is_taken(key, choice.backend, now) {
+    while is_taken(key, choice.backend, now, config) {
         tries += 1;
         let next = select::in_pool(body, choice.pool, select::hash_of(body, headers), tries);
         match next {
@@ -274,15 +269,15 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
 }
 
 /// Whether another flow of this client's port lives on the backend; one that
-/// is closing or unproven is recycled.
+/// is closing, unproven or expired is recycled.
 #[inline(always)]
-fn is_taken(key: &FlowKey, backend: u16, now: u32) -> bool {
+fn is_taken(key: &FlowKey, backend: u16, now: u32, config: &Config) -> bool {
     let Some(entry) = flow_table::find(key, Match::Backend(backend)) else {
         return false;
     };
     let control = get!(entry, control);
     let state = control_state(control);
-    if is_closing(state) || is_unproven(state) {
+    if is_closing(state) || is_unproven(state) || flow_table::expired(entry, control, now, config) {
         return !flow_table::transition(entry, control, STATE_FREE, now);
     }
     is_live(state)
@@ -366,8 +361,24 @@ fn unpinned<H: Hook>(
         // SAFETY: per CPU.
         unsafe { (*counters).unpinned_flows += 1 };
     }
+    without_entry(hook, headers, body, choice)
+}
+
+/// Sends a packet that no entry stands for; what went wrong keeps its reason.
+#[inline(always)]
+fn without_entry<H: Hook>(
+    hook: &mut H,
+    headers: &Headers,
+    body: &ServiceBody,
+    choice: &Choice,
+) -> Outcome {
     let mut outcome = send(hook, headers, body, choice);
-    outcome.verdict = Verdict::Unpinned;
+    if matches!(
+        outcome.verdict,
+        Verdict::ForwardRedirect | Verdict::ForwardKernel | Verdict::ForwardVip
+    ) {
+        outcome.verdict = Verdict::Unpinned;
+    }
     outcome
 }
 
@@ -406,7 +417,7 @@ fn send<H: Hook>(hook: &mut H, headers: &Headers, body: &ServiceBody, choice: &C
         Verdict::ForwardKernel
     };
     let mut hop = None;
-    if backend.flags & BACKEND_REDIRECT != 0 && !headers.vlan {
+    if backend.flags & BACKEND_REDIRECT != 0 && !hook.is_tagged(headers) {
         hop = route::next_hop(backend.next_hop);
         if let Some(next) = hop {
             if hook.wire_length(headers) > next.mtu {

@@ -59,7 +59,7 @@ pub fn at_ingress<H: Hook>(
     let Some(backend) = select::record(id) else {
         return Outcome::pass(hook, Verdict::GoneBackend);
     };
-    if backend.flags & BACKEND_REDIRECT == 0 || id == body.vip_backend || headers.vlan {
+    if backend.flags & BACKEND_REDIRECT == 0 || id == body.vip_backend || hook.is_tagged(headers) {
         return Outcome::pass(hook, Verdict::ReplyKernel);
     }
     if headers.hop_limit <= 1 {

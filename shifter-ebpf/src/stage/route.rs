@@ -88,6 +88,13 @@ fn look_up<H: Hook>(
     } else {
         headers.protocol
     };
+    // Compared with the route's MTU; without it XDP hears of none.
+    let length = hook.wire_length(headers);
+    lookup.__bindgen_anon_1.tot_len = if length > 0xffff {
+        0xffff
+    } else {
+        length as u16
+    };
     // SAFETY: the context is the program's own, the size that of the struct.
     let result = unsafe {
         bpf_fib_lookup(

@@ -1,6 +1,10 @@
 //! Programs on interfaces: attached in order, pinned, replaced in place.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+};
 
 use aya::{
     Ebpf,
@@ -54,7 +58,8 @@ impl Place {
             Self::TcEgress => "egress",
         }
     }
-    const fn program(self) -> &'static str {
+    /// Its name in the eBPF object.
+    pub const fn program(self) -> &'static str {
         match self {
             Self::Xdp => "shifter_xdp",
             Self::TcIngress => "shifter_ingress",
@@ -94,6 +99,24 @@ impl Attacher {
     pub fn new(ebpf: Ebpf, pins: Pins, egress: Egress) -> Self {
         Self { ebpf, pins, egress }
     }
+    /// A descriptor of a loaded program.
+    pub fn program_fd(&self, place: Place) -> Result<OwnedFd, DatapathError> {
+        let fd = match self.ebpf.program(place.program()) {
+            Some(Program::Xdp(program)) => program.fd(),
+            Some(Program::SchedClassifier(program)) => program.fd(),
+            _ => {
+                return Err(DatapathError::Refused(
+                    "a program is gone from the object".into(),
+                ));
+            }
+        };
+        let what = || format!("opening {}", place.program());
+        let fd = fd.map_err(|error| failed(what(), error, ""))?;
+        fd.as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| failed(what(), error, ""))
+    }
+
     fn pin_path(&self, ifindex: u32, place: Place) -> PathBuf {
         self.pins
             .links()

@@ -3,6 +3,7 @@
 use std::{
     io::Read as _,
     net::SocketAddr,
+    os::fd::OwnedFd,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -20,7 +21,7 @@ use shifter_common::abi::{
 use super::{
     BackendId, BackendImage, Census, Datapath, DatapathError, FlowFilter, FlowRow, HookStatus,
     Inventory, LimitUse, NextHopImage, ServiceId, ServiceImage, VerdictCount,
-    attach::{Attacher, Egress, Ingress, load_programs},
+    attach::{Attacher, Egress, Ingress, Place, load_programs},
     backends::{Backends, NextHops, Plain, Ports, addr_of},
     flows::FlowTable,
     load::{self, Pins, failed, map_fd},
@@ -146,6 +147,11 @@ impl KernelDatapath {
             flow_capacity: setup.flow_capacity,
             timeouts,
         })
+    }
+
+    /// A descriptor of a loaded program.
+    pub(super) fn program(&self, place: Place) -> Result<OwnedFd, DatapathError> {
+        lock(&self.attacher).program_fd(place)
     }
 
     /// Attaches (or replaces) the un-NAT at egress of an interface. All

@@ -13,6 +13,7 @@ pub mod load;
 pub mod memory;
 pub mod off;
 pub mod services;
+pub mod trial;
 
 use std::net::SocketAddr;
 
