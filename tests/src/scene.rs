@@ -156,6 +156,31 @@ impl Scene {
         self.datapath.publish(image, Some(&rings)).unwrap();
     }
 
+    /// Makes an interface `out` and routes to 10.9/16 and 2001:db8:9::/48 by
+    /// way of one neighbour there. Returns that next hop.
+    pub fn route_to_clients(&self, ifindex: u32, mtu: u32) -> NextHopImage {
+        self.ip(&format!(
+            "link add out index {ifindex} address 02:00:00:00:01:01 type veth peer name far"
+        ));
+        for line in [
+            "link set out up",
+            "link set far up",
+            "addr add 10.7.0.1/24 dev out",
+            "addr add 2001:db8:7::1/64 dev out nodad",
+            "neigh add 10.7.0.2 lladdr 02:00:00:00:01:09 dev out nud permanent",
+            "neigh add 2001:db8:7::2 lladdr 02:00:00:00:01:09 dev out nud permanent",
+            "route add 10.9.0.0/16 via 10.7.0.2",
+            "route add 2001:db8:9::/48 via 2001:db8:7::2",
+        ] {
+            self.ip(line);
+        }
+        for key in ["ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"] {
+            let path = format!("/proc/sys/net/{key}");
+            fs::write(&path, "1").unwrap_or_else(|error| panic!("{path}: {error}"));
+        }
+        neighbour(ifindex, 9, mtu)
+    }
+
     /// Runs `ip` in this namespace.
     pub fn ip(&self, args: &str) {
         run(Command::new("ip").args(args.split_whitespace())).unwrap();

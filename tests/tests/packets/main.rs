@@ -7,6 +7,7 @@ mod icmp;
 mod nat;
 mod other;
 mod room;
+mod wire;
 mod world;
 
 use shifter::datapath::attach::Place;

@@ -108,28 +108,7 @@ pub fn service(id: u16) -> ServiceImage {
     image(*id, case().vip, *protocol, vip_id(*id))
 }
 
-/// Lets replies be redirected: a route to the clients' networks by way of a
-/// neighbour on an interface of this namespace. Returns that next hop.
+/// Lets replies be redirected; see [`Scene::route_to_clients`].
 pub fn route_to_clients(scene: &Scene, mtu: u32) -> NextHopImage {
-    scene.ip("link add out index 78 address 02:00:00:00:01:01 type veth peer name far");
-    for line in [
-        "link set out up",
-        "link set far up",
-        "addr add 10.7.0.1/24 dev out",
-        "addr add 2001:db8:7::1/64 dev out nodad",
-        "neigh add 10.7.0.2 lladdr 02:00:00:00:01:09 dev out nud permanent",
-        "neigh add 2001:db8:7::2 lladdr 02:00:00:00:01:09 dev out nud permanent",
-        "route add 10.9.0.0/16 via 10.7.0.2",
-        "route add 2001:db8:9::/48 via 2001:db8:7::2",
-    ] {
-        scene.ip(line);
-    }
-    for key in ["ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"] {
-        let path = format!("/proc/sys/net/{key}");
-        std::fs::write(&path, "1").unwrap_or_else(|error| panic!("{path}: {error}"));
-    }
-    NextHopImage {
-        mtu,
-        ..neighbour(78, 9, mtu)
-    }
+    scene.route_to_clients(78, mtu)
 }

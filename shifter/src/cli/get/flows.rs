@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::proto::{ListFlowsRequest, ListFlowsResponse, Pool};
+use crate::proto::{Flow, ListFlowsRequest, ListFlowsResponse, Pool};
 
 use super::{Client, Failure, PAUSE, Page, Screen, print};
 use crate::cli::{
@@ -85,12 +85,7 @@ fn lines(answer: &ListFlowsResponse, screen: &Screen<'_>) -> Vec<String> {
         ">IDLE", ">BYTES",
     ]);
     for flow in &answer.flows {
-        let pinned = match (flow.adopted, flow.proven) {
-            (true, true) => "adopted, proven",
-            (true, false) => "adopted",
-            (false, true) => "proven",
-            (false, false) => "unproven",
-        };
+        let pinned = pinned(flow);
         table.row([
             flow.service.clone().into(),
             flow.client.clone().into(),
@@ -115,4 +110,35 @@ fn lines(answer: &ListFlowsResponse, screen: &Screen<'_>) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// By what right a flow holds its place. One that closes has no need to be
+/// proven any more, and gives way whether it ever was or not.
+fn pinned(flow: &Flow) -> &'static str {
+    let is_closing = flow.state == "closing" || flow.state == "reset";
+    match (flow.adopted, flow.proven) {
+        (true, true) => "adopted, proven",
+        (true, false) => "adopted",
+        (false, true) => "proven",
+        (false, false) if is_closing => "closing",
+        (false, false) => "unproven",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closing_flow_is_not_called_unproven() {
+        let flow = |state: &str, proven| Flow {
+            state: state.to_owned(),
+            proven,
+            ..Flow::default()
+        };
+        assert_eq!(pinned(&flow("closing", false)), "closing");
+        assert_eq!(pinned(&flow("reset", false)), "closing");
+        assert_eq!(pinned(&flow("half_open", false)), "unproven");
+        assert_eq!(pinned(&flow("established", true)), "proven");
+    }
 }
