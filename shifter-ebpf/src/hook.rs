@@ -12,7 +12,11 @@ use aya_ebpf::{
     },
 };
 use shifter_common::{
-    abi::stats::{HOOK_EGRESS, HOOK_TC, HOOK_XDP},
+    abi::{
+        Config,
+        config::XDP_INTERFACES,
+        stats::{HOOK_EGRESS, HOOK_TC, HOOK_XDP},
+    },
     packet::{
         ChecksumChange, MAX_OFFSET, Packet,
         checksum::{Delta, fold},
@@ -56,6 +60,8 @@ pub trait Hook: Packet {
     fn pass(&self) -> Action;
     /// Dropped.
     fn drop(&self) -> Action;
+    /// Whether a packet can be redirected to an interface from here.
+    fn can_leave_by(&self, config: &Config, ifindex: u32) -> bool;
     /// Out of an interface; MACs are written already.
     fn redirect(&self, ifindex: u32) -> Action;
 }
@@ -204,6 +210,20 @@ impl Hook for XdpFrame {
         xdp_action::XDP_DROP as Action
     }
     #[inline(always)]
+    fn can_leave_by(&self, config: &Config, ifindex: u32) -> bool {
+        if ifindex == self.ifindex() {
+            return true;
+        }
+        let mut i = 0;
+        while i < XDP_INTERFACES {
+            if config.xdp_interfaces[i] == ifindex {
+                return true;
+            }
+            i += 1;
+        }
+        false
+    }
+    #[inline(always)]
     fn redirect(&self, ifindex: u32) -> Action {
         if ifindex == self.ifindex() {
             return xdp_action::XDP_TX as Action;
@@ -334,6 +354,10 @@ impl<const EGRESS: bool> Hook for TcPacket<EGRESS> {
     #[inline(always)]
     fn drop(&self) -> Action {
         TC_DROP
+    }
+    #[inline(always)]
+    fn can_leave_by(&self, _config: &Config, _ifindex: u32) -> bool {
+        true
     }
     #[inline(always)]
     fn redirect(&self, ifindex: u32) -> Action {

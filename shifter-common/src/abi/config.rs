@@ -30,6 +30,9 @@ pub const fn ticks_of_seconds(seconds: u32) -> u32 {
     ((seconds as u64 * 1_000_000_000 + (1 << TICK_SHIFT) - 1) >> TICK_SHIFT) as u32
 }
 
+/// Interfaces that XDP can redirect into, at most.
+pub const XDP_INTERFACES: usize = 12;
+
 /// 128 bytes, written by the agent; single words change under readers.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,8 +51,9 @@ pub struct Config {
     pub timeouts: [u32; TIMEOUTS],
     /// Which installation these maps belong to.
     pub tag: [u8; 16],
-    /// Zero.
-    pub reserved: [u64; 6],
+    /// Interfaces with our XDP program in force, 0 where unused: only into
+    /// these does XDP redirect, others may have no way to send a frame.
+    pub xdp_interfaces: [u32; XDP_INTERFACES],
 }
 
 const _: () = assert!(size_of::<Config>() == 128);

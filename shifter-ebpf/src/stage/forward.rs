@@ -21,7 +21,7 @@ use crate::{
     hook::Hook,
     maps::{BACKEND_COUNTERS, FIRST_FLOW, POOL_COUNTERS},
     stage::{
-        route,
+        classify, route,
         select::{self, Choice, Origin},
         socket,
         track::{From, track},
@@ -250,6 +250,10 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
         let next = select::in_pool(body, choice.pool, select::hash_of(body, headers), tries);
         match next {
             Some(next) if tries < CLASH_TRIES && choice.origin == Origin::Chosen => **choice = next,
+            // What goes to the VIP untouched needs no entry of its own.
+            _ if choice.backend == body.vip_backend => {
+                return Outcome::pass(hook, Verdict::ForwardVip);
+            }
             _ => return Outcome::drop(hook, Verdict::TupleClash),
         }
     }
@@ -259,7 +263,8 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
         Inserted::Existing(entry) => go_on(hook, headers, body, entry, now),
         Inserted::Pending => unpinned(hook, headers, body, choice),
         Inserted::Full => {
-            if body.flags & SERVICE_LIVE_HAS_VIP != 0 {
+            let is_vip = choice.backend == body.vip_backend;
+            if is_vip || body.flags & SERVICE_LIVE_HAS_VIP != 0 {
                 Outcome::pass(hook, Verdict::TableFullVip)
             } else {
                 Outcome::drop(hook, Verdict::TableFull)
@@ -277,7 +282,13 @@ fn is_taken(key: &FlowKey, backend: u16, now: u32, config: &Config) -> bool {
     };
     let control = get!(entry, control);
     let state = control_state(control);
-    if is_closing(state) || is_unproven(state) || flow_table::expired(entry, control, now, config) {
+    // The service may be gone, and with it what the entry is for.
+    let is_orphan = classify::body(u32::from(get!(entry, service))).is_none();
+    if is_orphan
+        || is_closing(state)
+        || is_unproven(state)
+        || flow_table::expired(entry, control, now, config)
+    {
         return !flow_table::transition(entry, control, STATE_FREE, now);
     }
     is_live(state)
@@ -419,6 +430,13 @@ fn send<H: Hook>(hook: &mut H, headers: &Headers, body: &ServiceBody, choice: &C
     let mut hop = None;
     if backend.flags & BACKEND_REDIRECT != 0 && !hook.is_tagged(headers) {
         hop = route::next_hop(backend.next_hop);
+        let reachable = match (hop, classify::config()) {
+            (Some(next), Some(config)) => hook.can_leave_by(config, next.ifindex),
+            _ => false,
+        };
+        if !reachable {
+            hop = None;
+        }
         if let Some(next) = hop {
             if hook.wire_length(headers) > next.mtu {
                 verdict = Verdict::TooBig;

@@ -1,9 +1,14 @@
 //! From a backend to a client: the source becomes the VIP again.
 
 use shifter_common::{
-    abi::{Config, FlowEntry, ServiceBody, backend::BACKEND_REDIRECT, stats::Verdict},
+    abi::{
+        Config, FlowEntry, ServiceBody,
+        backend::BACKEND_REDIRECT,
+        flow::{STATE_FREE, control_state, is_closing},
+        stats::Verdict,
+    },
     packet::{
-        parse::{Headers, Kind},
+        parse::{Headers, Kind, TCP_ACK, TCP_SYN},
         rewrite::{Side, rewrite},
     },
 };
@@ -22,6 +27,12 @@ use crate::{
     verdict::Outcome,
 };
 
+/// Whether a segment answers a SYN.
+#[inline(always)]
+fn is_answer(headers: &Headers) -> bool {
+    headers.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN | TCP_ACK
+}
+
 /// The flow of a packet from a backend to a client, and its service.
 #[inline(always)]
 fn flow_of(
@@ -38,6 +49,14 @@ fn flow_of(
         headers.family,
     );
     let entry = flow_table::find(key, Match::Backend(backend))?;
+    let control = get!(entry, control);
+    if is_answer(headers) && is_closing(control_state(control)) {
+        // A SYN through the VIP would have chosen anew in a closing entry: this
+        // answers one that went to the backend itself.
+        let now = clock::tick(clock::coarse_ns());
+        flow_table::transition(entry, control, STATE_FREE, now);
+        return None;
+    }
     Some((entry, classify::body(u32::from(get!(entry, service)))?))
 }
 
@@ -69,6 +88,9 @@ pub fn at_ingress<H: Hook>(
     let Some(next) = route::to_client(hook, headers, config, entry, &headers.source, client) else {
         return Outcome::pass(hook, Verdict::ReplyKernel);
     };
+    if !hook.can_leave_by(config, next.ifindex) {
+        return Outcome::pass(hook, Verdict::ReplyKernel);
+    }
     if next.mtu != 0 && hook.wire_length(headers) > next.mtu {
         return Outcome::pass(hook, Verdict::TooBig);
     }

@@ -55,10 +55,14 @@ pub fn to_client<H: Hook>(
     };
     // SAFETY: values are single words.
     if let Some(id) = unsafe { NEXT_HOP_IDS.get(&key) } {
-        set!(entry, next_hop, *id as u16);
-        set!(entry, route_generation, generation);
-        // The agent knows the path's MTU better.
-        return next_hop(*id).or(Some(hop));
+        // A route with a smaller MTU than its link is asked for each time.
+        if let Some(known) = next_hop(*id) {
+            if hop.mtu >= known.mtu {
+                set!(entry, next_hop, *id as u16);
+                set!(entry, route_generation, generation);
+                return Some(known);
+            }
+        }
     }
     Some(hop)
 }

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::{
     datapath::{
         Datapath as _, DatapathError,
-        attach::{Egress, Ingress, pinned_interfaces},
+        attach::{Egress, Ingress, PinnedInterface, pinned_interfaces},
         kernel::KernelDatapath,
         load::Pins,
     },
@@ -66,9 +66,7 @@ impl Hooks {
         let Some(first) = missing.first() else {
             return Ok(());
         };
-        if pinned_interfaces(&self.pins).is_empty()
-            && missing.len() == self.network.attached().len()
-        {
+        if pinned_interfaces(&self.pins).is_empty() {
             let known: Vec<_> = self
                 .network
                 .links()
@@ -95,14 +93,57 @@ impl Hooks {
             .iter()
             .filter_map(|name| self.network.link(name))
             .collect();
-        for link in &links {
+        if let Some(link) = links
+            .iter()
+            .find(|link| link.mac.is_none() && !link.loopback)
+        {
+            return Err(DatapathError::Refused(format!(
+                "interface {} has no Ethernet header, and packets without one are not understood: name the Ethernet interfaces that clients are behind",
+                link.name
+            )));
+        }
+        let before = pinned_interfaces(&self.pins);
+        self.warn_of_others(&before, &links);
+        let attached = self.attach_links(&links);
+        if attached.is_err() {
+            // Nothing stays of a start that failed: ingress goes before egress.
+            for link in &links {
+                if !before.iter().any(|pinned| pinned.ifindex == link.index) {
+                    self.datapath.interface_gone(&link.name, link.index)?;
+                }
+            }
+        }
+        attached
+    }
+
+    fn attach_links(&self, links: &[Link]) -> Result<bool, DatapathError> {
+        for link in links {
             self.datapath.attach_egress(&link.name, link.index)?;
         }
         let mut had_gap = false;
-        for link in &links {
+        for link in links {
             had_gap |= self.attach_ingress(link)?;
         }
         Ok(had_gap)
+    }
+
+    /// Programs go on where an interface was taken out of the configuration.
+    fn warn_of_others(&self, pinned: &[PinnedInterface], links: &[Link]) {
+        for pinned in pinned {
+            let known = self
+                .network
+                .links()
+                .into_iter()
+                .find(|l| l.index == pinned.ifindex);
+            match known {
+                Some(link) if !links.iter().any(|l| l.index == link.index) => tracing::warn!(
+                    interface = %link.name,
+                    "is not in [agent] interfaces but has programs of shifter, which go on as they are: `shifter detach {}` takes them off",
+                    link.name
+                ),
+                _ => {}
+            }
+        }
     }
 
     fn attach_ingress(&self, link: &Link) -> Result<bool, DatapathError> {

@@ -105,6 +105,11 @@ async fn serve(config: AgentConfig) -> Result<()> {
         reconciler.load_file_services(&config.services)?;
     }
     let socket = control::Socket::bind(&config.unix)?;
+    // Whatever can be refused is refused before the first packet is touched.
+    let metrics = match config.metrics {
+        Some(listen) => Some(telemetry::bind(listen).await?),
+        None => None,
+    };
     let had_gap = hooks.attach_all()?;
     if had_gap {
         reconciler.settle_again();
@@ -112,10 +117,6 @@ async fn serve(config: AgentConfig) -> Result<()> {
 
     let (stop, stopped) = watch::channel(false);
     let receipts = Arc::new(Receipts::default());
-    let metrics = match config.metrics {
-        Some(listen) => Some(telemetry::bind(listen).await?),
-        None => None,
-    };
     let api = tokio::spawn(control::serve(
         socket,
         Arc::clone(&reconciler) as _,

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use aya::maps::{HashMap as BpfHashMap, MapData};
+use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
 use shifter_common::abi::{
     self, AddressKey, Backend, NextHop, NextHopKey, PROTOCOL_TCP, PROTOCOL_UDP, backend::*,
 };
@@ -283,14 +283,22 @@ impl Backends {
             }
             std::ptr::write_volatile(&raw mut (*record).next_hop, next_hop);
             std::ptr::write_volatile(&raw mut (*record).netns, netns);
-            std::ptr::write_volatile(&raw mut (*record).flags, flags);
         }
-        if is_new {
+        // Also where an agent was killed between the two.
+        if !self
+            .ids
+            .get(&Plain(key), 0)
+            .is_ok_and(|known| known == index)
+        {
             self.ids
                 .insert(Plain(key), index, 0)
                 .map_err(|error| failed(format!("writing backend {}", image.addr), error, ""))?;
+        }
+        if is_new {
             ports.add(1, image.addr.port());
         }
+        // SAFETY: as above. In use from here on.
+        unsafe { std::ptr::write_volatile(&raw mut (*record).flags, flags) };
         Ok(())
     }
 
@@ -301,9 +309,11 @@ impl Backends {
             return Ok(());
         }
         let (addr, _) = addr_of(&record.key);
-        self.ids
-            .remove(&Plain(record.key))
-            .map_err(|error| failed(format!("removing backend {addr}"), error, ""))?;
+        match self.ids.remove(&Plain(record.key)) {
+            // Gone already where an agent was killed half-way.
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(failed(format!("removing backend {addr}"), error, "")),
+        }
         ports.remove(1, addr.port());
         self.records.write(index, Backend { flags: 0, ..record });
         Ok(())

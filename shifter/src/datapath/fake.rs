@@ -228,6 +228,10 @@ impl Datapath for FakeDatapath {
             .cloned()
     }
 
+    fn flow_services(&self) -> std::collections::BTreeSet<ServiceId> {
+        self.with(|state| state.flows.iter().map(|flow| flow.service).collect())
+    }
+
     fn census(&self) -> Census {
         let state = self.lock();
         let mut census = Census::default();

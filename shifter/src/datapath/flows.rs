@@ -112,6 +112,15 @@ impl FlowTable {
         freed
     }
 
+    /// Services that live entries name.
+    pub fn services(&self) -> std::collections::BTreeSet<ServiceId> {
+        let mut services = std::collections::BTreeSet::new();
+        self.for_each(|entry| {
+            services.insert(entry.service);
+        });
+        services
+    }
+
     /// Visits service, backend and whether it is green of every flow that is not closing.
     pub fn for_each_open(&self, mut visit: impl FnMut(ServiceId, u16, bool)) {
         self.for_each(|entry| {

@@ -1,6 +1,7 @@
 //! The datapath in the kernel: maps, programs and hooks behind one lock each.
 
 use std::{
+    collections::BTreeSet,
     io::Read as _,
     net::SocketAddr,
     os::fd::OwnedFd,
@@ -13,7 +14,7 @@ use aya::{
 };
 use shifter_common::abi::{
     self, BackendCounters, Config, FirstFlow, PoolCounters,
-    config::{TIMEOUTS, ticks_of_seconds},
+    config::{TIMEOUTS, XDP_INTERFACES, ticks_of_seconds},
     ring::RING_LANES,
     stats::{HOOKS, REASONS, VERDICTS},
 };
@@ -189,7 +190,21 @@ impl KernelDatapath {
         let mut hooks = lock(&self.hooks);
         hooks.retain(|hook| hook.interface != name);
         hooks.push(status);
+        let xdp = hooks.iter().filter(|hook| hook.hook == "xdp");
+        self.allow_xdp_into(xdp.map(|hook| hook.ifindex));
         Ok(())
+    }
+
+    /// Tells packets which interfaces XDP can redirect into: those with our XDP
+    /// program in force, at most `XDP_INTERFACES`.
+    pub fn allow_xdp_into(&self, interfaces: impl IntoIterator<Item = u32>) {
+        let mut named = [0; XDP_INTERFACES];
+        for (place, ifindex) in named.iter_mut().zip(interfaces) {
+            *place = ifindex;
+        }
+        let config = self.config.at(0);
+        // SAFETY: within the mapping; a packet sees each word old or new.
+        unsafe { std::ptr::write_volatile(&raw mut (*config).xdp_interfaces, named) };
     }
 
     /// An interface is gone, and with it the programs on it.
@@ -278,10 +293,16 @@ impl KernelDatapath {
             tables.next_hops.ripen();
         }
         // Off the lock: it takes up to 20 ms.
-        if grace_period().is_ok() {
-            let mut tables = lock(&self.tables);
-            tables.services.reclaim();
-            tables.next_hops.reclaim();
+        match grace_period() {
+            Ok(()) => {
+                let mut tables = lock(&self.tables);
+                tables.services.reclaim();
+                tables.next_hops.reclaim();
+            }
+            Err(error) => tracing::error!(
+                %error,
+                "waiting for readers failed (membarrier): records that were replaced cannot be used again, and writes will end; a kernel with nohz_full has no such barrier"
+            ),
         }
     }
 }
@@ -319,7 +340,7 @@ fn prepare_config(
         table_key: [word(0), word(8)],
         timeouts: *timeouts,
         tag: std::array::from_fn(|i| random[16 + i]),
-        reserved: [0; 6],
+        xdp_interfaces: [0; XDP_INTERFACES],
     };
     // Packets take the record for real once the version is there: last.
     config.write(0, fresh);
@@ -470,6 +491,10 @@ impl Datapath for KernelDatapath {
 
     fn census(&self) -> Census {
         self.flows.census()
+    }
+
+    fn flow_services(&self) -> BTreeSet<ServiceId> {
+        self.flows.services()
     }
 
     fn sweep(&self) -> u64 {

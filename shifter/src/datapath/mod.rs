@@ -243,6 +243,8 @@ pub trait Datapath: Send + Sync {
     ) -> Option<FlowRow>;
     /// Counts the table in one pass.
     fn census(&self) -> Census;
+    /// Services that any live flow names, closing ones too.
+    fn flow_services(&self) -> std::collections::BTreeSet<ServiceId>;
     /// Frees what expired; returns how many entries.
     fn sweep(&self) -> u64;
     /// Distinct clients `(green, total)` among flows of a service created within the window,

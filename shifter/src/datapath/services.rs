@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use aya::maps::{HashMap as BpfHashMap, MapData};
+use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
 use shifter_common::{
     abi::{self, AddressKey, BLUE, GREEN, RingRegion, ServiceBody, ring::RING_LANES, service::*},
     select::ring_slot,
@@ -63,10 +63,49 @@ impl Services {
                 .entry(address_mark(&body.vip))
                 .or_default() += 1;
         }
+        services.mend_vips();
         services.slots = Numbers::new(services.bodies.count(), slots);
         let limit = services.rings.count() * RING_LANES;
         services.regions = Regions::new(limit, RING_LANES, regions);
         services
+    }
+
+    /// An agent may have been killed between a head and its VIP: every record
+    /// in force has its VIP, and no VIP is without a record.
+    fn mend_vips(&mut self) {
+        let ids: Vec<_> = self.ids().collect();
+        for id in ids {
+            let Some(body) = self.body(id) else { continue };
+            for (key, value) in [
+                (body.vip, u32::from(id)),
+                (address_mark(&body.vip), u32::MAX),
+            ] {
+                if self
+                    .vips
+                    .get(&Plain(key), 0)
+                    .is_ok_and(|known| known == value)
+                {
+                    continue;
+                }
+                if let Err(error) = self.vips.insert(Plain(key), value, 0) {
+                    tracing::error!(%error, vip = %addr_of(&body.vip).0, "mending a VIP failed");
+                }
+            }
+        }
+        let stray: Vec<_> = self
+            .vips
+            .iter()
+            .flatten()
+            .filter(|(key, id)| match u16::try_from(*id) {
+                Ok(id) => self.body(id).is_none_or(|body| body.vip != key.0),
+                Err(_) => !self.addresses.contains_key(&key.0),
+            })
+            .map(|(key, _)| key)
+            .collect();
+        for key in stray {
+            // Gone meanwhile: that is what is wanted.
+            let _ = self.vips.remove(&key);
+        }
     }
 
     /// The record in force.
@@ -163,9 +202,16 @@ impl Services {
             return Ok(());
         };
         let vip = body.vip;
-        self.vips
-            .remove(&Plain(vip))
-            .map_err(|error| failed(format!("removing VIP {}", addr_of(&vip).0), error, ""))?;
+        match self.vips.remove(&Plain(vip)) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => {
+                return Err(failed(
+                    format!("removing VIP {}", addr_of(&vip).0),
+                    error,
+                    "",
+                ));
+            }
+        }
         ports.remove(0, addr_of(&vip).0.port());
         let mark = address_mark(&vip);
         if let Some(users) = self.addresses.get_mut(&mark) {

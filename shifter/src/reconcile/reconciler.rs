@@ -108,6 +108,11 @@ impl ServiceIds {
         self.free.remove(&id);
     }
 
+    /// Whether an id is in use or retired.
+    pub fn is_taken(&self, id: ServiceId) -> bool {
+        id < self.next && !self.free.contains(&id)
+    }
+
     pub fn take(&mut self) -> Result<ServiceId, DatapathError> {
         if let Some(id) = self.free.pop_first() {
             return Ok(id);

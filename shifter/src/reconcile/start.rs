@@ -69,6 +69,13 @@ impl Reconciler {
         for image in kernel.values() {
             core.ids.adopt(image.id);
         }
+        // Flows of a service that was deleted before the restart still name its id.
+        for id in datapath.flow_services() {
+            if !core.ids.is_taken(id) {
+                core.ids.adopt(id);
+                core.ids.retired.insert(id);
+            }
+        }
         let reconciler = Self::assemble(datapath, facts, clock, settings, core);
         let start = Start {
             reconciler: &reconciler,

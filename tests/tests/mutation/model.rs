@@ -158,6 +158,9 @@ impl Model {
         let Some(service) = self.by_backend.get(&(backend, view.destination)).copied() else {
             return pass("no_flow");
         };
+        if self.answers_a_direct_syn(frame, view, service) {
+            return pass("no_flow");
+        }
         self.count_reply(frame, view, service);
         let (image, _) = &self.services[&service];
         if backend == image.vip_backend {
@@ -189,6 +192,9 @@ impl Model {
         let Some(service) = self.by_backend.get(&(backend, view.destination)).copied() else {
             return pass("no_flow");
         };
+        if self.answers_a_direct_syn(frame, view, service) {
+            return pass("no_flow");
+        }
         let (image, _) = &self.services[&service];
         let is_redirected = matches!(self.backends[&backend].placement, Placement::NextHop(_));
         if !is_redirected || backend == image.vip_backend || view.is_tagged {
@@ -215,6 +221,20 @@ impl Model {
                 "reply_redirect"
             },
         }
+    }
+
+    /// A SYN-ACK on a closing flow answers a SYN that did not pass by the VIP;
+    /// the flow is forgotten.
+    fn answers_a_direct_syn(&mut self, frame: &[u8], view: &View, service: u16) -> bool {
+        let key = (service, view.destination);
+        let is_answer = view.kind == Kind::Segment
+            && view.source.protocol == 6
+            && flags(frame, view) & 0x12 == 0x12;
+        let direct = is_answer && self.flows[&key].is_closing();
+        if direct {
+            self.remove(key);
+        }
+        direct
     }
 
     fn count_reply(&mut self, frame: &[u8], view: &View, service: u16) {

@@ -369,3 +369,18 @@ fn udp_is_proven_by_an_answer_and_chosen_anew_when_expired() {
         assert_eq!(flow(scene).pool, PoolName::Green);
     });
 }
+
+#[test]
+fn a_direct_connection_to_a_backend_is_not_taken_for_a_flow_that_closed() {
+    need!();
+    world(|scene| {
+        let case = routed_tcp4();
+        handshake(scene, &case);
+        give(scene, &client(&case, FIN | ACK));
+        answer(scene, &server(&case, FIN | ACK));
+        assert_eq!(flow(scene).state, "closing");
+        let packet = server(&case, SYN | ACK);
+        assert_eq!(answer(scene, &packet), "no_flow");
+        assert_eq!(flows(scene), [], "the closed flow is forgotten");
+    });
+}
