@@ -188,18 +188,16 @@ fn held_locally<H: Hook>(
         } else {
             body.local_backends[0][place]
         };
-        if id != NO_BACKEND {
-            if let Some(backend) = select::record(id) {
-                if backend.flags & BACKEND_SOCKETS != 0
-                    && socket::serves(hook.context(), headers, &backend.key, backend.netns)
-                {
-                    return Some(Choice {
-                        pool,
-                        backend: id,
-                        origin: Origin::Socket,
-                    });
-                }
-            }
+        if id != NO_BACKEND
+            && let Some(backend) = select::record(id)
+            && backend.flags & BACKEND_SOCKETS != 0
+            && socket::serves(hook.context(), headers, &backend.key, backend.netns)
+        {
+            return Some(Choice {
+                pool,
+                backend: id,
+                origin: Origin::Socket,
+            });
         }
         turn += 1;
     }

@@ -42,10 +42,10 @@ pub fn to_client<H: Hook>(
 ) -> Option<NextHop> {
     // SAFETY: a word of a map that the agent writes.
     let generation = unsafe { core::ptr::read_volatile(&raw const config.route_generation) } as u16;
-    if get!(entry, route_generation) == generation {
-        if let Some(hop) = next_hop(u32::from(get!(entry, next_hop))) {
-            return Some(hop);
-        }
+    if get!(entry, route_generation) == generation
+        && let Some(hop) = next_hop(u32::from(get!(entry, next_hop)))
+    {
+        return Some(hop);
     }
     let hop = look_up(hook, headers, source, client)?;
     let key = NextHopKey {
@@ -56,12 +56,12 @@ pub fn to_client<H: Hook>(
     // SAFETY: values are single words.
     if let Some(id) = unsafe { NEXT_HOP_IDS.get(&key) } {
         // A route with a smaller MTU than its link is asked for each time.
-        if let Some(known) = next_hop(*id) {
-            if hop.mtu >= known.mtu {
-                set!(entry, next_hop, *id as u16);
-                set!(entry, route_generation, generation);
-                return Some(known);
-            }
+        if let Some(known) = next_hop(*id)
+            && hop.mtu >= known.mtu
+        {
+            set!(entry, next_hop, *id as u16);
+            set!(entry, route_generation, generation);
+            return Some(known);
         }
     }
     Some(hop)
