@@ -24,6 +24,7 @@ use verdict::conclude;
 
 /// Ingress in the driver.
 #[xdp(frags)]
+#[inline(always)]
 pub fn shifter_xdp(context: XdpContext) -> u32 {
     let mut frame = XdpFrame(context.ctx);
     conclude::<XdpFrame>(classify::ingress(&mut frame)) as u32
@@ -31,6 +32,7 @@ pub fn shifter_xdp(context: XdpContext) -> u32 {
 
 /// Ingress in the traffic control layer.
 #[classifier]
+#[inline(always)]
 pub fn shifter_ingress(context: TcContext) -> i32 {
     let mut packet = TcPacket::<false>::new(context.skb.skb);
     conclude::<TcPacket<false>>(classify::ingress(&mut packet))
@@ -38,6 +40,7 @@ pub fn shifter_ingress(context: TcContext) -> i32 {
 
 /// Egress: replies of servers on this host, in containers, and forwarded ones.
 #[classifier]
+#[inline(always)]
 pub fn shifter_egress(context: TcContext) -> i32 {
     let mut packet = TcPacket::<true>::new(context.skb.skb);
     conclude::<TcPacket<true>>(classify::egress(&mut packet))
