@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::{
     datapath::{
         Datapath as _, DatapathError,
-        attach::{Egress, Ingress, PinnedInterface, pinned_interfaces},
+        attach::{Egress, Ingress, PinnedInterface, ingress_in_force, pinned_interfaces},
         kernel::KernelDatapath,
         load::Pins,
     },
@@ -104,13 +104,16 @@ impl Hooks {
         }
         let before = pinned_interfaces(&self.pins);
         self.warn_of_others(&before, &links);
+        let fresh: Vec<&Link> = links
+            .iter()
+            .filter(|link| !before.iter().any(|pinned| pinned.ifindex == link.index))
+            .filter(|link| matches!(ingress_in_force(&self.pins, link.index), Ok(None)))
+            .collect();
         let attached = self.attach_links(&links);
         if attached.is_err() {
             // Nothing stays of a start that failed: ingress goes before egress.
-            for link in &links {
-                if !before.iter().any(|pinned| pinned.ifindex == link.index) {
-                    self.datapath.interface_gone(&link.name, link.index)?;
-                }
+            for link in fresh {
+                self.datapath.take_off(&link.name, link.index)?;
             }
         }
         attached
@@ -147,10 +150,10 @@ impl Hooks {
     }
 
     fn attach_ingress(&self, link: &Link) -> Result<bool, DatapathError> {
-        let pinned = pinned_interfaces(&self.pins)
-            .into_iter()
-            .find(|pinned| pinned.ifindex == link.index)
-            .and_then(|pinned| pinned.ingress);
+        let pinned = ingress_in_force(&self.pins, link.index).unwrap_or_else(|error| {
+            tracing::warn!(%error, interface = %link.name, "asking for its filters failed");
+            None
+        });
         let mut link = link.clone();
         if pinned == Some(Ingress::Xdp) {
             // The program in the slot is ours.
@@ -228,13 +231,10 @@ impl Hooks {
 
     /// Notices programs that were taken off behind the agent's back.
     pub fn check_pins(&self) {
-        let pinned = pinned_interfaces(&self.pins);
         for hook in self.datapath.hooks() {
-            let is_there = hook.egress == "clsact"
-                || pinned
-                    .iter()
-                    .any(|p| p.ifindex == hook.ifindex && p.ingress.is_some());
-            if hook.hook != "none" && !is_there {
+            // A kernel that does not answer has not taken them off.
+            let is_off = matches!(ingress_in_force(&self.pins, hook.ifindex), Ok(None));
+            if hook.hook != "none" && is_off {
                 tracing::warn!(interface = %hook.interface, "its programs were detached");
                 self.datapath.hook_taken_off(&hook.interface);
             }

@@ -1,7 +1,7 @@
 //! Programs on interfaces: attached in order, pinned, replaced in place.
 
 use std::{
-    fs,
+    fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
 };
@@ -11,13 +11,13 @@ use aya::{
     programs::{
         LinkOrder, Program, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
         xdp::XdpLink,
     },
 };
 
 use super::{
-    DatapathError,
+    DatapathError, clsact,
     load::{Pins, failed},
 };
 
@@ -37,10 +37,9 @@ pub enum Egress {
     Clsact,
 }
 
-/// Priority of our filters in clsact.
+/// Priority of our filters in clsact. The kernel gives the handle: another
+/// program may be there with one already.
 const CLSACT_PRIORITY: u16 = 1;
-/// Handle of our filters in clsact: 0:1.
-const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// Which of the three programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +55,13 @@ impl Place {
             Self::Xdp => "xdp",
             Self::TcIngress => "ingress",
             Self::TcEgress => "egress",
+        }
+    }
+    /// Its direction at tc.
+    const fn tc(self) -> TcAttachType {
+        match self {
+            Self::TcEgress => TcAttachType::Egress,
+            _ => TcAttachType::Ingress,
         }
     }
     /// Its name in the eBPF object.
@@ -144,11 +150,17 @@ impl Attacher {
         match hook {
             Ingress::Xdp => {
                 self.attach_xdp(name, ifindex)?;
-                self.remove(name, ifindex, Place::TcIngress)
+                let pin = self.pin_path(ifindex, Place::TcIngress);
+                if pin.exists() {
+                    unpin(&pin)?;
+                }
+                take_filter_off(name, Place::TcIngress);
+                Ok(())
             }
             Ingress::Tc => {
                 self.attach_tc(name, ifindex, Place::TcIngress)?;
-                self.remove(name, ifindex, Place::Xdp)
+                let pin = self.pin_path(ifindex, Place::Xdp);
+                if pin.exists() { unpin(&pin) } else { Ok(()) }
             }
         }
     }
@@ -204,10 +216,23 @@ impl Attacher {
         )
     }
 
+    /// What the other way of tc has there goes after the new one is in force.
     fn attach_tc(&mut self, name: &str, ifindex: u32, place: Place) -> Result<(), DatapathError> {
-        if self.egress == Egress::Clsact {
-            return self.attach_clsact(name, place);
+        match self.egress {
+            Egress::Clsact => {
+                self.attach_clsact(name, ifindex, place)?;
+                let pin = self.pin_path(ifindex, place);
+                if pin.exists() { unpin(&pin) } else { Ok(()) }
+            }
+            Egress::Tcx => {
+                self.attach_tcx(name, ifindex, place)?;
+                take_filter_off(name, place);
+                Ok(())
+            }
         }
+    }
+
+    fn attach_tcx(&mut self, name: &str, ifindex: u32, place: Place) -> Result<(), DatapathError> {
         let path = self.pin_path(ifindex, place);
         if let Some(link) = pinned(&path) {
             let program = self.classifier(place)?;
@@ -232,12 +257,12 @@ impl Attacher {
         };
         let program = self.classifier(place)?;
         // Other programs see what the host sees: backends, in both directions.
-        let (attach_type, order) = match place {
-            Place::TcEgress => (TcAttachType::Egress, LinkOrder::last()),
-            _ => (TcAttachType::Ingress, LinkOrder::first()),
+        let order = match place {
+            Place::TcEgress => LinkOrder::last(),
+            _ => LinkOrder::first(),
         };
         let id = program
-            .attach_with_options(name, attach_type, TcAttachOptions::TcxOrder(order))
+            .attach_with_options(name, place.tc(), TcAttachOptions::TcxOrder(order))
             .map_err(|error| fail(error.into()))?;
         let link = program.take_link(id).map_err(|error| fail(error.into()))?;
         pin(
@@ -246,58 +271,62 @@ impl Attacher {
         )
     }
 
-    fn attach_clsact(&mut self, name: &str, place: Place) -> Result<(), DatapathError> {
+    /// Replaces our filter in place, or adds one; those of others stay.
+    fn attach_clsact(
+        &mut self,
+        name: &str,
+        ifindex: u32,
+        place: Place,
+    ) -> Result<(), DatapathError> {
+        const REMEDY: &str = "the kernel needs the modules sch_ingress and cls_bpf; `tc filter show` tells what else is there";
         let fail = |error: Box<dyn std::error::Error + Send + Sync>| {
-            failed(
-                format!("attaching {} to clsact of {name}", place.program()),
-                error,
-                "",
-            )
+            let what = format!("attaching {} to clsact of {name}", place.program());
+            failed(what, error, REMEDY)
         };
-        let attach_type = match place {
-            Place::TcEgress => TcAttachType::Egress,
-            _ => TcAttachType::Ingress,
-        };
-        // There already on a second start: that is what is wanted.
-        let _ = tc::qdisc_add_clsact(name);
+        match tc::qdisc_add_clsact(name) {
+            Ok(()) | Err(TcError::AlreadyAttached) => {}
+            // Said by some kernels for one that is there; the filter's error says what is wrong.
+            Err(error) => tracing::debug!(%error, interface = name, "adding clsact failed"),
+        }
+        let there = clsact::find(ifindex, place.tc(), place.program())
+            .map_err(|error| fail(error.into()))?;
         let program = self.classifier(place)?;
-        let options = NlOptions {
-            priority: CLSACT_PRIORITY,
-            handle: CLSACT_HANDLE,
-            ..NlOptions::default()
+        let attached = match there {
+            Some(clsact::Filter { priority, handle }) => {
+                SchedClassifierLink::attached(name, place.tc(), priority, handle, None)
+                    .map_err(|error| fail(error.into()))
+                    .and_then(|link| {
+                        program
+                            .attach_to_link(link)
+                            .map_err(|error| fail(error.into()))
+                    })
+            }
+            None => {
+                let options = NlOptions {
+                    priority: CLSACT_PRIORITY,
+                    handle: TcHandle::AUTO_ASSIGN,
+                    classid: None,
+                };
+                program
+                    .attach_with_options(name, place.tc(), TcAttachOptions::Netlink(options))
+                    .map_err(|error| fail(error.into()))
+            }
         };
-        let id =
-            match program.attach_with_options(name, attach_type, TcAttachOptions::Netlink(options))
-            {
-                Ok(id) => id,
-                // There from an earlier start: replaced in place.
-                Err(_) => SchedClassifierLink::attached(
-                    name,
-                    attach_type,
-                    CLSACT_PRIORITY,
-                    CLSACT_HANDLE,
-                    None,
-                )
-                .map_err(|error| error.to_string())
-                .and_then(|link| {
-                    program
-                        .attach_to_link(link)
-                        .map_err(|error| error.to_string())
-                })
-                .map_err(|error| fail(error.into()))?,
-            };
         // Forgotten, not dropped: the filter outlives the agent.
-        std::mem::forget(program.take_link(id).map_err(|error| fail(error.into()))?);
+        std::mem::forget(
+            program
+                .take_link(attached?)
+                .map_err(|error| fail(error.into()))?,
+        );
         Ok(())
     }
 
-    fn remove(&self, name: &str, ifindex: u32, place: Place) -> Result<(), DatapathError> {
-        if self.egress == Egress::Clsact && place == Place::TcIngress {
-            // Not there unless tc was the hook before.
-            let _ = tc::qdisc_detach_program(name, TcAttachType::Ingress, place.program());
-        }
-        let path = self.pin_path(ifindex, place);
-        if path.exists() { unpin(&path) } else { Ok(()) }
+    /// Takes everything off an interface, ingress first.
+    pub fn take_off(&self, name: &str, ifindex: u32) -> Result<(), DatapathError> {
+        take_filter_off(name, Place::TcIngress);
+        self.forget(ifindex)?;
+        take_filter_off(name, Place::TcEgress);
+        Ok(())
     }
 
     /// Forgets links of an interface that is gone.
@@ -375,12 +404,28 @@ pub fn pinned_interfaces(pins: &Pins) -> Vec<PinnedInterface> {
     interfaces
 }
 
-/// Takes programs off: ingress first, then egress. `only`: one interface.
-pub fn detach(pins: &Pins, only: Option<(&str, u32)>) -> Result<usize, DatapathError> {
+/// The ingress program that is on an interface: by a pinned link, or by our
+/// filter in clsact.
+pub fn ingress_in_force(pins: &Pins, ifindex: u32) -> io::Result<Option<Ingress>> {
+    let pinned = pinned_interfaces(pins)
+        .into_iter()
+        .find(|pinned| pinned.ifindex == ifindex)
+        .and_then(|pinned| pinned.ingress);
+    if pinned.is_some() {
+        return Ok(pinned);
+    }
+    let place = Place::TcIngress;
+    let filter = clsact::find(ifindex, place.tc(), place.program())?;
+    Ok(filter.map(|_| Ingress::Tc))
+}
+
+/// Takes programs off: ingress first, then egress, each from all of the
+/// interfaces `names`. `only`: links of one interface.
+pub fn detach(pins: &Pins, names: &[String], only: Option<u32>) -> Result<usize, DatapathError> {
     let mut removed = 0;
     for place in [Place::Xdp, Place::TcIngress, Place::TcEgress] {
         for interface in pinned_interfaces(pins) {
-            if only.is_some_and(|(_, ifindex)| ifindex != interface.ifindex) {
+            if only.is_some_and(|ifindex| ifindex != interface.ifindex) {
                 continue;
             }
             let path = pins
@@ -391,19 +436,17 @@ pub fn detach(pins: &Pins, only: Option<(&str, u32)>) -> Result<usize, DatapathE
                 removed += 1;
             }
         }
+        if place != Place::Xdp {
+            let filters = names.iter().filter(|name| take_filter_off(name, place));
+            removed += filters.count();
+        }
     }
     Ok(removed)
 }
 
-/// Takes our filters out of clsact of an interface; harmless where there are none.
-pub fn detach_clsact(name: &str) {
-    for (kind, place) in [
-        (TcAttachType::Ingress, Place::TcIngress),
-        (TcAttachType::Egress, Place::TcEgress),
-    ] {
-        // Nothing there: nothing to do.
-        let _ = tc::qdisc_detach_program(name, kind, place.program());
-    }
+/// Takes our filter out of clsact of an interface; false where there is none.
+fn take_filter_off(name: &str, place: Place) -> bool {
+    tc::qdisc_detach_program(name, place.tc(), place.program()).is_ok()
 }
 
 /// Whether the kernel has tcx (6.6).

@@ -207,6 +207,13 @@ impl KernelDatapath {
         unsafe { std::ptr::write_volatile(&raw mut (*config).xdp_interfaces, named) };
     }
 
+    /// Takes everything off an interface again, ingress first.
+    pub fn take_off(&self, name: &str, ifindex: u32) -> Result<(), DatapathError> {
+        lock(&self.attacher).take_off(name, ifindex)?;
+        lock(&self.hooks).retain(|hook| hook.interface != name);
+        Ok(())
+    }
+
     /// An interface is gone, and with it the programs on it.
     pub fn interface_gone(&self, name: &str, ifindex: u32) -> Result<(), DatapathError> {
         lock(&self.attacher).forget(ifindex)?;

@@ -6,6 +6,7 @@
 pub mod allocator;
 pub mod attach;
 pub mod backends;
+mod clsact;
 pub mod fake;
 pub mod flows;
 pub mod kernel;

@@ -7,7 +7,7 @@ use shifter_common::abi::{ServiceBody, flow::FlowSet, service::head_parts};
 
 use super::{
     DatapathError,
-    attach::{detach, detach_clsact},
+    attach::detach,
     flows::FlowTable,
     load::{Pins, failed, map_fd},
     memory::MappedArray,
@@ -94,15 +94,10 @@ pub fn detach_interfaces(
             cut.green, cut.blue
         )));
     }
-    let only = match only {
-        None => None,
-        Some(name) => Some((name, index_of(name)?)),
+    let programs = match only {
+        None => detach(&pins, &interfaces(), None)?,
+        Some(name) => detach(&pins, &[name.to_owned()], Some(index_of(name)?))?,
     };
-    let programs = detach(&pins, only)?;
-    match only {
-        Some((name, _)) => detach_clsact(name),
-        None => interfaces().iter().for_each(|name| detach_clsact(name)),
-    }
     let maps = only.is_none() && !pins.is_locked();
     if maps {
         pins.remove()?;

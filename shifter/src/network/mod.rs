@@ -5,7 +5,7 @@
 //! snapshot; routes are asked of the kernel when needed, so that policy
 //! rules, metrics and learned MTUs count as they do for packets.
 
-mod netlink;
+pub(crate) mod netlink;
 mod obstacle;
 mod placement;
 mod resolve;
