@@ -40,6 +40,12 @@ impl Settings {
         }
     }
 
+    /// With tc programs in clsact, as on kernels before 6.6.
+    pub fn with_clsact(mut self) -> Self {
+        self.more += "hook_egress = \"clsact\"\n";
+        self
+    }
+
     /// With another table size.
     pub fn with_capacity(mut self, flows: u64) -> Self {
         self.flow_capacity = flows;
@@ -78,6 +84,11 @@ impl<'lab> Agent<'lab> {
         fs::write(agent.config(), config_text(lab, &settings))?;
         agent.restart()?;
         Ok(agent)
+    }
+
+    /// Other settings, for the next start.
+    pub fn configure(&self, settings: &Settings) -> Result<()> {
+        Ok(fs::write(self.config(), config_text(self.lab, settings))?)
     }
 
     /// Path of the configuration file.

@@ -120,6 +120,62 @@ fn a_weight_changed_before_a_kill_is_there_after_it() {
     }
 }
 
+/// Lines of `tc filter show` that name a program: `[ingress, egress]`.
+fn filters(lab: &Lab) -> [Vec<String>; 2] {
+    ["ingress", "egress"].map(|direction| {
+        let shown = lab
+            .host
+            .command("tc")
+            .args(["filter", "show", "dev", "h0", direction])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let programs = text.lines().filter(|line| line.contains("shifter_"));
+        programs.map(str::to_owned).collect()
+    })
+}
+
+#[test]
+fn filters_in_clsact_are_replaced_in_place_and_go_with_detach() {
+    need!();
+    let lab = Lab::new(Placement::Container).unwrap();
+    let _servers = server::start_both(&lab).unwrap();
+    let settings = Settings::hook("tc").with_clsact();
+    let mut agent = Agent::start(&lab, settings.clone()).unwrap();
+    let services = Service::all_four(&lab);
+    let services: Vec<Service> = services.into_iter().map(|s| s.with_green("50%")).collect();
+    agent.apply(&services).unwrap();
+    let storm = storm(&lab);
+    let generation = |agent: &Agent| number(&agent.service("tcp4").unwrap()["generation"]);
+    let published = generation(&agent);
+    let before = filters(&lab);
+    assert_eq!(before.each_ref().map(Vec::len), [1, 1], "{before:?}");
+
+    agent.kill();
+    assert_eq!(filters(&lab), before, "filters outlive the agent");
+    agent.restart().unwrap();
+    let after = filters(&lab);
+    assert_eq!(after.each_ref().map(Vec::len), [1, 1], "{after:?}");
+    assert_ne!(after, before, "the programs are the new agent's");
+    assert_eq!(generation(&agent), published, "nothing differs");
+
+    // To tcx and back: one way of tc at a time.
+    for (settings, count) in [(Settings::hook("tc"), 0), (settings, 1)] {
+        agent.stop();
+        agent.configure(&settings).unwrap();
+        agent.restart().unwrap();
+        let now = filters(&lab);
+        assert_eq!(now.each_ref().map(Vec::len), [count; 2], "{now:?}");
+    }
+    let report = storm.finish().unwrap();
+    assert_both_sides(&report, "agent killed and moved between clsact and tcx");
+
+    agent.stop();
+    let said = agent.done(&["detach", "--force"]).unwrap();
+    assert!(said.contains("2 programs taken off"), "{said}");
+    assert_eq!(filters(&lab), [const { Vec::<String>::new() }; 2]);
+}
+
 fn interface_comes_back(hook: &'static str) {
     let lab = Lab::new(Placement::Container).unwrap();
     let _servers = server::start_both(&lab).unwrap();

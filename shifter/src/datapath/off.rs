@@ -109,14 +109,24 @@ pub fn detach_interfaces(
     })
 }
 
+/// Names of all interfaces of this network namespace, which /sys may not show.
 fn interfaces() -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir("/sys/class/net") else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
+    let mut names = Vec::new();
+    // SAFETY: the list ends with a null name and is freed once, after the last use.
+    unsafe {
+        let list = libc::if_nameindex();
+        if list.is_null() {
+            return names;
+        }
+        let mut at = list;
+        while !(*at).if_name.is_null() {
+            let name = std::ffi::CStr::from_ptr((*at).if_name);
+            names.extend(name.to_str().map(str::to_owned));
+            at = at.add(1);
+        }
+        libc::if_freenameindex(list);
+    }
+    names
 }
 
 fn index_of(name: &str) -> Result<u32, DatapathError> {
