@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod blocker;
 pub mod command;
+pub mod evidence;
 pub mod mover;
 pub mod need;
 pub mod packet;

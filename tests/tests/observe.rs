@@ -1,19 +1,15 @@
 //! A real Prometheus scrapes a running agent.
 
-use std::{
-    fs,
-    io::{Read, Write},
-    net::TcpStream,
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use serde_json::Value;
 use shifter_tests::{
     agent::{Agent, METRICS, Settings, number},
     command::{Process, eventually, run_with_input},
+    evidence::get,
     mover::Service,
     need,
-    topology::{Family, Lab, Netns, Placement},
+    topology::{Family, Lab, Placement},
     traffic::{
         requests::Requests,
         server,
@@ -22,19 +18,6 @@ use shifter_tests::{
 };
 
 const PROMETHEUS: &str = "127.0.0.1:9090";
-
-/// The body of a GET inside a namespace.
-fn get(ns: &Netns, addr: &str, path: &str) -> std::io::Result<String> {
-    ns.run(|| {
-        let mut stream = TcpStream::connect(addr)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        Ok(body.to_owned())
-    })
-}
 
 fn prometheus(lab: &Lab) -> Process {
     let config = lab.dir().join("prometheus.yml");

@@ -13,6 +13,7 @@ use std::{
 use shifter_tests::{
     agent::Settings,
     command::{Process, eventually},
+    evidence,
     mover::{Mover, Service},
     need,
     need::scaled,
@@ -74,7 +75,7 @@ fn wrk(lab: &Lab, family: Family, kind: &str, seconds: u64) -> Process {
     Process::start(command, log).unwrap()
 }
 
-fn assert_no_error(mut wrk: Process, what: &str) {
+fn assert_no_error(lab: &Lab, mut wrk: Process, what: &str) {
     let status = wrk.wait(Duration::from_secs(30)).expect("wrk ends");
     let output = wrk.output();
     assert!(
@@ -82,7 +83,11 @@ fn assert_no_error(mut wrk: Process, what: &str) {
         "{output}"
     );
     for bad in ["Socket errors", "Non-2xx", "unable"] {
-        assert!(!output.contains(bad), "{what}: {output}");
+        assert!(
+            !output.contains(bad),
+            "{what}: {output}{}",
+            evidence::of(lab)
+        );
     }
 }
 
@@ -118,8 +123,8 @@ fn ramp_nginx(hook: &'static str, family: Family) {
         assert!(blue + green > 100, "{what}: hardly a request is answered");
         stat::assert_share(&what, green, blue + green, share, stat::FRESH_SEEDS);
     }
-    assert_no_error(long, "connections kept alive");
-    assert_no_error(short, "a connection for each request");
+    assert_no_error(&lab, long, "connections kept alive");
+    assert_no_error(&lab, short, "a connection for each request");
     assert_eq!(
         requests(&lab, Side::Green, "long"),
         0,
