@@ -31,6 +31,8 @@ use crate::{
 
 /// Backends of a ring that are tried where the client's port is taken.
 const CLASH_TRIES: u32 = 3;
+/// Places tried where another packet takes the one that was found free.
+const INSERT_TRIES: u32 = 3;
 
 /// A packet to a VIP with its surroundings; `key`, `new` and `choice` are
 /// scratch space, which also keeps the verifier from following every value of theirs.
@@ -256,7 +258,13 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
         }
     }
     fill_new(new, headers, body, choice, now);
-    match flow_table::insert(key, new) {
+    let mut inserted = flow_table::insert(key, new);
+    let mut tries = 1;
+    while tries < INSERT_TRIES && matches!(inserted, Inserted::Pending) {
+        inserted = flow_table::insert(key, new);
+        tries += 1;
+    }
+    match inserted {
         Inserted::New(entry) => begin(hook, headers, body, entry, choice, now),
         Inserted::Existing(entry) => go_on(hook, headers, body, entry, now),
         Inserted::Pending => unpinned(hook, headers, body, choice),
