@@ -64,6 +64,20 @@ fn requests(lab: &Lab, side: Side, kind: &str) -> u64 {
     fs::metadata(dir.join(kind)).map_or(0, |file| file.len() / 2)
 }
 
+/// What the two nginx say went wrong.
+fn complaints(lab: &Lab) -> String {
+    Side::BOTH
+        .map(|side| {
+            let log = lab
+                .dir()
+                .join(format!("nginx-{}", side.name()))
+                .join("error");
+            let text = fs::read_to_string(log).unwrap_or_default();
+            format!("nginx {}:\n{text}", side.name())
+        })
+        .concat()
+}
+
 fn wrk(lab: &Lab, family: Family, kind: &str, seconds: u64) -> Process {
     let mut command = lab.client.command("wrk");
     command.args(["-t1", "-c16", &format!("-d{seconds}s"), "--timeout", "5s"]);
@@ -85,8 +99,9 @@ fn assert_no_error(lab: &Lab, mut wrk: Process, what: &str) {
     for bad in ["Socket errors", "Non-2xx", "unable"] {
         assert!(
             !output.contains(bad),
-            "{what}: {output}{}",
-            evidence::of(lab)
+            "{what}: {output}{}{}",
+            evidence::of(lab),
+            complaints(lab)
         );
     }
 }
