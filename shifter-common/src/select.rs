@@ -62,6 +62,21 @@ pub fn pool_of(hash: u64, threshold: u64) -> usize {
     }
 }
 
+/// Pool of the next new flow by error diffusion, and the error after it. An
+/// error is a share of a flow that green is still owed, in units of
+/// `1 / THRESHOLD_ONE`, below `THRESHOLD_ONE`; so over any sequence of
+/// thresholds green has got their sum but for less than one flow.
+#[inline(always)]
+pub fn diffuse(error: u64, threshold: u64) -> (usize, u64) {
+    debug_assert!(threshold <= THRESHOLD_ONE && error < THRESHOLD_ONE);
+    let owed = error + threshold;
+    if owed >= THRESHOLD_ONE {
+        (GREEN, owed - THRESHOLD_ONE)
+    } else {
+        (BLUE, owed)
+    }
+}
+
 /// The half of the hash that chooses a ring slot.
 #[inline(always)]
 pub fn ring_hash(hash: u64) -> u32 {
@@ -139,6 +154,35 @@ mod tests {
         };
         assert_ne!(hash(1, 4), hash(2, 4));
         assert_ne!(hash(1, 4), hash(1, 6));
+    }
+
+    #[test]
+    fn diffused_shares_are_off_by_less_than_one_flow() {
+        let mut error = 0;
+        let mut green = 0u128;
+        let mut wanted = 0u128;
+        for i in 0..200_000u64 {
+            // Thresholds change at odd moments, to none and to all among others.
+            let threshold = match siphash13([3, 4], [i / 37]) % 5 {
+                0 => 0,
+                1 => THRESHOLD_ONE,
+                2 => THRESHOLD_ONE / 3,
+                3 => 1,
+                _ => siphash13([5, 6], [i / 37]) >> 32,
+            };
+            let (pool, next) = diffuse(error, threshold);
+            assert!(next < THRESHOLD_ONE);
+            assert!(threshold > 0 || pool == BLUE, "none is exactly none");
+            assert!(
+                threshold < THRESHOLD_ONE || pool == GREEN,
+                "all is exactly all"
+            );
+            error = next;
+            green += u128::from(pool == GREEN);
+            wanted += u128::from(threshold);
+            let got = green * u128::from(THRESHOLD_ONE);
+            assert!(got.abs_diff(wanted) < u128::from(THRESHOLD_ONE), "flow {i}");
+        }
     }
 
     #[test]

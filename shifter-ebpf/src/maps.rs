@@ -76,6 +76,10 @@ pub static FIRST_FLOW: Array<FirstFlow> = Array::with_max_entries(MAX_SERVICES, 
 pub static POOL_COUNTERS: PerCpuArray<PoolCounters> =
     PerCpuArray::with_max_entries(2 * MAX_SERVICES, 0);
 
+/// What green is owed under the exact split, by service id. Written by packets.
+#[map]
+pub static SPLIT_ERRORS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_SERVICES, 0);
+
 /// By backend id. Written by packets.
 #[map]
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters> =

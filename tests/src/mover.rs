@@ -21,6 +21,8 @@ pub struct Service {
     pub green_weight: String,
     /// "flow", "client", "client/24".
     pub affinity: &'static str,
+    /// "hash", "exact".
+    pub split: &'static str,
     /// 32 hex digits.
     pub seed: Option<String>,
     pub blue: Vec<SocketAddr>,
@@ -41,6 +43,7 @@ impl Service {
             protocol,
             green_weight: "0%".to_owned(),
             affinity: "flow",
+            split: "hash",
             seed: None,
             blue: vec![lab.backend(Side::Blue, family)],
             green: vec![lab.backend(Side::Green, family)],
@@ -79,12 +82,13 @@ pub fn to_toml(services: &[Service]) -> String {
         let _ = write!(
             text,
             "[[service]]\nname = \"{}\"\nvip = \"{}/{}\"\nmode = \"nat\"\nlive = \"blue\"\n\
-             green = \"{}\"\naffinity = \"{}\"\n{seed}[service.pools]\nblue = [{}]\ngreen = [{}]\n\n",
+             green = \"{}\"\naffinity = \"{}\"\nsplit = \"{}\"\n{seed}[service.pools]\nblue = [{}]\ngreen = [{}]\n\n",
             service.name,
             service.vip,
             service.protocol,
             service.green_weight,
             service.affinity,
+            service.split,
             list(&service.blue),
             list(&service.green),
         );

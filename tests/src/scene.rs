@@ -20,7 +20,7 @@ use shifter::{
         memory::MappedArray,
         trial::Trial,
     },
-    model::{Affinity, PoolName, Protocol, Seed, Vip},
+    model::{Affinity, PoolName, Protocol, Seed, SplitMethod, Vip},
 };
 
 use crate::{command::run, topology::PREFIX};
@@ -208,6 +208,7 @@ pub fn image(
         dead_man: None,
         live: PoolName::Blue,
         live_has_vip: false,
+        split: SplitMethod::Hash,
         affinity: Affinity::Flow,
         seed: Seed([1, u64::from(id)]),
         desired_hash: 0,

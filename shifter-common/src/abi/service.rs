@@ -13,6 +13,9 @@ pub const SERVICE_LIVE_GREEN: u32 = 1 << 0;
 /// The live pool holds the VIP itself as a backend.
 pub const SERVICE_LIVE_HAS_VIP: u32 = 1 << 1;
 
+/// New flows are shared by counting, not by hash.
+pub const SERVICE_EXACT: u32 = 1 << 2;
+
 /// Affinity key is the flow's client address and port.
 pub const AFFINITY_FLOW: u8 = 0;
 /// Affinity key is the client's address cut to `affinity_prefix` bits.

@@ -327,6 +327,7 @@ fn begin<H: Hook>(
     }
     if origin == Origin::Chosen {
         stamp_generation(body);
+        select::settle_debt(body, choice.pool);
         // What a SYN says is in the entry already.
         if headers.protocol != 17 {
             return send(hook, headers, body, choice);

@@ -3,14 +3,16 @@
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use shifter_common::{
     abi::{
-        BLUE, Backend, GREEN, ServiceBody, backend::*, ring::RING_LANES,
-        service::SERVICE_LIVE_GREEN,
+        BLUE, Backend, GREEN, ServiceBody,
+        backend::*,
+        ring::RING_LANES,
+        service::{SERVICE_EXACT, SERVICE_LIVE_GREEN, THRESHOLD_ONE},
     },
     packet::parse::Headers,
-    select::{affinity_hash, pool_of, ring_hash, ring_slot},
+    select::{affinity_hash, diffuse, pool_of, ring_hash, ring_slot},
 };
 
-use crate::maps::{BACKENDS, RINGS};
+use crate::maps::{BACKENDS, RINGS, SPLIT_ERRORS};
 
 /// Slots that are tried until a backend is found that can take a flow.
 const TRIES: u32 = 8;
@@ -73,8 +75,38 @@ pub fn threshold(body: &ServiceBody) -> u64 {
 /// of the ring. A pool without a backend gives its flows to the other.
 #[inline(always)]
 pub fn by_weight(body: &ServiceBody, hash: u64, skip: u32) -> Option<Choice> {
-    let pool = pool_of(hash, threshold(body));
+    let pool = if body.flags & SERVICE_EXACT != 0 {
+        diffuse(owed(body), threshold(body)).0
+    } else {
+        pool_of(hash, threshold(body))
+    };
     in_pool(body, pool, hash, skip).or_else(|| in_pool(body, 1 - pool, hash, skip))
+}
+
+/// What this CPU owes green under the exact split.
+#[inline(always)]
+fn owed(body: &ServiceBody) -> u64 {
+    // Bounded whatever the map holds.
+    SPLIT_ERRORS
+        .get(body.service)
+        .map_or(0, |owed| *owed & (THRESHOLD_ONE - 1))
+}
+
+/// Counts a new flow under the exact split. A flow that went to the other pool
+/// because its own had no backend is not made up for later: a pool that comes
+/// back would get every flow for a while.
+#[inline(always)]
+pub fn settle_debt(body: &ServiceBody, pool: usize) {
+    if body.flags & SERVICE_EXACT == 0 {
+        return;
+    }
+    let (due, next) = diffuse(owed(body), threshold(body));
+    if due == pool
+        && let Some(owed) = SPLIT_ERRORS.get_ptr_mut(body.service)
+    {
+        // SAFETY: per CPU, and programs of one CPU do not interleave.
+        unsafe { *owed = next };
+    }
 }
 
 /// A backend of one pool.

@@ -83,6 +83,7 @@ pub(super) fn spec(message: &proto::ServiceSpec) -> Result<ServiceSpec, ControlE
         mode: optional(&message.mode).map_err(wrong("mode"))?,
         live: pool(message.live).unwrap_or(PoolName::Blue),
         green,
+        split: optional(&message.split).map_err(wrong("split"))?,
         affinity: optional(&message.affinity).map_err(wrong("affinity"))?,
         seed: match message.seed.as_str() {
             "" => None,
@@ -172,6 +173,7 @@ fn spec_message(spec: &ServiceSpec) -> proto::ServiceSpec {
         mode: spec.mode.to_string(),
         live: pool_message(spec.live).into(),
         green: spec.green.to_string(),
+        split: spec.split.to_string(),
         affinity: spec.affinity.to_string(),
         seed: String::new(),
         vip_routed: spec.vip_routed,

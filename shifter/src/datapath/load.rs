@@ -74,6 +74,7 @@ pub fn shapes(flow_capacity: u32) -> Vec<MapShape> {
         array::<abi::flow::FlowSet>("FLOWS", flow_sets(flow_capacity)),
         array::<abi::FirstFlow>("FIRST_FLOW", abi::MAX_SERVICES),
         array::<abi::PoolCounters>("POOL_COUNTERS", 2 * abi::MAX_SERVICES),
+        array::<u64>("SPLIT_ERRORS", abi::MAX_SERVICES),
         array::<abi::BackendCounters>("BACKEND_COUNTERS", abi::MAX_BACKEND_IDS),
         array::<u64>("VERDICTS", abi::stats::HOOKS * abi::stats::REASONS),
     ]

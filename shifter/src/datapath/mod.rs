@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 
 use shifter_common::abi::{BackendCounters, PoolCounters};
 
-use crate::model::{Affinity, PoolName, Protocol, Seed, Vip};
+use crate::model::{Affinity, PoolName, Protocol, Seed, SplitMethod, Vip};
 
 /// Index of `service_head`; `0..MAX_SERVICES`.
 pub type ServiceId = u16;
@@ -40,6 +40,7 @@ pub struct ServiceImage {
     pub dead_man: Option<DeadManImage>,
     pub live: PoolName,
     pub live_has_vip: bool,
+    pub split: SplitMethod,
     pub affinity: Affinity,
     pub seed: Seed,
     /// Hash of the desired state.

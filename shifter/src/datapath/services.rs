@@ -15,7 +15,7 @@ use super::{
     load::failed,
     memory::MappedArray,
 };
-use crate::model::{Affinity, PoolName, Seed, Vip};
+use crate::model::{Affinity, PoolName, Seed, SplitMethod, Vip};
 
 /// Everything that makes a service visible to packets.
 pub struct Services {
@@ -329,6 +329,9 @@ fn body_of(
     if image.live_has_vip {
         flags |= SERVICE_LIVE_HAS_VIP;
     }
+    if image.split == SplitMethod::Exact {
+        flags |= SERVICE_EXACT;
+    }
     let (affinity, affinity_prefix) = match image.affinity {
         Affinity::Flow => (AFFINITY_FLOW, 0),
         Affinity::Client(None) => (AFFINITY_CLIENT, 128),
@@ -391,6 +394,11 @@ pub fn image_of(body: &ServiceBody) -> ServiceImage {
             PoolName::Blue
         },
         live_has_vip: body.flags & SERVICE_LIVE_HAS_VIP != 0,
+        split: if body.flags & SERVICE_EXACT != 0 {
+            SplitMethod::Exact
+        } else {
+            SplitMethod::Hash
+        },
         affinity: match (body.affinity, body.affinity_prefix) {
             (AFFINITY_CLIENT, 128) => Affinity::Client(None),
             (AFFINITY_CLIENT, prefix) => Affinity::Client(Some(prefix)),

@@ -1,7 +1,7 @@
 //! Services from a file: TOML or JSON, refused whole at the first fault.
 
 use super::{
-    Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, Weight, text,
+    Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, SplitMethod, Weight, text,
     tree::{self, Entry, Fault, Node, Value},
     validate::{self, Place, SpecError},
 };
@@ -105,6 +105,11 @@ pub fn spec_to_json(spec: &ServiceSpec) -> String {
         "vip_routed": spec.vip_routed,
         "pools": { "blue": pool(&spec.blue_pool), "green": pool(&spec.green_pool) },
     });
+    // Written only where it is chosen: what was stored before there was a
+    // choice keeps its hash.
+    if spec.split != SplitMethod::Hash {
+        json["split"] = spec.split.to_string().into();
+    }
     if let Some(seed) = spec.seed {
         json["seed"] = seed.reveal().into();
     }
@@ -140,6 +145,7 @@ struct Places {
     name: usize,
     vip: usize,
     green: Option<usize>,
+    split: Option<usize>,
     affinity: Option<usize>,
     pools: [Option<usize>; 2],
     backends: [Vec<usize>; 2],
@@ -151,6 +157,7 @@ impl Places {
             Place::Name => Some(self.name),
             Place::Vip => Some(self.vip),
             Place::Green => self.green,
+            Place::Split => self.split,
             Place::Affinity => self.affinity,
             Place::Pool(pool) => self.pools[pool.index()],
             Place::Backend(pool, index) => self.backends[pool.index()].get(index).copied(),
@@ -179,12 +186,6 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
         "vip",
         "where clients connect to, as vip = \"203.0.113.10:443/tcp\"",
     )?;
-    if let Some((split, at)) = table.string("split")?
-        && split != "hash"
-    {
-        let text = format!("split {split:?} is not in this version: write \"hash\"");
-        return Err(Fault::new(at, text));
-    }
     let live = table.parse("live")?.unwrap_or(PoolName::Blue);
     // Absent, the split is the good one.
     let good = match live {
@@ -208,6 +209,7 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
         mode: table.parse("mode")?.unwrap_or(Mode::Nat),
         live,
         green: table.parse("green")?.unwrap_or(good),
+        split: table.parse("split")?.unwrap_or_default(),
         affinity: table.parse("affinity")?.unwrap_or(Affinity::Flow),
         seed: table.parse("seed")?,
         vip_routed: table.boolean("vip_routed")?.unwrap_or(false),
@@ -220,6 +222,7 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
         name: name_at,
         vip: vip_at,
         green: at("green"),
+        split: at("split"),
         affinity: at("affinity"),
         pools: ["blue", "green"].map(|key| pools.find(key).map(|entry| entry.node.at)),
         backends: [blue_places, green_places],

@@ -60,9 +60,9 @@ const WRONG: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "mode = \"nat\"",
-        "split = \"exact\"",
+        "split = \"even\"",
         "s.toml:5:9",
-        "write \"hash\"",
+        "write \"hash\" or \"exact\"",
     ),
     (
         "\"blue\"",

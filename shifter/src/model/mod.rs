@@ -12,6 +12,7 @@ pub mod weight;
 pub mod wilson;
 
 pub use service::{
-    Affinity, BackendSpec, BackendState, Mode, PoolName, Protocol, Seed, ServiceSpec, Vip,
+    Affinity, BackendSpec, BackendState, Mode, PoolName, Protocol, Seed, ServiceSpec, SplitMethod,
+    Vip,
 };
 pub use weight::Weight;

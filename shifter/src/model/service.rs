@@ -46,6 +46,18 @@ pub enum Affinity {
     Client(Option<u8>),
 }
 
+/// How new flows are shared between the pools.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SplitMethod {
+    /// By a keyed hash of the affinity key: a share in the mean, and a client
+    /// keeps its pool.
+    #[default]
+    Hash,
+    /// By counting: after n new flows green is off p·n by less than the number
+    /// of CPUs.
+    Exact,
+}
+
 /// Whether a backend is offered new flows.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum BackendState {
@@ -83,6 +95,7 @@ pub struct ServiceSpec {
     pub live: PoolName,
     /// Share of new flows that goes to green.
     pub green: Weight,
+    pub split: SplitMethod,
     pub affinity: Affinity,
     /// `None`: keep the stored one, or make one at creation.
     pub seed: Option<Seed>,

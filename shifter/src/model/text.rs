@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, str::FromStr};
 
-use super::{Affinity, BackendState, Mode, PoolName, Protocol, Seed, Vip};
+use super::{Affinity, BackendState, Mode, PoolName, Protocol, Seed, SplitMethod, Vip};
 
 /// A text that is not what it should be, and what would be right.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -85,6 +85,27 @@ impl fmt::Display for Mode {
         match self {
             Self::Nat => f.write_str("nat"),
         }
+    }
+}
+
+impl FromStr for SplitMethod {
+    type Err = TextError;
+
+    fn from_str(text: &str) -> Result<Self, TextError> {
+        match text {
+            "hash" => Ok(Self::Hash),
+            "exact" => Ok(Self::Exact),
+            _ => Err(error(text, "split", "\"hash\" or \"exact\"")),
+        }
+    }
+}
+
+impl fmt::Display for SplitMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hash => "hash",
+            Self::Exact => "exact",
+        })
     }
 }
 

@@ -8,7 +8,9 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Affinity, BackendSpec, BackendState, PoolName, Protocol, ServiceSpec, Vip};
+use super::{
+    Affinity, BackendSpec, BackendState, PoolName, Protocol, ServiceSpec, SplitMethod, Vip,
+};
 
 /// Longest name of a service, in bytes.
 pub const MAX_NAME: usize = 63;
@@ -21,6 +23,7 @@ pub enum Place {
     Name,
     Vip,
     Green,
+    Split,
     Affinity,
     Pool(PoolName),
     Backend(PoolName, usize),
@@ -99,6 +102,10 @@ pub enum SpecFault {
         "{pool} would get {share} of new flows but none of its backends is ready: set one to state = \"ready\", or give it 0%"
     )]
     WeightToUnready { pool: PoolName, share: String },
+    #[error(
+        "split \"exact\" counts flows, affinity {affinity:?} keeps clients: write split = \"hash\", or affinity = \"flow\""
+    )]
+    ExactClients { affinity: String },
     #[error("affinity \"client/{bits}\" is longer than an IPv4 address: write 1 to 32 bits")]
     Prefix { bits: u8 },
 }
@@ -120,6 +127,10 @@ pub fn service(spec: &ServiceSpec) -> Result<(), SpecError> {
     }
     if let (Affinity::Client(Some(bits @ 33..)), true) = (spec.affinity, spec.vip.addr.is_ipv4()) {
         return refuse(Place::Affinity, SpecFault::Prefix { bits });
+    }
+    if spec.split == SplitMethod::Exact && spec.affinity != Affinity::Flow {
+        let affinity = spec.affinity.to_string();
+        return refuse(Place::Split, SpecFault::ExactClients { affinity });
     }
     for pool in [PoolName::Blue, PoolName::Green] {
         let mut seen = HashSet::new();

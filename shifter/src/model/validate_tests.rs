@@ -18,6 +18,7 @@ fn spec(vip: &str, blue: &[&str], green: &[&str]) -> ServiceSpec {
         mode: Mode::Nat,
         live: PoolName::Blue,
         green: Weight::ZERO,
+        split: SplitMethod::Hash,
         affinity: Affinity::Flow,
         seed: None,
         vip_routed: false,
@@ -112,7 +113,11 @@ fn names_prefixes_and_backend_weights_have_bounds() {
     assert_eq!(service(&s), Ok(()));
     s.affinity = Affinity::Client(Some(33));
     assert!(text(&s).contains("write 1 to 32 bits"));
+    s.affinity = Affinity::Client(None);
+    s.split = SplitMethod::Exact;
+    assert!(text(&s).contains("or affinity = \"flow\""));
     s.affinity = Affinity::Flow;
+    assert_eq!(service(&s), Ok(()));
     for weight in [0, 1001] {
         s.blue_pool[0].weight = weight;
         assert!(text(&s).contains("write 1 to 1000"));

@@ -122,6 +122,7 @@ impl Entry {
             dead_man: self.dead_man.map(|d| d.image),
             live: self.spec.live,
             live_has_vip: self.spec.pool_has_vip(self.spec.live),
+            split: self.spec.split,
             affinity: self.spec.affinity,
             seed: self.seed(),
             desired_hash: desired_hash(self.base_hash, self.spec.live, self.spec.green.threshold()),

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use shifter_common::{
-    abi::service::{AFFINITY_CLIENT, AFFINITY_FLOW},
+    abi::service::{AFFINITY_CLIENT, AFFINITY_FLOW, THRESHOLD_ONE},
     select,
 };
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     datapath::BackendId,
-    model::{Affinity, PoolName, weight::threshold_share},
+    model::{Affinity, PoolName, SplitMethod, weight::threshold_share},
 };
 
 /// Ports that clients use by default (net.ipv4.ip_local_port_range).
@@ -117,7 +117,8 @@ impl Reconciler {
         if let Some(port) = port {
             return hash(port);
         }
-        if entry.spec.affinity != Affinity::Flow {
+        let is_exact = entry.spec.split == SplitMethod::Exact;
+        if is_exact || entry.spec.affinity != Affinity::Flow {
             return hash(0);
         }
         let threshold = entry.programmed_threshold(&*self.clock);
@@ -152,21 +153,7 @@ impl Reconciler {
                 entry.spec.green
             ));
         }
-        let pool = if select::pool_of(hash, threshold) == PoolName::Green.index() {
-            PoolName::Green
-        } else {
-            PoolName::Blue
-        };
-        let side = match pool {
-            PoolName::Green => "below",
-            PoolName::Blue => "not below",
-        };
-        why.push(format!(
-            "affinity {}: the hash is at {:.4}%, {side} green's {:.4}%: {pool}",
-            entry.spec.affinity,
-            threshold_share(hash & 0xffff_ffff) * 100.0,
-            threshold_share(threshold) * 100.0,
-        ));
+        let pool = pool_by_threshold(entry, hash, threshold, why);
         let slot = select::ring_hash(hash);
         if let Some(id) = self.datapath.ring_choice(entry.id, pool, slot) {
             why.push(format!("the ring of {pool} names this backend"));
@@ -182,6 +169,38 @@ impl Reconciler {
         why.push("neither pool has a backend for new flows: the packet is dropped and counted (no_backend)".into());
         (pool, None)
     }
+}
+
+/// Pool by hash; under the exact split the one that more of the next flows get.
+fn pool_by_threshold(entry: &Entry, hash: u64, threshold: u64, why: &mut Vec<String>) -> PoolName {
+    let share = threshold_share(threshold) * 100.0;
+    let is_exact = entry.spec.split == SplitMethod::Exact;
+    let is_green = if is_exact {
+        2 * threshold >= THRESHOLD_ONE
+    } else {
+        select::pool_of(hash, threshold) == PoolName::Green.index()
+    };
+    let pool = if is_green {
+        PoolName::Green
+    } else {
+        PoolName::Blue
+    };
+    if is_exact {
+        why.push(format!(
+            "split exact: each CPU counts new flows and gives green {share:.4}% of them, whoever the client is; more of the next ones go to {pool}"
+        ));
+        return pool;
+    }
+    let side = match pool {
+        PoolName::Green => "below",
+        PoolName::Blue => "not below",
+    };
+    why.push(format!(
+        "affinity {}: the hash is at {:.4}%, {side} green's {share:.4}%: {pool}",
+        entry.spec.affinity,
+        threshold_share(hash & 0xffff_ffff) * 100.0,
+    ));
+    pool
 }
 
 fn affinity_hash(entry: &Entry, client: IpAddr, port: u16) -> u64 {

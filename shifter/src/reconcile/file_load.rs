@@ -82,6 +82,7 @@ fn merge(
     key!(mode, "mode");
     key!(live, "live");
     key!(green, "green");
+    key!(split, "split");
     key!(affinity, "affinity");
     key!(vip_routed, "vip_routed");
     key!(blue_pool, "pools.blue");

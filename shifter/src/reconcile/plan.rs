@@ -351,6 +351,7 @@ fn details(entry: Option<&Entry>, step: &Step) -> Vec<String> {
             lines.push(format!("vip: {}", spec.vip));
             lines.push(format!("live: {}", spec.live));
             lines.push(format!("green: {}", spec.green));
+            lines.push(format!("split: {}", spec.split));
             lines.push(format!("affinity: {}", spec.affinity));
         }
         Some(entry) => {
@@ -362,6 +363,7 @@ fn details(entry: Option<&Entry>, step: &Step) -> Vec<String> {
             };
             line("live", old.live.to_string(), spec.live.to_string());
             line("green", old.green.to_string(), spec.green.to_string());
+            line("split", old.split.to_string(), spec.split.to_string());
             line(
                 "affinity",
                 old.affinity.to_string(),
