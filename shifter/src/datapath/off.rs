@@ -18,6 +18,8 @@ use super::{
 pub struct Cut {
     pub blue: u64,
     pub green: u64,
+    /// Those of both without a packet for `LONG_IDLE_S`.
+    pub idle: u64,
 }
 
 /// What was done.
@@ -56,13 +58,14 @@ pub fn would_cut(pins: &Pins) -> Result<Cut, DatapathError> {
         (slot != 0 && slot < bodies.count()).then(|| bodies.read(slot).vip_backend)
     };
     let mut cut = Cut::default();
-    flows.for_each_open(|service, backend, is_green| {
+    flows.for_each_open(|service, backend, is_green, is_idle| {
         if vip_backend(service) != Some(backend) {
             *if is_green {
                 &mut cut.green
             } else {
                 &mut cut.blue
             } += 1;
+            cut.idle += u64::from(is_idle);
         }
     });
     Ok(cut)
@@ -90,8 +93,10 @@ pub fn detach_interfaces(
     };
     if cut != Cut::default() && !force {
         return Err(DatapathError::Refused(format!(
-            "{} flows on green and {} on blue are on backends other than the VIP and would be cut: `shifter rollback` and wait until they have ended, or go ahead with --force",
-            cut.green, cut.blue
+            "{} flows on green and {} on blue are on backends other than the VIP and would be cut{}: `shifter rollback` and wait until they have ended, or go ahead with --force",
+            cut.green,
+            cut.blue,
+            super::idle_note(cut.idle)
         )));
     }
     let programs = match only {
