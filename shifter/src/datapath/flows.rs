@@ -27,6 +27,9 @@ pub struct FlowTable {
     sets: MappedArray<FlowSet>,
 }
 
+/// Distinct clients of blue and green.
+type Clients = [HashSet<[u8; 16]>; 2];
+
 /// The present tick.
 pub fn now_tick() -> u32 {
     (monotonic_ns() >> TICK_SHIFT) as u32
@@ -288,7 +291,7 @@ impl FlowTable {
         windows: &BTreeMap<ServiceId, u32>,
     ) -> BTreeMap<ServiceId, (u64, u64)> {
         let now = now_tick();
-        let mut clients: BTreeMap<ServiceId, (u32, [HashSet<[u8; 16]>; 2])> = windows
+        let mut clients: BTreeMap<ServiceId, (u32, Clients)> = windows
             .iter()
             .map(|(id, window_s)| (*id, (ticks_of_seconds(*window_s), Default::default())))
             .collect();
@@ -301,7 +304,7 @@ impl FlowTable {
                 clients[usize::from(entry.flags & FLOW_GREEN != 0)].insert(entry.client);
             }
         });
-        let counts = |[blue, green]: &[HashSet<_>; 2]| {
+        let counts = |[blue, green]: &Clients| {
             let green = green.len() as u64;
             (green, green + blue.len() as u64)
         };
