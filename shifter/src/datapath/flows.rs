@@ -182,15 +182,11 @@ impl FlowTable {
         named
     }
 
-    /// Visits every flow that is not closing: service, backend, whether it is
-    /// green, and whether it is idle for [`LONG_IDLE_S`].
-    pub fn for_each_open(&self, mut visit: impl FnMut(ServiceId, u16, bool, bool)) {
-        let (now, long) = (now_tick(), ticks_of_seconds(LONG_IDLE_S));
+    /// Visits every flow that is not closing.
+    pub fn for_each_open(&self, mut visit: impl FnMut(&FlowEntry)) {
         self.for_each(|entry| {
             if !is_closing(control_state(entry.control)) {
-                let is_green = entry.flags & FLOW_GREEN != 0;
-                let is_idle = idle_ticks(entry.last_seen, now) > long;
-                visit(entry.service, entry.backend, is_green, is_idle);
+                visit(&entry);
             }
         });
     }
@@ -199,7 +195,7 @@ impl FlowTable {
     pub fn census(&self) -> Census {
         let start = Instant::now();
         let mut census = Census::default();
-        let (now, long) = (now_tick(), ticks_of_seconds(LONG_IDLE_S));
+        let now = now_tick();
         let mut services: HashMap<ServiceId, [u64; 2]> = HashMap::new();
         let mut idle: HashMap<ServiceId, [u64; 2]> = HashMap::new();
         let mut backends: HashMap<u16, u64> = HashMap::new();
@@ -217,7 +213,7 @@ impl FlowTable {
             }
             let pool = usize::from(entry.flags & FLOW_GREEN != 0);
             services.entry(entry.service).or_default()[pool] += 1;
-            if idle_ticks(entry.last_seen, now) > long {
+            if is_long_idle(&entry, now) {
                 idle.entry(entry.service).or_default()[pool] += 1;
             }
             *backends.entry(entry.backend).or_default() += 1;
@@ -321,6 +317,11 @@ fn free(control: &AtomicU64, word: u64, now: u32) -> bool {
     control
         .compare_exchange(word, free, Ordering::AcqRel, Ordering::Relaxed)
         .is_ok()
+}
+
+/// Whether a flow had no packet for [`LONG_IDLE_S`].
+pub fn is_long_idle(entry: &FlowEntry, now: u32) -> bool {
+    idle_ticks(entry.last_seen, now) > ticks_of_seconds(LONG_IDLE_S)
 }
 
 fn client_of(entry: &FlowEntry) -> SocketAddr {

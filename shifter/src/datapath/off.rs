@@ -3,12 +3,16 @@
 use std::path::Path;
 
 use aya::maps::{Map, MapData};
-use shifter_common::abi::{ServiceBody, flow::FlowSet, service::head_parts};
+use shifter_common::abi::{
+    ServiceBody,
+    flow::{FLOW_GREEN, FlowSet},
+    service::head_parts,
+};
 
 use super::{
     DatapathError,
     attach::detach,
-    flows::FlowTable,
+    flows::{FlowTable, is_long_idle, now_tick},
     load::{Pins, failed, map_fd},
     memory::MappedArray,
 };
@@ -58,14 +62,15 @@ pub fn would_cut(pins: &Pins) -> Result<Cut, DatapathError> {
         (slot != 0 && slot < bodies.count()).then(|| bodies.read(slot).vip_backend)
     };
     let mut cut = Cut::default();
-    flows.for_each_open(|service, backend, is_green, is_idle| {
-        if vip_backend(service) != Some(backend) {
-            *if is_green {
+    let now = now_tick();
+    flows.for_each_open(|flow| {
+        if vip_backend(flow.service) != Some(flow.backend) {
+            *if flow.flags & FLOW_GREEN != 0 {
                 &mut cut.green
             } else {
                 &mut cut.blue
             } += 1;
-            cut.idle += u64::from(is_idle);
+            cut.idle += u64::from(is_long_idle(flow, now));
         }
     });
     Ok(cut)
