@@ -18,6 +18,9 @@ use shifter_tests::{
 /// A minute of silence, a pass, and what a busy machine adds.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// A minute of silence, and two passes after it.
+const IDLE_AND_PASSES: Duration = Duration::from_secs(95);
+
 /// Both ends of a connection through the VIP.
 struct Connection {
     client: TcpStream,
@@ -69,18 +72,26 @@ impl Connection {
     }
 }
 
-fn counts_no_more(placement: Placement) {
-    let what = format!("{placement:?}");
-    let lab = Lab::new(placement).unwrap();
-    let services = Family::BOTH.map(|family| Service::of(&lab, "tcp", family).with_green("100%"));
-    let listeners = Family::BOTH.map(|family| {
+/// Green's listeners, where the lab's placement has them.
+fn listeners(lab: &Lab) -> [(Family, TcpListener); 2] {
+    Family::BOTH.map(|family| {
         let at = lab.listen(Side::Green, family);
         let listener = lab
             .server_ns(Side::Green)
             .run(|| TcpListener::bind(at))
             .unwrap();
         (family, listener)
-    });
+    })
+}
+
+fn services(lab: &Lab) -> [Service; 2] {
+    Family::BOTH.map(|family| Service::of(lab, "tcp", family).with_green("100%"))
+}
+
+fn counts_no_more(placement: Placement) {
+    let what = format!("{placement:?}");
+    let lab = Lab::new(placement).unwrap();
+    let (services, listeners) = (services(&lab), listeners(&lab));
     let agent = Agent::start(&lab, Settings::hook("tc")).unwrap();
     agent.apply(&services).unwrap();
     let open = || {
@@ -112,13 +123,40 @@ fn counts_no_more(placement: Placement) {
     }
 }
 
+/// A port of the host that rules lead to a container: the sockets are not
+/// where the backend's address is, though a proxy of the publisher listens there.
+fn is_left_alone() {
+    let lab = Lab::new(Placement::Published).unwrap();
+    let (services, listeners) = (services(&lab), listeners(&lab));
+    let proxies = Family::BOTH.map(|family| {
+        let at = lab.backend(Side::Green, family);
+        lab.host.run(|| TcpListener::bind(at)).unwrap()
+    });
+    let agent = Agent::start(&lab, Settings::hook("tc")).unwrap();
+    agent.apply(&services).unwrap();
+    let mut open: Vec<_> = listeners
+        .iter()
+        .map(|(family, listener)| Connection::open(&lab, listener, *family))
+        .collect();
+    std::thread::sleep(IDLE_AND_PASSES);
+    for service in &services {
+        let carried = agent.carried(&service.name).unwrap();
+        assert_eq!(carried, [0, 1], "{}", service.name);
+    }
+    for connection in &mut open {
+        connection.exchange();
+    }
+    drop(proxies);
+}
+
 #[test]
-fn flows_without_a_socket_count_no_more() {
+fn flows_without_a_socket_count_no_more_and_those_behind_dnat_do() {
     need!();
-    // Most of it is waiting: both at once.
+    // Most of it is waiting: all at once.
     std::thread::scope(|scope| {
         for placement in [Placement::HostPorts, Placement::Container] {
             scope.spawn(move || counts_no_more(placement));
         }
+        scope.spawn(is_left_alone);
     });
 }
