@@ -1,7 +1,9 @@
 //! What the agent sees of a network, in namespaces of its own; needs root.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    collections::HashSet,
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
     process::Command,
     sync::{
         Arc,
@@ -13,7 +15,7 @@ use std::{
 use shifter::{
     datapath::{NextHopImage, Placement},
     model::{Protocol, Vip},
-    network::{LinkEvent, Network},
+    network::{LinkEvent, Network, tcp_sockets},
 };
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -439,4 +441,50 @@ fn what_drops_packets_to_a_container_is_named_with_its_remedy() {
             [""; 0]
         );
     });
+}
+
+#[test]
+fn sockets_are_read_in_the_namespace_that_a_veth_leads_to() {
+    in_namespace(|peers| {
+        let container = peers.add();
+        sh(&format!(
+            "ip link add port type veth peer name eth0 netns {container}
+             ip addr add 10.3.0.1/24 dev port
+             ip link set port up
+             ip -n {container} addr add 10.3.0.2/24 dev eth0
+             ip -n {container} link set eth0 up"
+        ));
+        let network = start(&["lo"]);
+        let backend = at("10.3.0.2:8080");
+        let netns = until("the namespace is known", || {
+            match network.placement(backend) {
+                Placement::Kernel { netns } => netns,
+                _ => None,
+            }
+        });
+        let listener = within(&container, move || TcpListener::bind(backend).unwrap());
+        let client = TcpStream::connect(backend).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let peer = client.local_addr().unwrap();
+        let wanted = HashSet::from([backend]);
+        let there = tcp_sockets(Some(netns), &wanted).unwrap();
+        assert!(there.has(backend, peer) && there.listens(backend));
+        let here = tcp_sockets(None, &wanted).unwrap();
+        assert!(!here.has(backend, peer) && !here.listens(backend));
+        drop(server);
+        let closing = tcp_sockets(Some(netns), &wanted).unwrap();
+        assert!(closing.has(backend, peer), "FIN_WAIT is a state too");
+    });
+}
+
+/// Runs `f` in a namespace by name.
+fn within<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
+    let file = std::fs::File::open(format!("/run/netns/{name}")).unwrap();
+    let enter = move || {
+        // SAFETY: an open descriptor; concerns this thread only.
+        let failed = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+        assert_eq!(failed, 0, "setns: {}", std::io::Error::last_os_error());
+        f()
+    };
+    std::thread::spawn(enter).join().unwrap()
 }

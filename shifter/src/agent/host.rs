@@ -1,6 +1,8 @@
 //! The host as the reconciler asks for it, answered from netlink.
 
 use std::{
+    collections::HashSet,
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -8,7 +10,7 @@ use std::{
 use crate::{
     datapath::Placement,
     model::{Protocol, Vip},
-    network::Network,
+    network::{self, Network, TcpSockets},
     reconcile::HostFacts,
 };
 
@@ -28,7 +30,10 @@ impl HostFacts for Host {
     fn vip_is_translated(&self, vip: &Vip) -> bool {
         self.0.vip_is_translated(vip)
     }
-    fn backend_warnings(&self, addr: SocketAddr) -> Vec<String> {
-        self.0.backend_warnings(addr, Protocol::Tcp)
+    fn backend_warnings(&self, addr: SocketAddr, protocol: Protocol) -> Vec<String> {
+        self.0.backend_warnings(addr, protocol)
+    }
+    fn tcp_sockets(&self, netns: Option<i32>, at: &HashSet<SocketAddr>) -> io::Result<TcpSockets> {
+        network::tcp_sockets(netns, at)
     }
 }

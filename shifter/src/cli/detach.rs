@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use super::{EXIT_DONE, failure::Failure, screen::Screen};
-use crate::{datapath::off::detach_interfaces, model::config::DEFAULT_BPFFS};
+use crate::{
+    datapath::{idle_note, off::detach_interfaces},
+    model::config::DEFAULT_BPFFS,
+};
 
 /// Take shifter's programs off an interface, or off all.
 ///
@@ -28,8 +31,10 @@ impl Detach {
         let mut report = format!("{} programs taken off\n", done.programs);
         if done.cut.blue + done.cut.green > 0 {
             report += &format!(
-                "flows cut: {} on green, {} on blue\n",
-                done.cut.green, done.cut.blue
+                "flows cut: {} on green, {} on blue{}\n",
+                done.cut.green,
+                done.cut.blue,
+                idle_note(done.cut.idle)
             );
         }
         if done.maps {

@@ -83,10 +83,14 @@ pub(super) fn observed(observed: &Observed) -> String {
 /// The flows that each pool carries.
 pub(super) fn carried(weights: &Weights) -> String {
     let carried = weights.carried.unwrap_or_default();
+    let pool = |flows, idle, name| match idle {
+        0 => format!("{} {name}", count(flows)),
+        idle => format!("{} {name} ({} idle > 2h)", count(flows), count(idle)),
+    };
     format!(
-        "{} blue / {} green",
-        count(carried.blue),
-        count(carried.green)
+        "{} / {}",
+        pool(carried.blue, carried.idle_blue, "blue"),
+        pool(carried.green, carried.idle_green, "green")
     )
 }
 

@@ -185,6 +185,7 @@ fn spec_message(spec: &ServiceSpec) -> proto::ServiceSpec {
 pub(super) fn service(view: &ServiceView) -> proto::Service {
     let observed = &view.observed;
     let [blue, green] = view.carried;
+    let [idle_blue, idle_green] = view.idle;
     let counters = view.counters.map(|counters| proto::PoolCounters {
         new_flows: counters.new_flows,
         adopted_flows: counters.adopted_flows,
@@ -217,6 +218,8 @@ pub(super) fn service(view: &ServiceView) -> proto::Service {
                 blue,
                 green,
                 share: carried_share(view.carried),
+                idle_blue,
+                idle_green,
             }),
         }),
         dead_man: view.dead_man.map(|dead_man| proto::DeadMan {

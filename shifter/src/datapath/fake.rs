@@ -4,7 +4,7 @@
 //! a backend that a ring or flow names is not deleted, generations rise.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::Mutex,
 };
@@ -16,7 +16,8 @@ use shifter_common::{
 
 use super::{
     BackendId, BackendImage, Census, Datapath, DatapathError, FlowFilter, FlowRow, HookStatus,
-    Inventory, LimitUse, ServiceId, ServiceImage, VerdictCount, monotonic_ns,
+    IdleFlow, Inventory, LONG_IDLE_S, LimitUse, NamedIds, ServiceId, ServiceImage, VerdictCount,
+    monotonic_ns,
 };
 use crate::model::{PoolName, Protocol};
 
@@ -38,6 +39,12 @@ pub struct State {
     pub first_flows: HashMap<ServiceId, (u32, u64)>,
     /// Answer of `new_clients`.
     pub new_clients: HashMap<ServiceId, (u64, u64)>,
+    /// Passes over the table that `new_clients` made.
+    pub client_passes: u64,
+    /// Grace periods waited for.
+    pub grace_periods: u64,
+    /// Flows that packets under way make before the next grace period ends.
+    pub late_flows: Vec<FlowRow>,
     /// Publications so far.
     pub publications: u64,
     /// Those that brought rings.
@@ -56,6 +63,21 @@ impl FakeDatapath {
         self.state
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn is_idle(flow: &FlowRow, idle_s: u32) -> bool {
+    flow.protocol == Protocol::Tcp
+        && matches!(flow.state, "established" | "adopted")
+        && flow.idle_s > f64::from(idle_s)
+}
+
+fn idle_flow(flow: &FlowRow) -> IdleFlow {
+    IdleFlow {
+        place: (u32::from(flow.service), 0),
+        control: 0,
+        backend: flow.backend,
+        client: flow.client,
     }
 }
 
@@ -181,6 +203,28 @@ impl Datapath for FakeDatapath {
             .copied()
     }
 
+    fn rings(&self, id: ServiceId) -> Option<[Vec<BackendId>; 2]> {
+        self.lock().rings.get(&id).cloned()
+    }
+
+    fn grace_period(&self) -> Result<(), DatapathError> {
+        let mut state = self.lock();
+        state.grace_periods += 1;
+        let late = std::mem::take(&mut state.late_flows);
+        state.flows.extend(late);
+        Ok(())
+    }
+
+    fn reset_service_counters(&self, id: ServiceId) -> Result<(), DatapathError> {
+        self.lock().pool_counters.remove(&id);
+        Ok(())
+    }
+
+    fn reset_backend_counters(&self, id: BackendId) -> Result<(), DatapathError> {
+        self.lock().backend_counters.remove(&id);
+        Ok(())
+    }
+
     fn first_flow(&self, id: ServiceId) -> Option<(u32, u64)> {
         self.lock().first_flows.get(&id).copied()
     }
@@ -228,8 +272,12 @@ impl Datapath for FakeDatapath {
             .cloned()
     }
 
-    fn flow_services(&self) -> std::collections::BTreeSet<ServiceId> {
-        self.with(|state| state.flows.iter().map(|flow| flow.service).collect())
+    fn named_ids(&self) -> NamedIds {
+        let state = self.lock();
+        NamedIds {
+            services: state.flows.iter().map(|flow| flow.service).collect(),
+            backends: state.flows.iter().map(|flow| flow.backend).collect(),
+        }
     }
 
     fn census(&self) -> Census {
@@ -246,6 +294,9 @@ impl Datapath for FakeDatapath {
                 continue;
             }
             census.services.entry(flow.service).or_default()[flow.pool.index()] += 1;
+            if flow.idle_s > f64::from(LONG_IDLE_S) {
+                census.idle.entry(flow.service).or_default()[flow.pool.index()] += 1;
+            }
             *census.backends.entry(flow.backend).or_default() += 1;
         }
         census
@@ -260,9 +311,42 @@ impl Datapath for FakeDatapath {
         (before - state.flows.len()) as u64
     }
 
-    fn new_clients(&self, service: ServiceId, _window_s: u32) -> (u64, u64) {
+    fn free_flows(&self, services: &BTreeSet<ServiceId>) -> u64 {
+        let mut state = self.lock();
+        let before = state.flows.len();
+        state.flows.retain(|f| !services.contains(&f.service));
+        (before - state.flows.len()) as u64
+    }
+
+    fn idle_flows(&self, backends: &BTreeSet<BackendId>, idle_s: u32) -> Vec<IdleFlow> {
         let state = self.lock();
-        state.new_clients.get(&service).copied().unwrap_or_default()
+        let flows = state.flows.iter();
+        flows
+            .filter(|f| is_idle(f, idle_s) && backends.contains(&f.backend))
+            .map(idle_flow)
+            .collect()
+    }
+
+    fn carries(&self, backend: BackendId, client: SocketAddr) -> bool {
+        let state = self.lock();
+        let mut flows = state.flows.iter();
+        flows.any(|f| (f.backend, f.client, f.protocol) == (backend, client, Protocol::Tcp))
+    }
+
+    fn release(&self, flows: &[IdleFlow], idle_s: u32) -> u64 {
+        let mut state = self.lock();
+        let before = state.flows.len();
+        state
+            .flows
+            .retain(|f| !is_idle(f, idle_s) || !flows.contains(&idle_flow(f)));
+        (before - state.flows.len()) as u64
+    }
+
+    fn new_clients(&self, windows: &BTreeMap<ServiceId, u32>) -> BTreeMap<ServiceId, (u64, u64)> {
+        let mut state = self.lock();
+        state.client_passes += 1;
+        let count = |id| state.new_clients.get(id).copied().unwrap_or_default();
+        windows.keys().map(|id| (*id, count(id))).collect()
     }
 
     fn hooks(&self) -> Vec<HookStatus> {

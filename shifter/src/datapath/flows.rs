@@ -1,7 +1,7 @@
 //! The flow table through shared memory: listing, counting, expiry.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
@@ -10,19 +10,25 @@ use std::{
 use shifter_common::{
     abi::{
         Config, FlowEntry,
-        config::{TICK_SHIFT, TIMEOUTS},
+        config::{TICK_SHIFT, TIMEOUTS, ticks_of_seconds},
         flow::*,
     },
-    table::{flow_hash, is_due, places},
+    table::{flow_hash, idle_ticks, is_due, places},
 };
 
-use super::{Census, FlowFilter, FlowRow, ServiceId, memory::MappedArray, monotonic_ns};
+use super::{
+    BackendId, Census, FlowFilter, FlowRow, IdleFlow, LONG_IDLE_S, NamedIds, ServiceId,
+    memory::MappedArray, monotonic_ns,
+};
 use crate::model::{PoolName, Protocol};
 
 /// The table and what is needed to read it.
 pub struct FlowTable {
     sets: MappedArray<FlowSet>,
 }
+
+/// Distinct clients of blue and green.
+type Clients = [HashSet<[u8; 16]>; 2];
 
 /// The present tick.
 pub fn now_tick() -> u32 {
@@ -75,10 +81,14 @@ impl FlowTable {
     }
 
     fn for_each(&self, mut visit: impl FnMut(FlowEntry)) {
+        self.for_each_place(|_, _, entry| visit(*entry));
+    }
+
+    fn for_each_place(&self, mut visit: impl FnMut(u32, usize, &FlowEntry)) {
         for set in 0..self.sets.count() {
             for place in 0..SET_ENTRIES {
                 if let Some(entry) = self.read(set, place) {
-                    visit(entry);
+                    visit(set, place, &entry);
                 }
             }
         }
@@ -96,36 +106,87 @@ impl FlowTable {
                 if !is_live(state) {
                     continue;
                 }
-                // SAFETY: within the mapping.
-                let last_seen = unsafe {
-                    std::ptr::read_volatile(&raw const (*self.entry(set, place)).last_seen)
-                };
-                if is_due(state, last_seen, now, timeouts) {
-                    let free = control_word(STATE_FREE, 0, control_sequence(word), now as u16);
-                    let done = control
-                        .compare_exchange(word, free, Ordering::AcqRel, Ordering::Relaxed)
-                        .is_ok();
-                    freed += u64::from(done);
+                if is_due(state, self.last_seen(set, place), now, timeouts) {
+                    freed += u64::from(free(control, word, now));
                 }
             }
         }
         freed
     }
 
-    /// Services that live entries name.
-    pub fn services(&self) -> std::collections::BTreeSet<ServiceId> {
-        let mut services = std::collections::BTreeSet::new();
-        self.for_each(|entry| {
-            services.insert(entry.service);
-        });
-        services
+    /// Tick of the last packet of the flow that lies there.
+    fn last_seen(&self, set: u32, place: usize) -> u32 {
+        // SAFETY: within the mapping.
+        unsafe { std::ptr::read_volatile(&raw const (*self.entry(set, place)).last_seen) }
     }
 
-    /// Visits service, backend and whether it is green of every flow that is not closing.
-    pub fn for_each_open(&self, mut visit: impl FnMut(ServiceId, u16, bool)) {
+    /// Frees all flows of the services, one compare-and-swap each.
+    pub fn free(&self, services: &BTreeSet<ServiceId>) -> u64 {
+        let mut freed = 0;
+        let now = now_tick();
+        self.for_each_place(|set, place, entry| {
+            if services.contains(&entry.service) {
+                freed += u64::from(free(self.control(set, place), entry.control, now));
+            }
+        });
+        freed
+    }
+
+    /// TCP flows in mid-stream on the backends without a packet for `idle_s`.
+    pub fn idle(&self, backends: &BTreeSet<BackendId>, idle_s: u32) -> Vec<IdleFlow> {
+        let (now, least) = (now_tick(), ticks_of_seconds(idle_s));
+        let mut found = Vec::new();
+        self.for_each_place(|set, place, entry| {
+            let state = control_state(entry.control);
+            if matches!(state, STATE_ESTABLISHED | STATE_ADOPTED)
+                && idle_ticks(entry.last_seen, now) > least
+                && backends.contains(&entry.backend)
+                && entry.flags & FLOW_UDP == 0
+            {
+                found.push(IdleFlow {
+                    place: (set, place as u8),
+                    control: entry.control,
+                    backend: entry.backend,
+                    client: client_of(entry),
+                });
+            }
+        });
+        found
+    }
+
+    /// Frees flows that are still as they were read. One that had a packet
+    /// since is left: its time is read again right before the compare-and-swap.
+    pub fn release(&self, flows: &[IdleFlow], idle_s: u32) -> u64 {
+        let least = ticks_of_seconds(idle_s);
+        let mut freed = 0;
+        for flow in flows {
+            let (set, place) = (flow.place.0, usize::from(flow.place.1));
+            let now = now_tick();
+            let is_same = self
+                .read(set, place)
+                .is_some_and(|entry| entry.control == flow.control);
+            if is_same && idle_ticks(self.last_seen(set, place), now) > least {
+                freed += u64::from(free(self.control(set, place), flow.control, now));
+            }
+        }
+        freed
+    }
+
+    /// Ids that live entries name.
+    pub fn named_ids(&self) -> NamedIds {
+        let mut named = NamedIds::default();
+        self.for_each(|entry| {
+            named.services.insert(entry.service);
+            named.backends.insert(entry.backend);
+        });
+        named
+    }
+
+    /// Visits every flow that is not closing.
+    pub fn for_each_open(&self, mut visit: impl FnMut(&FlowEntry)) {
         self.for_each(|entry| {
             if !is_closing(control_state(entry.control)) {
-                visit(entry.service, entry.backend, entry.flags & FLOW_GREEN != 0);
+                visit(&entry);
             }
         });
     }
@@ -134,7 +195,9 @@ impl FlowTable {
     pub fn census(&self) -> Census {
         let start = Instant::now();
         let mut census = Census::default();
+        let now = now_tick();
         let mut services: HashMap<ServiceId, [u64; 2]> = HashMap::new();
+        let mut idle: HashMap<ServiceId, [u64; 2]> = HashMap::new();
         let mut backends: HashMap<u16, u64> = HashMap::new();
         self.for_each(|entry| {
             let state = control_state(entry.control);
@@ -150,9 +213,13 @@ impl FlowTable {
             }
             let pool = usize::from(entry.flags & FLOW_GREEN != 0);
             services.entry(entry.service).or_default()[pool] += 1;
+            if is_long_idle(&entry, now) {
+                idle.entry(entry.service).or_default()[pool] += 1;
+            }
             *backends.entry(entry.backend).or_default() += 1;
         });
         census.services = services;
+        census.idle = idle;
         census.backends = backends;
         census.took_ns = start.elapsed().as_nanos() as u64;
         census
@@ -183,56 +250,96 @@ impl FlowTable {
         client: SocketAddr,
         protocol: Protocol,
     ) -> Option<FlowRow> {
-        let (addr, family) = super::backends::address_bytes(client.ip());
-        let port = client.port().to_be_bytes();
-        let number = super::backends::protocol_number(protocol);
-        let places = places(
-            flow_hash(config.table_key, &addr, port, number, family),
-            config.set_mask,
-        );
-        for set in places.sets {
-            for place in 0..SET_ENTRIES {
-                let Some(entry) = self.read(set, place) else {
-                    continue;
-                };
-                let row = row(&entry, now_tick());
-                if row.service == service && row.client == client && row.protocol == protocol {
-                    return Some(row);
-                }
-            }
-        }
-        None
+        let now = now_tick();
+        let is_it = |row: &FlowRow| {
+            row.service == service && row.client == client && row.protocol == protocol
+        };
+        self.of_client(config, client, protocol)
+            .map(|entry| row(&entry, now))
+            .find(is_it)
     }
 
-    /// Distinct clients `(green, total)` of a service's chosen flows within the window.
-    pub fn new_clients(&self, service: ServiceId, window_s: u32) -> (u64, u64) {
+    /// Whether a live TCP flow of the client is on the backend.
+    pub fn carries(&self, config: &Config, backend: BackendId, client: SocketAddr) -> bool {
+        self.of_client(config, client, Protocol::Tcp)
+            .any(|entry| entry.backend == backend && client_of(&entry) == client)
+    }
+
+    /// Entries in the two sets where flows of a client lie, others' too.
+    fn of_client(
+        &self,
+        config: &Config,
+        client: SocketAddr,
+        protocol: Protocol,
+    ) -> impl Iterator<Item = FlowEntry> {
+        let (addr, family) = super::backends::address_bytes(client.ip());
+        let number = super::backends::protocol_number(protocol);
+        let port = client.port().to_be_bytes();
+        let hash = flow_hash(config.table_key, &addr, port, number, family);
+        let sets = places(hash, config.set_mask).sets;
+        sets.into_iter()
+            .flat_map(move |set| (0..SET_ENTRIES).filter_map(move |place| self.read(set, place)))
+    }
+
+    /// Distinct clients `(green, total)` of each service's chosen flows within its window.
+    pub fn new_clients(
+        &self,
+        windows: &BTreeMap<ServiceId, u32>,
+    ) -> BTreeMap<ServiceId, (u64, u64)> {
         let now = now_tick();
-        let window = shifter_common::abi::config::ticks_of_seconds(window_s);
-        let mut clients: [HashSet<[u8; 16]>; 2] = Default::default();
+        let mut clients: BTreeMap<ServiceId, (u32, Clients)> = windows
+            .iter()
+            .map(|(id, window_s)| (*id, (ticks_of_seconds(*window_s), Default::default())))
+            .collect();
         self.for_each(|entry| {
-            let age = now.wrapping_sub(entry.created);
-            let is_new = (age as i32) < 0 || age <= window;
-            if entry.service == service && entry.flags & FLOW_ADOPTED == 0 && is_new {
+            let Some((window, clients)) = clients.get_mut(&entry.service) else {
+                return;
+            };
+            let is_new = idle_ticks(entry.created, now) <= *window;
+            if entry.flags & FLOW_ADOPTED == 0 && is_new {
                 clients[usize::from(entry.flags & FLOW_GREEN != 0)].insert(entry.client);
             }
         });
-        let green = clients[1].len() as u64;
-        (green, green + clients[0].len() as u64)
+        let counts = |[blue, green]: &Clients| {
+            let green = green.len() as u64;
+            (green, green + blue.len() as u64)
+        };
+        clients
+            .iter()
+            .map(|(id, (_, clients))| (*id, counts(clients)))
+            .collect()
     }
 }
 
-fn row(entry: &FlowEntry, now: u32) -> FlowRow {
-    let state = control_state(entry.control);
+/// From a state that was read to free, by one compare-and-swap.
+fn free(control: &AtomicU64, word: u64, now: u32) -> bool {
+    let free = control_word(STATE_FREE, 0, control_sequence(word), now as u16);
+    control
+        .compare_exchange(word, free, Ordering::AcqRel, Ordering::Relaxed)
+        .is_ok()
+}
+
+/// Whether a flow had no packet for [`LONG_IDLE_S`].
+pub fn is_long_idle(entry: &FlowEntry, now: u32) -> bool {
+    idle_ticks(entry.last_seen, now) > ticks_of_seconds(LONG_IDLE_S)
+}
+
+fn client_of(entry: &FlowEntry) -> SocketAddr {
     let ip = if entry.flags & FLOW_IPV6 != 0 {
         IpAddr::V6(Ipv6Addr::from(entry.client))
     } else {
         let [a, b, c, d, ..] = entry.client;
         IpAddr::V4(Ipv4Addr::new(a, b, c, d))
     };
+    SocketAddr::new(ip, u16::from_be_bytes(entry.client_port))
+}
+
+fn row(entry: &FlowEntry, now: u32) -> FlowRow {
+    let state = control_state(entry.control);
     let is_udp = entry.flags & FLOW_UDP != 0;
     FlowRow {
         service: entry.service,
-        client: SocketAddr::new(ip, u16::from_be_bytes(entry.client_port)),
+        client: client_of(entry),
         protocol: if is_udp { Protocol::Udp } else { Protocol::Tcp },
         pool: if entry.flags & FLOW_GREEN != 0 {
             PoolName::Green

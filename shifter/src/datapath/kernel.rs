@@ -1,7 +1,7 @@
 //! The datapath in the kernel: maps, programs and hooks behind one lock each.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::Read as _,
     net::SocketAddr,
     os::fd::OwnedFd,
@@ -10,7 +10,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray},
+    maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use shifter_common::abi::{
     self, BackendCounters, Config, FirstFlow, PoolCounters,
@@ -21,7 +21,7 @@ use shifter_common::abi::{
 
 use super::{
     BackendId, BackendImage, Census, Datapath, DatapathError, FlowFilter, FlowRow, HookStatus,
-    Inventory, LimitUse, NextHopImage, ServiceId, ServiceImage, VerdictCount,
+    IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId, ServiceImage, VerdictCount,
     attach::{Attacher, Egress, Ingress, Place, load_programs},
     backends::{Backends, NextHops, Plain, Ports, addr_of},
     flows::FlowTable,
@@ -57,8 +57,8 @@ pub struct KernelDatapath {
     flows: FlowTable,
     config: MappedArray<Config>,
     first_flow: MappedArray<FirstFlow>,
-    pool_counters: PerCpuArray<MapData, Plain<PoolCounters>>,
-    backend_counters: PerCpuArray<MapData, Plain<BackendCounters>>,
+    pool_counters: Mutex<PerCpuArray<MapData, Plain<PoolCounters>>>,
+    backend_counters: Mutex<PerCpuArray<MapData, Plain<BackendCounters>>>,
     verdicts: PerCpuArray<MapData, u64>,
     attacher: Mutex<Attacher>,
     hooks: Mutex<Vec<HookStatus>>,
@@ -133,8 +133,8 @@ impl KernelDatapath {
         Ok(Self {
             flows: FlowTable::new(mapped(&mut ebpf, "FLOWS", sets)?),
             first_flow: mapped(&mut ebpf, "FIRST_FLOW", abi::MAX_SERVICES)?,
-            pool_counters: typed(&mut ebpf, "POOL_COUNTERS")?,
-            backend_counters: typed(&mut ebpf, "BACKEND_COUNTERS")?,
+            pool_counters: Mutex::new(typed(&mut ebpf, "POOL_COUNTERS")?),
+            backend_counters: Mutex::new(typed(&mut ebpf, "BACKEND_COUNTERS")?),
             verdicts: typed(&mut ebpf, "VERDICTS")?,
             attacher: Mutex::new(Attacher::new(ebpf, pins, setup.egress)),
             tables: Mutex::new(Tables {
@@ -421,6 +421,27 @@ impl Datapath for KernelDatapath {
         lock(&self.tables).services.ring_choice(id, pool, ring_hash)
     }
 
+    fn rings(&self, id: ServiceId) -> Option<[Vec<BackendId>; 2]> {
+        lock(&self.tables).services.rings_of(id)
+    }
+
+    fn grace_period(&self) -> Result<(), DatapathError> {
+        grace_period().map_err(|error| failed("waiting for readers (membarrier)", error, ""))
+    }
+
+    fn reset_service_counters(&self, id: ServiceId) -> Result<(), DatapathError> {
+        let mut counters = lock(&self.pool_counters);
+        for pool in 0..2 {
+            zero(&mut counters, u32::from(id) * 2 + pool, "a pool's counters")?;
+        }
+        Ok(())
+    }
+
+    fn reset_backend_counters(&self, id: BackendId) -> Result<(), DatapathError> {
+        let mut counters = lock(&self.backend_counters);
+        zero(&mut counters, u32::from(id), "a backend's counters")
+    }
+
     fn first_flow(&self, id: ServiceId) -> Option<(u32, u64)> {
         let first = self.first_flow.read(u32::from(id));
         (first.generation != 0).then_some((first.generation as u32, first.at_ns))
@@ -428,7 +449,7 @@ impl Datapath for KernelDatapath {
 
     fn pool_counters(&self, id: ServiceId) -> Result<[PoolCounters; 2], DatapathError> {
         let read = |pool: u32| {
-            self.pool_counters
+            lock(&self.pool_counters)
                 .get(&(u32::from(id) * 2 + pool), 0)
                 .map(|values| {
                     values
@@ -441,7 +462,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn backend_counters(&self, id: BackendId) -> Result<BackendCounters, DatapathError> {
-        self.backend_counters
+        lock(&self.backend_counters)
             .get(&u32::from(id), 0)
             .map(|values| {
                 values
@@ -500,16 +521,32 @@ impl Datapath for KernelDatapath {
         self.flows.census()
     }
 
-    fn flow_services(&self) -> BTreeSet<ServiceId> {
-        self.flows.services()
+    fn named_ids(&self) -> NamedIds {
+        self.flows.named_ids()
     }
 
     fn sweep(&self) -> u64 {
         self.flows.sweep(&self.timeouts)
     }
 
-    fn new_clients(&self, service: ServiceId, window_s: u32) -> (u64, u64) {
-        self.flows.new_clients(service, window_s)
+    fn free_flows(&self, services: &BTreeSet<ServiceId>) -> u64 {
+        self.flows.free(services)
+    }
+
+    fn idle_flows(&self, backends: &BTreeSet<BackendId>, idle_s: u32) -> Vec<IdleFlow> {
+        self.flows.idle(backends, idle_s)
+    }
+
+    fn carries(&self, backend: BackendId, client: SocketAddr) -> bool {
+        self.flows.carries(&self.config.read(0), backend, client)
+    }
+
+    fn release(&self, flows: &[IdleFlow], idle_s: u32) -> u64 {
+        self.flows.release(flows, idle_s)
+    }
+
+    fn new_clients(&self, windows: &BTreeMap<ServiceId, u32>) -> BTreeMap<ServiceId, (u64, u64)> {
+        self.flows.new_clients(windows)
     }
 
     fn hooks(&self) -> Vec<HookStatus> {
@@ -562,6 +599,19 @@ impl Datapath for KernelDatapath {
             .map(|byte| format!("{byte:02x}"))
             .collect()
     }
+}
+
+/// Writes zeros for all CPUs.
+fn zero<T: Copy + Default + 'static>(
+    counters: &mut PerCpuArray<MapData, Plain<T>>,
+    index: u32,
+    what: &str,
+) -> Result<(), DatapathError> {
+    let failed = |error: MapError| failed(format!("setting {what} to zero"), error, "");
+    let cpus = counters.get(&index, 0).map_err(failed)?.len();
+    let zeros = PerCpuValues::try_from(vec![Plain(T::default()); cpus])
+        .map_err(|error| failed(MapError::IoError(error)))?;
+    counters.set(index, zeros, 0).map_err(failed)
 }
 
 fn add_pool(a: PoolCounters, b: PoolCounters) -> PoolCounters {

@@ -16,7 +16,10 @@ pub mod off;
 pub mod services;
 pub mod trial;
 
-use std::net::SocketAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+};
 
 use shifter_common::abi::{BackendCounters, PoolCounters};
 
@@ -130,6 +133,39 @@ pub struct FlowRow {
     pub bytes: u64,
 }
 
+/// A flow without a packet for this long in seconds is named apart: it may
+/// have ended unseen.
+pub const LONG_IDLE_S: u32 = 7_200;
+
+/// ` (9 of them idle for more than 2 h)`, or nothing.
+pub fn idle_note(idle: u64) -> String {
+    match idle {
+        0 => String::new(),
+        idle => format!(
+            " ({idle} of them idle for more than {} h)",
+            LONG_IDLE_S / 3_600
+        ),
+    }
+}
+
+/// A TCP flow without a packet for some time, as it was read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IdleFlow {
+    /// Set and place in the table.
+    pub place: (u32, u8),
+    /// Control word that was read.
+    pub control: u64,
+    pub backend: BackendId,
+    pub client: SocketAddr,
+}
+
+/// Ids that entries of the flow table name, closing ones too.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct NamedIds {
+    pub services: BTreeSet<ServiceId>,
+    pub backends: BTreeSet<BackendId>,
+}
+
 /// Counts over the whole flow table, one pass.
 #[derive(Clone, Default, Debug)]
 pub struct Census {
@@ -138,9 +174,11 @@ pub struct Census {
     pub unproven: u64,
     pub closing: u64,
     /// Live flows (not closing) by service: `[blue, green]`.
-    pub services: std::collections::HashMap<ServiceId, [u64; 2]>,
+    pub services: HashMap<ServiceId, [u64; 2]>,
+    /// Those of them without a packet for [`LONG_IDLE_S`]: `[blue, green]`.
+    pub idle: HashMap<ServiceId, [u64; 2]>,
     /// Live flows (not closing) by backend.
-    pub backends: std::collections::HashMap<BackendId, u64>,
+    pub backends: HashMap<BackendId, u64>,
     /// Time of the pass in ns.
     pub took_ns: u64,
 }
@@ -224,6 +262,15 @@ pub trait Datapath: Send + Sync {
     /// Backend that new flows with this ring hash (upper half of the selection
     /// hash) get in a pool, as the kernel would choose.
     fn ring_choice(&self, id: ServiceId, pool: PoolName, ring_hash: u32) -> Option<BackendId>;
+    /// Rings in force, as `publish` takes them.
+    fn rings(&self, id: ServiceId) -> Option<[Vec<BackendId>; 2]>;
+    /// Waits until no packet is under way that has read what was replaced
+    /// before; some ms.
+    fn grace_period(&self) -> Result<(), DatapathError>;
+    /// Counters of a service begin at zero; the caller knows that no packet counts there.
+    fn reset_service_counters(&self, id: ServiceId) -> Result<(), DatapathError>;
+    /// The same for a backend.
+    fn reset_backend_counters(&self, id: BackendId) -> Result<(), DatapathError>;
 
     /// `(generation, CLOCK_MONOTONIC ns)` of the first flow chosen under the newest generation that chose one.
     fn first_flow(&self, id: ServiceId) -> Option<(u32, u64)>;
@@ -245,13 +292,23 @@ pub trait Datapath: Send + Sync {
     ) -> Option<FlowRow>;
     /// Counts the table in one pass.
     fn census(&self) -> Census;
-    /// Services that any live flow names, closing ones too.
-    fn flow_services(&self) -> std::collections::BTreeSet<ServiceId>;
+    /// Ids that any live flow names; one pass.
+    fn named_ids(&self) -> NamedIds;
     /// Frees what expired; returns how many entries.
     fn sweep(&self) -> u64;
-    /// Distinct clients `(green, total)` among flows of a service created within the window,
-    /// neither adopted nor forced by a cohort.
-    fn new_clients(&self, service: ServiceId, window_s: u32) -> (u64, u64);
+    /// Frees all flows of these services, which are out of service; returns how many entries.
+    fn free_flows(&self, services: &BTreeSet<ServiceId>) -> u64;
+    /// TCP flows in mid-stream on these backends without a packet for `idle_s`.
+    fn idle_flows(&self, backends: &BTreeSet<BackendId>, idle_s: u32) -> Vec<IdleFlow>;
+    /// Whether a live TCP flow of this client is on the backend.
+    fn carries(&self, backend: BackendId, client: SocketAddr) -> bool;
+    /// Frees those of the flows that are still as they were read and idle for
+    /// `idle_s`; returns how many entries.
+    fn release(&self, flows: &[IdleFlow], idle_s: u32) -> u64;
+    /// Distinct clients `(green, total)` among flows created within the window
+    /// in seconds that each service is given with, neither adopted nor forced
+    /// by a cohort; one pass.
+    fn new_clients(&self, windows: &BTreeMap<ServiceId, u32>) -> BTreeMap<ServiceId, (u64, u64)>;
 
     /// Hooks in force.
     fn hooks(&self) -> Vec<HookStatus>;

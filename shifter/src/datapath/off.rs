@@ -3,12 +3,16 @@
 use std::path::Path;
 
 use aya::maps::{Map, MapData};
-use shifter_common::abi::{ServiceBody, flow::FlowSet, service::head_parts};
+use shifter_common::abi::{
+    ServiceBody,
+    flow::{FLOW_GREEN, FlowSet},
+    service::head_parts,
+};
 
 use super::{
     DatapathError,
     attach::detach,
-    flows::FlowTable,
+    flows::{FlowTable, is_long_idle, now_tick},
     load::{Pins, failed, map_fd},
     memory::MappedArray,
 };
@@ -18,6 +22,8 @@ use super::{
 pub struct Cut {
     pub blue: u64,
     pub green: u64,
+    /// Those of both without a packet for `LONG_IDLE_S`.
+    pub idle: u64,
 }
 
 /// What was done.
@@ -56,13 +62,15 @@ pub fn would_cut(pins: &Pins) -> Result<Cut, DatapathError> {
         (slot != 0 && slot < bodies.count()).then(|| bodies.read(slot).vip_backend)
     };
     let mut cut = Cut::default();
-    flows.for_each_open(|service, backend, is_green| {
-        if vip_backend(service) != Some(backend) {
-            *if is_green {
+    let now = now_tick();
+    flows.for_each_open(|flow| {
+        if vip_backend(flow.service) != Some(flow.backend) {
+            *if flow.flags & FLOW_GREEN != 0 {
                 &mut cut.green
             } else {
                 &mut cut.blue
             } += 1;
+            cut.idle += u64::from(is_long_idle(flow, now));
         }
     });
     Ok(cut)
@@ -90,8 +98,10 @@ pub fn detach_interfaces(
     };
     if cut != Cut::default() && !force {
         return Err(DatapathError::Refused(format!(
-            "{} flows on green and {} on blue are on backends other than the VIP and would be cut: `shifter rollback` and wait until they have ended, or go ahead with --force",
-            cut.green, cut.blue
+            "{} flows on green and {} on blue are on backends other than the VIP and would be cut{}: `shifter rollback` and wait until they have ended, or go ahead with --force",
+            cut.green,
+            cut.blue,
+            super::idle_note(cut.idle)
         )));
     }
     let programs = match only {

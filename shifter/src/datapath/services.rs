@@ -289,6 +289,18 @@ impl Services {
         Some((word >> (16 * (slot % RING_LANES))) as BackendId)
     }
 
+    /// Rings in force.
+    pub fn rings_of(&self, id: ServiceId) -> Option<[Vec<BackendId>; 2]> {
+        let lane = |slot: u32| {
+            let word = self.rings.read(slot / RING_LANES);
+            (word >> (16 * (slot % RING_LANES))) as BackendId
+        };
+        let body = self.body(id)?;
+        let ring =
+            |region: RingRegion| (0..region.slots).map(|i| lane(region.offset + i)).collect();
+        Some(body.rings.map(ring))
+    }
+
     /// Before a grace period.
     pub fn ripen(&mut self) {
         self.slots.ripen();

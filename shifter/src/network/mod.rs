@@ -11,6 +11,7 @@ mod placement;
 mod resolve;
 mod ruleset;
 mod snapshot;
+mod sock_diag;
 mod watcher;
 
 use std::{
@@ -27,6 +28,7 @@ use tokio::sync::{broadcast, watch};
 
 pub use obstacle::{Obstacle, forwarding_off, sysctl};
 pub use snapshot::{Link, XdpMode, XdpSlot};
+pub use sock_diag::{TcpSockets, tcp_sockets};
 
 use netlink::Query;
 use resolve::Resolver;

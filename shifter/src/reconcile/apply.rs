@@ -11,7 +11,7 @@ use super::{
     reconciler::{Core, Reconciler, audit, check_etag, describe_spec, elapsed_ns, finish, lock},
 };
 use crate::{
-    datapath::{BackendId, DatapathError, ServiceId},
+    datapath::{BackendId, DatapathError, ServiceId, ServiceImage},
     model::{PoolName, ServiceSpec, weight::threshold_share},
     store::Commit,
 };
@@ -20,6 +20,8 @@ use crate::{
 struct Undo {
     name: String,
     before: Option<Entry>,
+    /// What was taken over without a stored service, with its rings.
+    orphan: Option<(ServiceImage, [Vec<BackendId>; 2])>,
 }
 
 impl Reconciler {
@@ -121,14 +123,19 @@ impl Reconciler {
             None => Vec::new(),
         };
         let old_slots = before.as_ref().map_or(0, slots);
+        let vip = entry.spec.vip;
+        let orphan = core.orphans.get(&(vip.addr, vip.protocol)).map(|image| {
+            let rings = self.datapath.rings(image.id).unwrap_or_default();
+            (image.clone(), rings)
+        });
         undo.push(Undo {
             name: step.spec.name.clone(),
             before,
+            orphan,
         });
         self.name_backends(core, &entry);
         core.backends.unname(entry.id, &removed);
         core.ring_slots = core.ring_slots + slots(&entry) - old_slots;
-        let vip = entry.spec.vip;
         let named = entry.named();
         core.vips
             .insert((vip.addr, vip.protocol), entry.spec.name.clone());
@@ -209,7 +216,7 @@ impl Reconciler {
     ) -> Result<(ServiceId, u64), DatapathError> {
         match core.orphans.get(&(spec.vip.addr, spec.vip.protocol)) {
             Some(orphan) => Ok((orphan.id, orphan.settle_until_ns)),
-            None => Ok((core.ids.take()?, self.settle_until_ns())),
+            None => Ok((self.take_id(&mut core.ids)?, self.settle_until_ns())),
         }
     }
 
@@ -260,7 +267,12 @@ impl Reconciler {
 
     /// Takes back what `put` did, newest first, under new generations.
     fn undo(&self, core: &mut Core, undo: Vec<Undo>) {
-        for Undo { name, before } in undo.into_iter().rev() {
+        for Undo {
+            name,
+            before,
+            orphan,
+        } in undo.into_iter().rev()
+        {
             let Some(current) = core.services.remove(&name) else {
                 continue;
             };
@@ -270,8 +282,13 @@ impl Reconciler {
                 None => {
                     let vip = current.spec.vip;
                     core.vips.remove(&(vip.addr, vip.protocol));
-                    core.ids.retired.insert(current.id);
-                    self.datapath.delete_service(current.id)
+                    match orphan {
+                        Some((image, rings)) => self.put_orphan_back(core, image, &rings),
+                        None => {
+                            core.ids.retired.insert(current.id);
+                            self.datapath.delete_service(current.id)
+                        }
+                    }
                 }
                 Some(mut before) => {
                     before.dirty = true;
@@ -289,6 +306,26 @@ impl Reconciler {
                 tracing::error!(service = name, %error, "taking a change back failed");
             }
         }
+    }
+
+    /// The kernel gets back what an apply had taken over.
+    fn put_orphan_back(
+        &self,
+        core: &mut Core,
+        mut image: ServiceImage,
+        rings: &[Vec<BackendId>; 2],
+    ) -> Result<(), DatapathError> {
+        let key = (image.vip.addr, image.vip.protocol);
+        if core.orphans.contains_key(&key) {
+            // It was never replaced.
+            return Ok(());
+        }
+        core.generation += 1;
+        image.generation = core.generation;
+        let result = self.datapath.publish(&image, Some(rings)).map(drop);
+        // Even where it failed: an apply may take the id over again.
+        core.orphans.insert(key, image);
+        result
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Slot {
     pub vip_of: Option<ServiceId>,
     /// What the kernel holds, as far as this process wrote it.
     programmed: Option<BackendImage>,
+    /// The id was given out anew: what its last owner counted is still there.
+    fresh: bool,
 }
 
 impl Slot {
@@ -53,6 +55,26 @@ impl Slot {
             self.placement,
             Placement::Host | Placement::Kernel { netns: Some(_) }
         )
+    }
+}
+
+/// What the host says of an address.
+pub struct Answer {
+    addr: SocketAddr,
+    protocol: Protocol,
+    placement: Placement,
+    warnings: Vec<String>,
+}
+
+impl Answer {
+    /// Asks the host: some µs, or ms where a packet filter has to be read.
+    pub fn ask(addr: SocketAddr, protocol: Protocol, facts: &dyn HostFacts) -> Self {
+        Self {
+            addr,
+            protocol,
+            placement: facts.placement(addr),
+            warnings: facts.backend_warnings(addr, protocol),
+        }
     }
 }
 
@@ -97,7 +119,7 @@ impl Backends {
         }
         self.next = self.next.max(id + 1);
         self.free.remove(&id);
-        self.insert(id, addr, protocol, facts);
+        self.insert(id, addr, protocol, facts, false);
     }
 
     fn insert(
@@ -106,15 +128,17 @@ impl Backends {
         addr: SocketAddr,
         protocol: Protocol,
         facts: &dyn HostFacts,
+        fresh: bool,
     ) {
         let slot = Slot {
             addr,
             protocol,
             placement: facts.placement(addr),
-            warnings: facts.backend_warnings(addr),
+            warnings: facts.backend_warnings(addr, protocol),
             users: HashMap::new(),
             vip_of: None,
             programmed: None,
+            fresh,
         };
         self.slots.insert(id, slot);
         self.ids.insert((addr, protocol), id);
@@ -146,7 +170,7 @@ impl Backends {
                 });
             }
         };
-        self.insert(id, addr, protocol, facts);
+        self.insert(id, addr, protocol, facts, true);
         Ok(id)
     }
 
@@ -212,6 +236,10 @@ impl Backends {
             return Ok(());
         };
         let image = slot.image();
+        if slot.fresh {
+            datapath.reset_backend_counters(id)?;
+            slot.fresh = false;
+        }
         if slot.programmed != Some(image) {
             datapath.put_backend(id, &image)?;
             slot.programmed = Some(image);
@@ -219,14 +247,18 @@ impl Backends {
         Ok(())
     }
 
-    /// Asks the host anew; true if the placement is another.
-    pub fn refresh(&mut self, id: BackendId, facts: &dyn HostFacts) -> bool {
+    /// Notes what the host answered for an address; true if the placement is
+    /// another. The id may have gone to another address since it was asked.
+    pub fn note(&mut self, id: BackendId, answer: Answer) -> bool {
+        let asked = (answer.addr, answer.protocol);
         let Some(slot) = self.slots.get_mut(&id) else {
             return false;
         };
-        slot.warnings = facts.backend_warnings(slot.addr);
-        let placement = facts.placement(slot.addr);
-        std::mem::replace(&mut slot.placement, placement) != placement
+        if (slot.addr, slot.protocol) != asked {
+            return false;
+        }
+        slot.warnings = answer.warnings;
+        std::mem::replace(&mut slot.placement, answer.placement) != answer.placement
     }
 
     /// Forgets an idle backend that the kernel has forgotten.

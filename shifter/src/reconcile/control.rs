@@ -1,6 +1,10 @@
 //! The reconciler as the API's controller.
 
-use std::{collections::VecDeque, net::IpAddr};
+use std::{
+    collections::{HashSet, VecDeque},
+    net::IpAddr,
+    sync::{Condvar, Mutex, PoisonError},
+};
 
 use super::{
     controller::{
@@ -16,7 +20,76 @@ const REMEMBERED: usize = 256;
 
 /// Receipts of the latest requests that had an id.
 #[derive(Default)]
-pub struct Answered(VecDeque<(String, Receipt)>);
+pub struct Answered {
+    requests: Mutex<Requests>,
+    /// A request has ended.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Requests {
+    running: HashSet<String>,
+    #[cfg(test)]
+    begun: u64,
+    answers: VecDeque<(String, Receipt)>,
+}
+
+/// A request that runs; others under its key wait until this goes.
+struct Running<'a> {
+    answered: &'a Answered,
+    key: String,
+}
+
+impl Answered {
+    /// Requests that came, answered or not.
+    #[cfg(test)]
+    pub(super) fn begun(&self) -> u64 {
+        lock(&self.requests).begun
+    }
+
+    /// The answer that a request had, or the right to carry it out. While
+    /// another one carries it out, waits for that one's answer.
+    fn begin(&self, key: String) -> Result<Receipt, Running<'_>> {
+        let mut requests = lock(&self.requests);
+        #[cfg(test)]
+        {
+            requests.begun += 1;
+        }
+        loop {
+            let known = |(k, receipt): &(String, Receipt)| (*k == key).then(|| receipt.clone());
+            if let Some(receipt) = requests.answers.iter().find_map(known) {
+                return Ok(receipt);
+            }
+            if requests.running.insert(key.clone()) {
+                return Err(Running {
+                    answered: self,
+                    key,
+                });
+            }
+            let waited = self.ended.wait(requests);
+            requests = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Running<'_> {
+    /// Remembers the answer. Without it the next request is carried out.
+    fn answer(&self, receipt: &Receipt) {
+        let mut requests = lock(&self.answered.requests);
+        let answer = (self.key.clone(), receipt.clone());
+        requests.answers.push_back(answer);
+        if requests.answers.len() > REMEMBERED {
+            requests.answers.pop_front();
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        lock(&self.answered.requests).running.remove(&self.key);
+        self.answered.ended.notify_all();
+    }
+}
 
 impl Reconciler {
     /// A request that comes again under the same id (AIP-155) gets the first
@@ -32,16 +105,12 @@ impl Reconciler {
             return write();
         }
         let key = format!("{verb} {name} {}", context.request_id);
-        let known = |(k, receipt): &(String, Receipt)| (*k == key).then(|| receipt.clone());
-        if let Some(receipt) = lock(&self.answered).0.iter().find_map(known) {
-            return Ok(receipt);
-        }
+        let running = match self.answered.begin(key) {
+            Ok(receipt) => return Ok(receipt),
+            Err(running) => running,
+        };
         let receipt = write()?;
-        let mut answered = lock(&self.answered);
-        answered.0.push_back((key, receipt.clone()));
-        if answered.0.len() > REMEMBERED {
-            answered.0.pop_front();
-        }
+        running.answer(&receipt);
         Ok(receipt)
     }
 }

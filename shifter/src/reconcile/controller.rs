@@ -124,6 +124,8 @@ pub struct ServiceView {
     pub observed: Observed,
     /// Live flows, `[blue, green]`.
     pub carried: [u64; 2],
+    /// Those of them without a packet for two hours, `[blue, green]`.
+    pub idle: [u64; 2],
     pub dead_man: Option<DeadManView>,
     pub backends: Vec<BackendView>,
     /// `(generation, ns after it was programmed)`.

@@ -7,7 +7,7 @@ use super::{
     reconciler::{Reconciler, audit, check_etag, elapsed_ns, find, lock},
 };
 use crate::{
-    datapath::{FlowFilter, ServiceId},
+    datapath::{FlowFilter, LONG_IDLE_S, ServiceId, idle_note},
     store::{Commit, StoreError},
 };
 
@@ -93,10 +93,11 @@ impl Reconciler {
             ..FlowFilter::default()
         };
         let (rows, matched) = self.datapath.flows(&filter);
-        let mut cut = [0u64; 2];
+        let (mut cut, mut idle) = ([0u64; 2], 0);
         for row in &rows {
             if row.backend != vip_backend && !matches!(row.state, "closing" | "reset") {
                 cut[row.pool.index()] += 1;
+                idle += u64::from(row.idle_s > f64::from(LONG_IDLE_S));
             }
         }
         let sum = cut[0] + cut[1];
@@ -107,8 +108,10 @@ impl Reconciler {
         };
         (sum > 0).then(|| {
             format!(
-                "carries {least}{sum} flows on backends other than the VIP (blue {}, green {}), which would be cut",
-                cut[0], cut[1]
+                "carries {least}{sum} flows{} on backends other than the VIP (blue {}, green {}), which would be cut",
+                idle_note(idle),
+                cut[0],
+                cut[1]
             )
         })
     }

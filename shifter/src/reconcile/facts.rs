@@ -1,8 +1,16 @@
 //! What the reconciler asks of the host: addresses, routes, what stands in the way.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::HashSet,
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
-use crate::{datapath::Placement, model::Vip};
+use crate::{
+    datapath::Placement,
+    model::{Protocol, Vip},
+    network::TcpSockets,
+};
 
 /// The host as netlink, sysctls and netfilter show it. Calls are answered from
 /// what is known, without a system call each: an apply of 5,000 services asks
@@ -17,5 +25,8 @@ pub trait HostFacts: Send + Sync + 'static {
     /// Whether DNAT stands in front of the VIP, as for a published container port.
     fn vip_is_translated(&self, vip: &Vip) -> bool;
     /// What stands between this host and a backend, one sentence each with its remedy.
-    fn backend_warnings(&self, addr: SocketAddr) -> Vec<String>;
+    fn backend_warnings(&self, addr: SocketAddr, protocol: Protocol) -> Vec<String>;
+    /// The TCP sockets at these addresses, here or in the namespace with this
+    /// id; whole or an error. Takes some ms: not for a request's path.
+    fn tcp_sockets(&self, netns: Option<i32>, at: &HashSet<SocketAddr>) -> io::Result<TcpSockets>;
 }

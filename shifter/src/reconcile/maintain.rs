@@ -1,16 +1,13 @@
-//! What is done off the request's path: passed dead-men, second tries, freeing.
+//! What is done off the request's path: passed dead-men, second tries, placements.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
+    backends::Answer,
     entry::local_backends,
     reconciler::{Core, Reconciler, lock},
 };
-use crate::{
-    datapath::{Census, FlowFilter},
-    store::Commit,
-};
-
-/// Passes over the whole flow table in one call, at most.
-const PASSES: usize = 8;
+use crate::{datapath::BackendId, model::Vip, store::Commit};
 
 impl Reconciler {
     /// The agent calls it once a second.
@@ -29,6 +26,7 @@ impl Reconciler {
             self.save_dirty(&mut core);
         }
         self.free_unused();
+        self.release_gone();
     }
 
     /// Drops old history and audit records; once an hour is enough.
@@ -63,82 +61,33 @@ impl Reconciler {
         }
     }
 
-    /// Frees service and backend ids that neither a service nor a flow names.
-    fn free_unused(&self) {
-        let (services, backends) = {
-            let core = lock(&self.core);
-            // Which backends the rings of an orphan name is not known.
-            if !core.orphans.is_empty() {
-                return;
-            }
-            let retired: Vec<u16> = core.ids.retired.iter().copied().collect();
-            (retired, core.backends.idle())
-        };
-        if services.is_empty() && backends.is_empty() {
-            return;
-        }
-        let census = self.fresh_census();
-        let mut passes = PASSES;
-        for id in services {
-            let filter = FlowFilter {
-                service: Some(id),
-                ..FlowFilter::default()
-            };
-            let counted = census.services.contains_key(&id);
-            match self.is_free(counted, &census, filter, &mut passes) {
-                Some(true) => lock(&self.core).ids.release(id),
-                Some(false) => {}
-                None => return,
-            }
-        }
-        for id in backends {
-            let filter = FlowFilter {
-                backend: Some(id),
-                ..FlowFilter::default()
-            };
-            let counted = census.backends.contains_key(&id);
-            match self.is_free(counted, &census, filter, &mut passes) {
-                Some(true) => self.free_backend(id),
-                Some(false) => {}
-                None => return,
-            }
-        }
-    }
-
-    /// The census leaves closing flows out, so what it does not name is looked
-    /// for once more; `None` when this call has made passes enough.
-    fn is_free(
-        &self,
-        counted: bool,
-        census: &Census,
-        filter: FlowFilter,
-        passes: &mut usize,
-    ) -> Option<bool> {
-        if counted {
-            return Some(false);
-        }
-        if census.live == 0 && census.closing == 0 {
-            return Some(true);
-        }
-        *passes = passes.checked_sub(1)?;
-        Some(self.datapath.flows(&filter).1 == 0)
-    }
-
-    fn free_backend(&self, id: u16) {
-        let mut core = lock(&self.core);
-        // A write may have named it since.
-        if core.backends.get(id).is_none_or(|slot| slot.in_use()) {
-            return;
-        }
-        match self.datapath.delete_backend(id) {
-            Ok(()) => core.backends.release(id),
-            Err(error) => tracing::debug!(backend = id, %error, "not freed yet"),
-        }
-    }
-
     /// Asks the host anew where each backend is and what stands in the way;
-    /// the agent calls it when the network has changed.
+    /// the agent calls it when the network has changed. The host is asked
+    /// without the lock: a rollback does not wait for netlink or nft.
     pub fn refresh_placements(&self) {
+        // One at a time: no older answer replaces a newer one.
+        let _turn = lock(&self.refreshing);
+        let (backends, vips) = {
+            let core = lock(&self.core);
+            let slot = |id| core.backends.get(id).map(|s| (id, s.addr, s.protocol));
+            let backends: Vec<_> = core.backends.ids().into_iter().filter_map(slot).collect();
+            let vips: BTreeSet<Vip> = core.services.values().map(|e| e.spec.vip).collect();
+            (backends, vips)
+        };
+        let facts = &*self.facts;
+        let answers: Vec<(BackendId, Answer)> = backends
+            .into_iter()
+            .map(|(id, addr, protocol)| (id, Answer::ask(addr, protocol, facts)))
+            .collect();
+        let translated: BTreeMap<Vip, bool> = vips
+            .into_iter()
+            .map(|vip| (vip, facts.vip_is_translated(&vip)))
+            .collect();
+        self.place(answers, &translated);
+    }
+
+    /// What the host answered comes into force, as far as it is still asked for.
+    fn place(&self, answers: Vec<(BackendId, Answer)>, translated: &BTreeMap<Vip, bool>) {
         let mut core = lock(&self.core);
         let Core {
             services,
@@ -148,8 +97,8 @@ impl Reconciler {
             ..
         } = &mut *core;
         let mut moved = false;
-        for id in backends.ids() {
-            moved |= backends.refresh(id, &*self.facts);
+        for (id, answer) in answers {
+            moved |= backends.note(id, answer);
             // One that no service names may still carry flows, or be an orphan's.
             if !orphans.is_empty() && !backends.get(id).is_some_and(|slot| slot.in_use()) {
                 continue;
@@ -159,7 +108,9 @@ impl Reconciler {
             }
         }
         for (name, entry) in services.iter_mut() {
-            entry.translated = self.facts.vip_is_translated(&entry.spec.vip);
+            if let Some(translated) = translated.get(&entry.spec.vip) {
+                entry.translated = *translated;
+            }
             if !moved {
                 continue;
             }

@@ -11,6 +11,8 @@ mod events;
 mod explain;
 pub mod facts;
 mod file_load;
+mod free;
+mod gone;
 mod maintain;
 mod observe;
 mod plan;

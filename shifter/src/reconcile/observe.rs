@@ -1,6 +1,6 @@
 //! What is observed: shares over a window, and backends that do not reply.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use shifter_common::abi::{BackendCounters, PoolCounters};
 
@@ -26,6 +26,9 @@ const SILENT_NS: u64 = 3 * NS;
 const SILENT_PACKETS: u64 = 3;
 /// Packets this long ago say nothing about now.
 const SILENT_UNTIL_NS: u64 = 60 * NS;
+
+/// New clients `(green, total)` by service.
+pub type NewClients = BTreeMap<ServiceId, (u64, u64)>;
 
 /// Samples of counters.
 #[derive(Default)]
@@ -150,13 +153,42 @@ impl Reconciler {
         lock(&self.observer).backends.get(&id)?.warning(now_ns)
     }
 
+    /// New clients of the services that choose by client, in one pass over the
+    /// table; no pass where there is none.
+    pub(super) fn new_clients<'a>(
+        &self,
+        entries: impl IntoIterator<Item = &'a Entry>,
+    ) -> NewClients {
+        let now_ns = self.clock.monotonic_ns();
+        let windows: BTreeMap<ServiceId, u32> = {
+            let observer = lock(&self.observer);
+            entries
+                .into_iter()
+                .filter(|entry| matches!(entry.spec.affinity, Affinity::Client(_)))
+                .filter_map(|entry| {
+                    let first = observer.first(entry.id, now_ns)?;
+                    Some((entry.id, window_s(now_ns, &first)))
+                })
+                .collect()
+        };
+        if windows.is_empty() {
+            return NewClients::new();
+        }
+        self.datapath.new_clients(&windows)
+    }
+
     /// Observed share now, from the counters read just before.
-    pub(super) fn observed(&self, entry: &Entry, counters: &[PoolCounters; 2]) -> Observed {
+    pub(super) fn observed(
+        &self,
+        entry: &Entry,
+        counters: &[PoolCounters; 2],
+        clients: &NewClients,
+    ) -> Observed {
         let now_ns = self.clock.monotonic_ns();
         let Some(first) = lock(&self.observer).first(entry.id, now_ns) else {
             return Observed::default();
         };
-        let window_s = now_ns.saturating_sub(first.at_ns).div_ceil(NS).max(1) as u32;
+        let window_s = window_s(now_ns, &first);
         let grown = |field: fn(&PoolCounters) -> u64| {
             [0, 1].map(|pool| field(&counters[pool]).saturating_sub(field(&first.counters[pool])))
         };
@@ -165,7 +197,7 @@ impl Reconciler {
                 let [blue, green] = grown(|c| c.new_flows);
                 (green, blue + green)
             }
-            Affinity::Client(_) => self.datapath.new_clients(entry.id, window_s),
+            Affinity::Client(_) => clients.get(&entry.id).copied().unwrap_or_default(),
         };
         Observed {
             window_s,
@@ -210,6 +242,11 @@ impl Observer {
     pub(super) fn forget(&mut self, id: ServiceId) {
         self.services.remove(&id);
     }
+}
+
+/// Seconds since a sample, at least one.
+fn window_s(now_ns: u64, first: &Sample) -> u32 {
+    now_ns.saturating_sub(first.at_ns).div_ceil(NS).max(1) as u32
 }
 
 /// At most [`PER_TICK`] of `all`, beginning where the last turn ended.

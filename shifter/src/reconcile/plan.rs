@@ -172,7 +172,7 @@ impl Reconciler {
             step.warnings.push(text);
         }
         for backend in spec.blue_pool.iter().chain(&spec.green_pool) {
-            for warning in self.facts.backend_warnings(backend.addr) {
+            for warning in self.facts.backend_warnings(backend.addr, vip.protocol) {
                 step.warnings
                     .push(format!("backend {}: {warning}", backend.addr));
             }

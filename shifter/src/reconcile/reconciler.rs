@@ -17,6 +17,7 @@ use super::{
     controller::{ControlError, Receipt, WriteContext},
     entry::{Entry, Split, describe, threshold_moved},
     events::Events,
+    gone::Gone,
     observe::Observer,
 };
 use crate::{
@@ -74,7 +75,10 @@ pub struct Reconciler {
     pub(super) core: Mutex<Core>,
     pub(super) observer: Mutex<Observer>,
     pub(super) events: Events,
-    pub(super) answered: Mutex<Answered>,
+    pub(super) answered: Answered,
+    pub(super) gone: Mutex<Gone>,
+    /// Held while the host is asked for placements.
+    pub(super) refreshing: Mutex<()>,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
 }
 
@@ -186,7 +190,9 @@ impl Reconciler {
             core: Mutex::new(core),
             observer: Mutex::default(),
             events: Events::new(base),
-            answered: Mutex::default(),
+            answered: Answered::default(),
+            gone: Mutex::default(),
+            refreshing: Mutex::default(),
             census: Mutex::new(None),
         }
     }
@@ -206,6 +212,16 @@ impl Reconciler {
         let census = Arc::new(self.datapath.census());
         *lock(&self.census) = Some((Instant::now(), census.clone()));
         census
+    }
+
+    /// An id for a new service, with counters that begin at zero.
+    pub(super) fn take_id(&self, ids: &mut ServiceIds) -> Result<ServiceId, DatapathError> {
+        let id = ids.take()?;
+        if let Err(error) = self.datapath.reset_service_counters(id) {
+            ids.release(id);
+            return Err(error);
+        }
+        Ok(id)
     }
 
     /// Publishes an entry under the next generation.

@@ -70,7 +70,7 @@ impl Reconciler {
             core.ids.adopt(image.id);
         }
         // Flows of a service that was deleted before the restart still name its id.
-        for id in datapath.flow_services() {
+        for id in datapath.named_ids().services {
             if !core.ids.is_taken(id) {
                 core.ids.adopt(id);
                 core.ids.retired.insert(id);
@@ -330,7 +330,10 @@ impl Start<'_> {
         }
         let (id, settle_until_ns) = match image {
             Some(image) => (image.id, image.settle_until_ns),
-            None => (core.ids.take()?, self.reconciler.settle_until_ns()),
+            None => (
+                self.reconciler.take_id(&mut core.ids)?,
+                self.reconciler.settle_until_ns(),
+            ),
         };
         let rings = [PoolName::Blue, PoolName::Green]
             .map(|pool| ring_of(spec, spec.pool(pool), &pools[pool.index()]));

@@ -7,12 +7,13 @@ use super::{
         BackendView, ControlError, DeadManView, FlowQuery, FlowView, InfoView, ServiceView,
     },
     entry::Entry,
+    observe::NewClients,
     reconciler::{Core, Reconciler, find, lock},
     split::unready_warning,
 };
 use crate::{
     datapath::{BackendId, Census, FlowFilter, FlowRow, Placement, ServiceId},
-    model::{BackendSpec, PoolName, weight::threshold_share},
+    model::{BackendSpec, PoolName, Protocol, weight::threshold_share},
 };
 
 /// Flows in one answer if the query does not say.
@@ -70,9 +71,10 @@ impl Reconciler {
             let core = lock(&self.core);
             core.services.values().map(|e| snapshot(&core, e)).collect()
         };
+        let clients = self.new_clients(snapshots.iter().map(|s| &s.entry));
         snapshots
             .into_iter()
-            .map(|snapshot| self.view(snapshot, &census, false))
+            .map(|snapshot| self.view(snapshot, &census, &clients, false))
             .collect()
     }
 
@@ -82,7 +84,8 @@ impl Reconciler {
             let core = lock(&self.core);
             snapshot(&core, find(&core.services, name)?)
         };
-        self.view(snapshot, &census, true)
+        let clients = self.new_clients([&snapshot.entry]);
+        self.view(snapshot, &census, &clients, true)
     }
 
     /// `ask`: what stands in the way of backends is asked of the host anew.
@@ -90,6 +93,7 @@ impl Reconciler {
         &self,
         snapshot: Snapshot,
         census: &Census,
+        clients: &NewClients,
         ask: bool,
     ) -> Result<ServiceView, ControlError> {
         let Snapshot { entry, backends } = snapshot;
@@ -97,7 +101,7 @@ impl Reconciler {
         let programmed = entry.programmed_threshold(&*self.clock);
         let mut views = Vec::with_capacity(backends.len());
         for backend in backends {
-            views.push(self.backend_view(backend, census, ask)?);
+            views.push(self.backend_view(backend, entry.spec.vip.protocol, census, ask)?);
         }
         let first_flow = self
             .datapath
@@ -111,8 +115,9 @@ impl Reconciler {
             etag: entry.etag(),
             generation: entry.generation,
             programmed_share: threshold_share(programmed),
-            observed: self.observed(&entry, &counters),
+            observed: self.observed(&entry, &counters, clients),
             carried: census.services.get(&entry.id).copied().unwrap_or_default(),
+            idle: census.idle.get(&entry.id).copied().unwrap_or_default(),
             dead_man: self.dead_man_view(&entry),
             backends: views,
             first_flow,
@@ -126,11 +131,12 @@ impl Reconciler {
     fn backend_view(
         &self,
         backend: SnapshotBackend,
+        protocol: Protocol,
         census: &Census,
         ask: bool,
     ) -> Result<BackendView, ControlError> {
         let mut warnings = if ask {
-            self.facts.backend_warnings(backend.spec.addr)
+            self.facts.backend_warnings(backend.spec.addr, protocol)
         } else {
             backend.warnings
         };
@@ -293,8 +299,7 @@ fn flow_filters(core: &Core, query: &FlowQuery) -> Result<Vec<FlowFilter>, Contr
     let Some(addr) = query.backend else {
         return Ok(vec![filter]);
     };
-    use crate::model::Protocol::{Tcp, Udp};
-    let filters: Vec<FlowFilter> = [Tcp, Udp]
+    let filters: Vec<FlowFilter> = [Protocol::Tcp, Protocol::Udp]
         .into_iter()
         .filter_map(|protocol| core.backends.id(addr, protocol))
         .map(|id| FlowFilter {

@@ -23,7 +23,7 @@ fn flow(scene: &Scene) -> FlowRow {
     rows[0].clone()
 }
 
-fn flows(scene: &Scene) -> Vec<FlowRow> {
+pub fn flows(scene: &Scene) -> Vec<FlowRow> {
     let filter = FlowFilter {
         limit: 100,
         ..FlowFilter::default()
@@ -32,7 +32,7 @@ fn flows(scene: &Scene) -> Vec<FlowRow> {
 }
 
 /// Gives a packet to tc ingress.
-fn give(scene: &mut Scene, packet: &Packet) -> &'static str {
+pub fn give(scene: &mut Scene, packet: &Packet) -> &'static str {
     scene.judge(Place::TcIngress, &packet.frame()).verdict
 }
 
@@ -41,7 +41,7 @@ fn answer(scene: &mut Scene, packet: &Packet) -> &'static str {
     scene.judge(Place::TcEgress, &packet.frame()).verdict
 }
 
-fn client(case: &Case, flags: u8) -> Packet {
+pub fn client(case: &Case, flags: u8) -> Packet {
     Packet::tcp(case.client, case.vip, flags)
 }
 
@@ -50,14 +50,14 @@ fn server(case: &Case, flags: u8) -> Packet {
 }
 
 /// SYN, SYN-ACK, ACK.
-fn handshake(scene: &mut Scene, case: &Case) {
+pub fn handshake(scene: &mut Scene, case: &Case) {
     give(scene, &client(case, SYN).seq(1_000, 0));
     answer(scene, &server(case, SYN | ACK).seq(5_000, 1_001));
     give(scene, &client(case, ACK).seq(1_001, 5_001).data(&[]));
 }
 
 /// All flows were last seen so many seconds ago.
-fn age(scene: &Scene, seconds: u64) {
+pub fn age(scene: &Scene, seconds: u64) {
     let ticks = (seconds * 1_000_000_000) >> 24;
     let sets = shifter::datapath::load::flow_sets(16_384);
     let map = scene.map::<FlowSet>("FLOWS", sets);

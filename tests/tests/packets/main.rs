@@ -6,6 +6,7 @@ mod flows;
 mod icmp;
 mod nat;
 mod other;
+mod release;
 mod room;
 mod wire;
 mod world;

@@ -34,7 +34,7 @@ fn services_are_shown_whole_with_enums_as_words_and_without_seed() {
                 "window_seconds": 60, "green": 51, "total": 1000, "share": 0.051,
                 "low": 0.039, "high": 0.066, "adopted": 7, "unpinned": 1,
             },
-            "carried": {"blue": 97, "green": 3, "share": 0.03},
+            "carried": {"blue": 97, "green": 3, "share": 0.03, "idle_blue": 2, "idle_green": 0},
         })
     );
     assert_eq!(service["dead_man"], Value::Null);

@@ -15,8 +15,8 @@ fn get_services_shows_the_four_numbers() {
         "get services",
         0,
         "
-        NAME  VIP                   LIVE  CONFIGURED  PROGRAMMED  OBSERVED                         CARRIED            GEN  DEAD-MAN
-        web   203.0.113.10:443/tcp  blue          5%          5%  5.1% (3.9–6.6%) of 1,000 in 60s  97 blue / 3 green    1  -
+        NAME  VIP                   LIVE  CONFIGURED  PROGRAMMED  OBSERVED                         CARRIED                          GEN  DEAD-MAN
+        web   203.0.113.10:443/tcp  blue          5%          5%  5.1% (3.9–6.6%) of 1,000 in 60s  97 blue (2 idle > 2h) / 3 green    1  -
         warning: web: 2 fragments passed untouched
         ",
     );
@@ -86,7 +86,7 @@ fn shift_prints_its_receipt_and_the_four_numbers() {
           programmed  10% in 214 µs, answered in 480 µs
           first flow  after 1.2 ms
           observed    5.1% (3.9–6.6%) of 1,000 in 60s
-          carried     97 blue / 3 green
+          carried     97 blue (2 idle > 2h) / 3 green
           dead-man    5% in 10m00s unless `shifter confirm web` keeps the weight
         ",
     );

@@ -78,6 +78,7 @@ pub(super) fn view(spec: &ServiceSpec, generation: u32) -> ServiceView {
             unpinned: 1,
         },
         carried: [97, 3],
+        idle: [2, 0],
         dead_man: None,
         backends,
         first_flow: None,

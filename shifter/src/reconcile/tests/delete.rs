@@ -1,6 +1,6 @@
-//! Delete, and what is freed when no flow names it any more.
+//! Delete, and what keeps it from being done.
 
-use super::rig::{Rig, context, other, web};
+use super::rig::{Rig, context};
 use crate::{
     model::PoolName,
     reconcile::{Controller as _, controller::ControlError},
@@ -44,39 +44,21 @@ fn flows_on_the_vip_itself_and_closing_ones_do_not_keep_a_service() {
 }
 
 #[test]
-fn ids_are_used_again_only_when_no_flow_names_them() {
+fn flows_that_may_have_ended_unseen_are_named_apart() {
     let rig = Rig::with_web();
-    let mut closing = rig.flow(PoolName::Blue, "10.0.0.1:8443", "192.0.2.1:1000");
-    closing.state = "closing";
-    let blue = closing.backend;
-    rig.datapath.with(|k| k.flows.push(closing));
-    rig.reconciler.delete("web", &context()).unwrap();
-    rig.reconciler.maintain();
-    let left: Vec<u16> = rig.datapath.with(|k| k.backends.keys().copied().collect());
-    assert_eq!(left, [blue], "what no flow names is freed at once");
-    assert!(rig.datapath.with(|k| k.backends[&blue].maint));
-    rig.apply(&[other("api", 11)]).unwrap();
-    assert_eq!(rig.service_id("api"), 1, "id 0 was used again under a flow");
-    rig.datapath.with(|k| k.flows.clear());
-    rig.reconciler.maintain();
-    rig.apply(&[other("third", 12)]).unwrap();
-    assert_eq!(rig.service_id("third"), 0);
-}
-
-#[test]
-fn a_backend_taken_out_of_a_pool_stays_until_its_flows_have_ended() {
-    let rig = Rig::with_web();
-    let flow = rig.flow(PoolName::Green, "10.0.1.1:8443", "192.0.2.1:1000");
-    let old = flow.backend;
-    rig.datapath.with(|k| k.flows.push(flow));
-    let mut spec = web();
-    spec.green_pool[0].addr = "10.0.1.2:8443".parse().unwrap();
-    rig.apply(&[spec]).unwrap();
-    rig.reconciler.maintain();
-    assert!(rig.datapath.with(|k| k.backends[&old].maint));
-    rig.datapath.with(|k| k.flows.clear());
-    rig.reconciler.maintain();
-    assert!(!rig.datapath.with(|k| k.backends.contains_key(&old)));
+    let mut idle = rig.flow(PoolName::Green, "10.0.1.1:8443", "192.0.2.1:1001");
+    idle.idle_s = 7_300.0;
+    let busy = rig.flow(PoolName::Blue, "10.0.0.1:8443", "192.0.2.1:1000");
+    rig.datapath.with(|k| k.flows.extend([idle, busy]));
+    let text = rig.reconciler.delete("web", &context()).unwrap_err();
+    assert!(
+        text.to_string()
+            .contains("carries 2 flows (1 of them idle for more than 2 h) on backends"),
+        "{text}"
+    );
+    rig.reconciler.fresh_census();
+    let view = rig.reconciler.get("web").unwrap();
+    assert_eq!((view.carried, view.idle), ([1, 1], [0, 1]));
 }
 
 #[test]

@@ -3,7 +3,10 @@
 mod apply;
 mod chaos;
 mod delete;
+mod free;
+mod gone;
 mod observe;
+mod refresh;
 mod restart;
 mod rig;
 mod split;

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use super::rig::{Rig, web};
+use super::rig::{Rig, other, web};
 use crate::{
-    model::{Affinity, PoolName},
+    model::{Affinity, PoolName, Protocol},
     reconcile::{
         Controller as _,
         controller::{ControlError, FlowQuery},
+        reconciler::lock,
     },
 };
 
@@ -64,6 +65,46 @@ fn under_client_affinity_clients_are_counted() {
     });
     let observed = rig.reconciler.get("web").unwrap().observed;
     assert_eq!((observed.green, observed.total), (2, 40));
+}
+
+#[test]
+fn clients_of_all_services_are_counted_in_one_pass() {
+    let rig = Rig::with_web();
+    for (i, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let mut spec = other(name, 11 + i as u8);
+        spec.affinity = Affinity::Client(None);
+        rig.apply(&[spec]).unwrap();
+    }
+    let id = rig.service_id("b");
+    rig.datapath.with(|k| k.new_clients.insert(id, (3, 7)));
+    let views = rig.reconciler.list().unwrap();
+    let counted: Vec<_> = views.iter().map(|v| v.observed.total).collect();
+    assert_eq!(counted, [0, 7, 0, 0]);
+    assert_eq!(rig.datapath.with(|k| k.client_passes), 1);
+    rig.reconciler.get("web").unwrap();
+    assert_eq!(rig.datapath.with(|k| k.client_passes), 1, "web is by flow");
+}
+
+#[test]
+fn what_stands_in_the_way_is_asked_for_the_services_protocol() {
+    let rig = Rig::new();
+    let addr = "10.0.0.1:8443".parse().unwrap();
+    lock(&rig.facts.warnings).insert(addr, "dropped".into());
+    let mut udp = other("udp", 11);
+    udp.vip.protocol = Protocol::Udp;
+    let receipts = rig.apply(&[web(), udp]).unwrap();
+    for (receipt, protocol) in receipts.iter().zip(["tcp", "udp"]) {
+        let warning = format!("backend 10.0.0.1:8443: dropped ({protocol})");
+        assert!(receipt.warnings.contains(&warning), "{receipt:?}");
+        let view = rig.reconciler.get(&receipt.service).unwrap();
+        assert_eq!(view.backends[0].warnings, [format!("dropped ({protocol})")]);
+        let listed = rig.reconciler.list().unwrap();
+        let view = listed.iter().find(|v| v.spec.name == receipt.service);
+        assert_eq!(
+            view.unwrap().backends[0].warnings,
+            [format!("dropped ({protocol})")]
+        );
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::rig::{Rig, context, other, web};
 use crate::{
+    datapath::ServiceImage,
     model::PoolName,
     reconcile::{Controller as _, reconciler::lock},
     store::{Commit, Store},
@@ -92,6 +93,37 @@ fn a_lost_store_leaves_the_kernel_alone_and_an_apply_takes_over() {
     let receipts = rig.apply(&[other("api", 11)]).unwrap();
     assert_eq!(rig.service_id("api"), id);
     assert!(receipts[0].generation > generation);
+}
+
+#[test]
+fn a_failed_apply_over_an_orphan_leaves_it_as_it_was() {
+    let mut rig = Rig::with_web();
+    rig.shift("5%").unwrap();
+    rig.lose_store();
+    rig.restart();
+    let held = |rig: &Rig| {
+        rig.datapath.with(|k| {
+            let image = ServiceImage {
+                generation: 0,
+                ..k.services[&0].clone()
+            };
+            (k.services.len(), image, k.rings[&0].clone())
+        })
+    };
+    let before = held(&rig);
+    let mut taken = web();
+    taken.green_pool[0].addr = "10.0.1.9:8443".parse().unwrap();
+    let batch = [taken, other("zoo", 12)];
+    for failing in 1..=2 {
+        rig.datapath
+            .with(|k| k.fail_publication = Some(k.publications + failing));
+        rig.apply(&batch).unwrap_err();
+        rig.reconciler.maintain();
+        assert_eq!(held(&rig), before, "failing {failing}");
+        assert!(rig.reconciler.list().unwrap().is_empty());
+    }
+    rig.apply(&batch).unwrap();
+    assert_eq!(rig.service_id("web"), 0);
 }
 
 #[test]

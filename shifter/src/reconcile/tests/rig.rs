@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex,
@@ -16,6 +17,7 @@ use crate::{
         PoolName, Protocol, ServiceSpec, Vip,
         file::{Format, parse_services},
     },
+    network::TcpSockets,
     reconcile::{
         Clock, Controller as _, HostFacts, Reconciler, Settings,
         controller::{ControlError, Receipt, ShareOf, WeightChange, WriteContext},
@@ -30,6 +32,12 @@ pub struct FakeFacts {
     pub translated: Mutex<HashSet<SocketAddr>>,
     pub placements: Mutex<HashMap<SocketAddr, Placement>>,
     pub warnings: Mutex<HashMap<SocketAddr, String>>,
+    /// By namespace; none: the dump fails.
+    pub sockets: Mutex<HashMap<Option<i32>, TcpSockets>>,
+    /// What was asked of `tcp_sockets`.
+    pub asked: Mutex<Vec<(Option<i32>, HashSet<SocketAddr>)>>,
+    /// Run once, in the middle of the next question for warnings.
+    pub gate: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl HostFacts for FakeFacts {
@@ -54,12 +62,24 @@ impl HostFacts for FakeFacts {
         lock(&self.translated).contains(&vip.addr)
     }
 
-    fn backend_warnings(&self, addr: SocketAddr) -> Vec<String> {
-        lock(&self.warnings)
-            .get(&addr)
-            .cloned()
+    fn backend_warnings(&self, addr: SocketAddr, protocol: Protocol) -> Vec<String> {
+        let gate = lock(&self.gate).take();
+        if let Some(gate) = gate {
+            gate();
+        }
+        let warnings = lock(&self.warnings);
+        let warning = warnings.get(&addr);
+        warning
+            .map(|text| format!("{text} ({protocol})"))
             .into_iter()
             .collect()
+    }
+
+    fn tcp_sockets(&self, netns: Option<i32>, at: &HashSet<SocketAddr>) -> io::Result<TcpSockets> {
+        lock(&self.asked).push((netns, at.clone()));
+        let sockets = lock(&self.sockets);
+        let sockets = sockets.get(&netns).cloned();
+        sockets.ok_or_else(|| io::ErrorKind::Interrupted.into())
     }
 }
 

@@ -1,0 +1,71 @@
+//! Ids that nothing names any more are freed, to be given out again.
+
+use super::reconciler::{Reconciler, lock};
+use crate::datapath::{BackendId, ServiceId};
+
+impl Reconciler {
+    /// Frees service and backend ids that neither a service nor a flow names.
+    /// Flows of a deleted service go at once.
+    ///
+    /// A packet that read a record before it was replaced may still make an
+    /// entry under it: the scan that counts is made after a grace period.
+    pub(super) fn free_unused(&self) {
+        let (services, mut backends) = {
+            let core = lock(&self.core);
+            // Which backends the rings of an orphan name is not known.
+            if !core.orphans.is_empty() {
+                return;
+            }
+            (core.ids.retired.clone(), core.backends.idle())
+        };
+        if services.is_empty() && backends.is_empty() {
+            return;
+        }
+        if !services.is_empty() {
+            let freed = self.datapath.free_flows(&services);
+            if freed > 0 {
+                tracing::info!(flows = freed, "freed the flows of deleted services");
+            }
+        }
+        // Most of what waits here waits for flows: the grace period, which
+        // takes some ms, is for what could go.
+        let named = self.datapath.named_ids();
+        backends.retain(|id| !named.backends.contains(id));
+        if services.is_empty() && backends.is_empty() {
+            return;
+        }
+        if let Err(error) = self.datapath.grace_period() {
+            tracing::warn!(%error, "ids cannot be used again yet");
+            return;
+        }
+        let named = self.datapath.named_ids();
+        for id in services {
+            if !named.services.contains(&id) {
+                self.free_service(id);
+            }
+        }
+        for id in backends {
+            if !named.backends.contains(&id) {
+                self.free_backend(id);
+            }
+        }
+    }
+
+    fn free_service(&self, id: ServiceId) {
+        lock(&self.observer).forget(id);
+        lock(&self.core).ids.release(id);
+    }
+
+    fn free_backend(&self, id: BackendId) {
+        let mut core = lock(&self.core);
+        // A write may have named it since, or put an orphan back.
+        let in_use = core.backends.get(id).is_none_or(|slot| slot.in_use());
+        if in_use || !core.orphans.is_empty() {
+            return;
+        }
+        match self.datapath.delete_backend(id) {
+            Ok(()) => core.backends.release(id),
+            Err(error) => tracing::debug!(backend = id, %error, "not freed yet"),
+        }
+    }
+}

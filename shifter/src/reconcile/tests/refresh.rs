@@ -1,0 +1,111 @@
+//! Placements asked for anew, and requests that run at the same time.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+};
+
+use super::rig::{Rig, context, other};
+use crate::{
+    datapath::Placement,
+    model::PoolName,
+    reconcile::{Controller as _, reconciler::lock},
+};
+
+/// Makes the next question to the host wait: tells when it is asked, and goes
+/// on when told.
+fn gate(rig: &Rig) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (asked, is_asked) = mpsc::channel();
+    let (go_on, may_go_on) = mpsc::channel::<()>();
+    *lock(&rig.facts.gate) = Some(Box::new(move || {
+        asked.send(()).unwrap();
+        may_go_on.recv().unwrap();
+    }));
+    (is_asked, go_on)
+}
+
+#[test]
+fn a_slow_host_delays_neither_a_shift_nor_a_rollback() {
+    let rig = Rig::with_web();
+    let green = "10.0.1.1:8443".parse().unwrap();
+    lock(&rig.facts.placements).insert(green, Placement::Host);
+    let (is_asked, go_on) = gate(&rig);
+    let reconciler = Arc::clone(&rig.reconciler);
+    let refresh = thread::spawn(move || reconciler.refresh_placements());
+    is_asked.recv().unwrap();
+    // The host has not answered, and does not before both are done.
+    rig.shift("50%").unwrap();
+    assert_eq!(rig.green(), "50%");
+    rig.rollback(0).unwrap();
+    assert_eq!(rig.green(), "0%");
+    go_on.send(()).unwrap();
+    refresh.join().unwrap();
+    let id = rig.backend("10.0.1.1:8443");
+    let placement = rig.datapath.with(|k| k.backends[&id].placement);
+    assert_eq!(placement, Placement::Host);
+    assert_eq!(
+        rig.datapath
+            .with(|k| k.services[&0].local_backends[1].clone()),
+        [id]
+    );
+}
+
+#[test]
+fn an_answer_for_an_address_that_gave_its_id_away_is_dropped() {
+    let rig = Rig::with_web();
+    let old = rig.backend("10.0.1.1:8443");
+    lock(&rig.facts.placements).insert("10.0.1.1:8443".parse().unwrap(), Placement::Host);
+    let (is_asked, go_on) = gate(&rig);
+    let reconciler = Arc::clone(&rig.reconciler);
+    let refresh = thread::spawn(move || reconciler.refresh_placements());
+    is_asked.recv().unwrap();
+    rig.reconciler.delete("web", &context()).unwrap();
+    rig.reconciler.maintain();
+    let mut spec = other("api", 11);
+    spec.blue_pool[0].addr = "10.0.7.1:8443".parse().unwrap();
+    spec.green_pool[0].addr = "10.0.7.2:8443".parse().unwrap();
+    rig.apply(&[spec]).unwrap();
+    go_on.send(()).unwrap();
+    refresh.join().unwrap();
+    let image = rig.datapath.with(|k| k.backends[&old]);
+    assert_ne!(image.addr, "10.0.1.1:8443".parse().unwrap());
+    assert_eq!(image.placement, Placement::Kernel { netns: None });
+}
+
+#[test]
+fn overlapping_requests_with_one_id_are_carried_out_once() {
+    let rig = Rig::with_web();
+    let mut context = context();
+    context.request_id = "a".into();
+    // While this is held, no request gets beyond its beginning.
+    let held = lock(&rig.reconciler.core);
+    let requests: Vec<_> = (0..2)
+        .map(|_| {
+            let (reconciler, context) = (Arc::clone(&rig.reconciler), context.clone());
+            thread::spawn(move || reconciler.promote("web", &context).unwrap())
+        })
+        .collect();
+    while rig.reconciler.answered.begun() < 2 {
+        thread::yield_now();
+    }
+    drop(held);
+    let receipts: Vec<_> = requests.into_iter().map(|r| r.join().unwrap()).collect();
+    assert_eq!(receipts[0], receipts[1]);
+    assert_eq!(
+        rig.live(),
+        PoolName::Green,
+        "a second promote takes it back"
+    );
+}
+
+#[test]
+fn a_request_that_failed_is_carried_out_when_it_comes_again() {
+    let rig = Rig::with_web();
+    let mut context = context();
+    context.request_id = "a".into();
+    rig.disk_full(true);
+    rig.reconciler.promote("web", &context).unwrap_err();
+    rig.disk_full(false);
+    rig.reconciler.promote("web", &context).unwrap();
+    assert_eq!(rig.live(), PoolName::Green);
+}
