@@ -121,11 +121,11 @@ impl FlowTable {
         services
     }
 
-    /// Visits service, backend and whether it is green of every flow that is not closing.
-    pub fn for_each_open(&self, mut visit: impl FnMut(ServiceId, u16, bool)) {
+    /// Visits every flow that is not closing.
+    pub fn for_each_open(&self, mut visit: impl FnMut(&FlowEntry)) {
         self.for_each(|entry| {
             if !is_closing(control_state(entry.control)) {
-                visit(entry.service, entry.backend, entry.flags & FLOW_GREEN != 0);
+                visit(&entry);
             }
         });
     }
