@@ -25,6 +25,8 @@ pub struct Settings {
     pub flow_capacity: u64,
     /// Seconds after attach in which SYNs are looked up as sockets.
     pub settle: u32,
+    /// Interfaces; empty: all of the lab's.
+    pub interfaces: Vec<&'static str>,
     /// Lines added to the section `[agent]`.
     pub more: String,
 }
@@ -36,6 +38,7 @@ impl Settings {
             hook,
             flow_capacity: 65_536,
             settle: 0,
+            interfaces: Vec::new(),
             more: String::new(),
         }
     }
@@ -145,6 +148,13 @@ impl<'lab> Agent<'lab> {
     pub fn stop(&mut self) {
         if let Some(process) = &mut self.process {
             process.stop(Duration::from_secs(10));
+        }
+    }
+
+    /// Sends a signal, such as SIGSTOP.
+    pub fn signal(&self, signal: i32) {
+        if let Some(process) = &self.process {
+            process.signal(signal);
         }
     }
 
@@ -293,11 +303,11 @@ pub fn sibling(name: &str) -> Result<PathBuf> {
 }
 
 fn config_text(lab: &Lab, settings: &Settings) -> String {
-    let interfaces: Vec<String> = lab
-        .interfaces()
-        .iter()
-        .map(|name| format!("\"{name}\""))
-        .collect();
+    let named = match settings.interfaces.as_slice() {
+        [] => lab.interfaces(),
+        some => some,
+    };
+    let interfaces: Vec<String> = named.iter().map(|name| format!("\"{name}\"")).collect();
     format!(
         "[agent]\ninterfaces = [{}]\nhook = \"{}\"\nflow_capacity = {}\nsettle = {}\n\
          state_dir = \"{}\"\nbpffs = \"{}\"\n{}\n[api]\nunix = \"{}\"\n[metrics]\nlisten = \"{METRICS}\"\n",

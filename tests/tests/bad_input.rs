@@ -312,6 +312,11 @@ fn a_full_table_is_loud_and_cuts_nobody() {
         loud.contains("table") && loud.contains("flow_capacity")
     });
     assert!(loud, "{}", agent.done(&["status"]).unwrap());
+    let logged = eventually(Duration::from_secs(10), || {
+        let log = agent.log();
+        log.contains("loud: packets are dropped at tc: table_full")
+    });
+    assert!(logged, "{}", agent.log());
     let report = storm.finish().unwrap();
     assert!(
         report.tcp_opened >= 1_024 && report.tcp_never_opened > 0,

@@ -25,6 +25,7 @@ cargo xtask VERB [ARGUMENTS]
   demo [ARGS]        move live traffic between two servers in network namespaces (root)
   tidy [--fix]       hold the lines of the code base; --fix rewrites the generated tables
   lint               formatting and clippy
+  stack              the stack that each eBPF program needs, as Linux 6.1 counts it
   help               this text
 
 Environment:
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         "demo" => demo::demo(rest),
         "tidy" => tidy::tidy(rest),
         "lint" => nothing_more(verb, rest).and_then(|()| lint::lint()),
+        "stack" => nothing_more(verb, rest).and_then(|()| test::stack::check()),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())

@@ -1,20 +1,27 @@
 //! Programs on the configured interfaces, as those come and go.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 
 use crate::{
     datapath::{
-        Datapath as _, DatapathError,
-        attach::{Egress, Ingress, PinnedInterface, ingress_in_force, pinned_interfaces},
-        kernel::KernelDatapath,
+        Datapath as _, DatapathError, ProgramState,
+        attach::{Egress, Ingress},
+        kernel::{KernelDatapath, Look},
         load::Pins,
+        pinned::pinned_interfaces,
     },
     doctor::{Hook, choose_hook},
     model::config::{HookChoice, HookEgress},
     network::{Link, LinkEvent, Network},
 };
+
+use super::left_over::LeftOver;
 
 /// What keeps the programs attached.
 pub struct Hooks {
@@ -22,7 +29,27 @@ pub struct Hooks {
     network: Arc<Network>,
     pins: Pins,
     asked: Hook,
+    tended: Mutex<Tended>,
 }
+
+/// What is remembered from one look at the interfaces to the next.
+#[derive(Default)]
+struct Tended {
+    /// Programs that could not be put back, by interface.
+    failed: BTreeMap<String, Failed>,
+    /// Taken off by `shifter detach` in this run.
+    detached: BTreeSet<String>,
+    left_over: LeftOver,
+}
+
+struct Failed {
+    tries: u32,
+    next: Instant,
+    error: String,
+}
+
+/// The longest pause between two tries to attach.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// As the datapath names it. tcx needs kernel 6.6; where it is missing, clsact does the same.
 pub fn egress_of(asked: HookEgress) -> Egress {
@@ -51,6 +78,7 @@ impl Hooks {
             network,
             pins,
             asked,
+            tended: Mutex::default(),
         }
     }
 
@@ -66,7 +94,7 @@ impl Hooks {
         let Some(first) = missing.first() else {
             return Ok(());
         };
-        if pinned_interfaces(&self.pins).is_empty() {
+        if !self.was_installed() {
             let known: Vec<_> = self
                 .network
                 .links()
@@ -84,9 +112,17 @@ impl Hooks {
         Ok(())
     }
 
-    /// Egress on all interfaces, then ingress. Returns whether any ingress was
-    /// not attached before, so that flows may have begun unseen.
+    /// Whether there was an agent before this one: clsact leaves no pins.
+    fn was_installed(&self) -> bool {
+        let inventory = self.datapath.inventory();
+        inventory.is_ok_and(|inventory| !inventory.services.is_empty())
+            || !pinned_interfaces(&self.pins).is_empty()
+    }
+
+    /// At the start: egress on all interfaces, then ingress. Returns whether any
+    /// ingress was not attached before, so that flows may have begun unseen.
     pub fn attach_all(&self) -> Result<bool, DatapathError> {
+        self.pins.clear_detached()?;
         let links: Vec<Link> = self
             .network
             .attached()
@@ -102,60 +138,42 @@ impl Hooks {
                 link.name
             )));
         }
-        let before = pinned_interfaces(&self.pins);
-        self.warn_of_others(&before, &links);
-        let fresh: Vec<&Link> = links
+        let bare: Vec<&Link> = links
             .iter()
-            .filter(|link| !before.iter().any(|pinned| pinned.ifindex == link.index))
-            .filter(|link| matches!(ingress_in_force(&self.pins, link.index), Ok(None)))
+            .filter(|link| {
+                let look = self.datapath.look_at(link.index);
+                look.is_ok_and(|look| look.ingress.state == ProgramState::Absent)
+            })
             .collect();
         let attached = self.attach_links(&links);
-        if attached.is_err() {
+        if let Err(error) = attached {
             // Nothing stays of a start that failed: ingress goes before egress.
-            for link in fresh {
-                self.datapath.take_off(&link.name, link.index)?;
+            for link in bare {
+                self.datapath.take_off(link.index)?;
             }
+            return Err(error);
         }
-        attached
+        let left_over = LeftOver::find(&self.datapath, &self.network, &self.pins);
+        self.tended().left_over = left_over;
+        let had_gap = !bare.is_empty();
+        Ok(self.tend() || had_gap)
     }
 
-    fn attach_links(&self, links: &[Link]) -> Result<bool, DatapathError> {
+    fn tended(&self) -> std::sync::MutexGuard<'_, Tended> {
+        self.tended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attach_links(&self, links: &[Link]) -> Result<(), DatapathError> {
         for link in links {
             self.datapath.attach_egress(&link.name, link.index)?;
         }
-        let mut had_gap = false;
-        for link in links {
-            had_gap |= self.attach_ingress(link)?;
-        }
-        Ok(had_gap)
+        links.iter().try_for_each(|link| self.attach_ingress(link))
     }
 
-    /// Programs go on where an interface was taken out of the configuration.
-    fn warn_of_others(&self, pinned: &[PinnedInterface], links: &[Link]) {
-        for pinned in pinned {
-            let known = self
-                .network
-                .links()
-                .into_iter()
-                .find(|l| l.index == pinned.ifindex);
-            match known {
-                Some(link) if !links.iter().any(|l| l.index == link.index) => tracing::warn!(
-                    interface = %link.name,
-                    "is not in [agent] interfaces but has programs of shifter, which go on as they are: `shifter detach {}` takes them off",
-                    link.name
-                ),
-                _ => {}
-            }
-        }
-    }
-
-    fn attach_ingress(&self, link: &Link) -> Result<bool, DatapathError> {
-        let pinned = ingress_in_force(&self.pins, link.index).unwrap_or_else(|error| {
-            tracing::warn!(%error, interface = %link.name, "asking for its filters failed");
-            None
-        });
+    fn attach_ingress(&self, link: &Link) -> Result<(), DatapathError> {
         let mut link = link.clone();
-        if pinned == Some(Ingress::Xdp) {
+        let slot = self.datapath.look_at(link.index);
+        if slot.is_ok_and(|look| look.is_ours && look.ingress.at == "xdp") {
             // The program in the slot is ours.
             link.xdp = None;
         }
@@ -166,7 +184,10 @@ impl Hooks {
                 .datapath
                 .attach_ingress(name, link.index, Ingress::Xdp, &why)
             {
-                Ok(()) => return Ok(self.attached(&link, "xdp", &why, pinned)),
+                Ok(()) => {
+                    self.attached(&link, "xdp", &why);
+                    return Ok(());
+                }
                 Err(error) if self.asked == Hook::Auto => {
                     why = format!("its driver would not take native XDP ({error})");
                 }
@@ -175,48 +196,153 @@ impl Hooks {
         }
         self.datapath
             .attach_ingress(name, link.index, Ingress::Tc, &why)?;
-        Ok(self.attached(&link, "tc", &why, pinned))
+        self.attached(&link, "tc", &why);
+        Ok(())
     }
 
-    fn attached(&self, link: &Link, hook: &str, why: &str, before: Option<Ingress>) -> bool {
-        self.datapath.interface_up(&link.name, link.running);
+    fn attached(&self, link: &Link, hook: &str, why: &str) {
+        self.datapath.interface_up(link.index, link.running);
         tracing::info!(interface = %link.name, hook, why, "attached");
-        before.is_none()
     }
 
     /// Follows one change of an interface; returns whether services shall settle anew.
     pub fn follow(&self, event: &LinkEvent) -> bool {
-        let result = match event {
-            LinkEvent::Appeared { name, .. } => match self.network.link(name) {
-                Some(link) => self
-                    .datapath
-                    .attach_egress(&link.name, link.index)
-                    .and_then(|()| self.attach_ingress(&link)),
-                None => Ok(false),
-            },
+        match event {
+            LinkEvent::Appeared { name, .. } => {
+                self.tended().failed.remove(name);
+                return self.tend();
+            }
             LinkEvent::Vanished { name, ifindex } => {
                 tracing::warn!(interface = %name, "is gone; it is attached again when it comes back");
-                self.datapath.interface_gone(name, *ifindex).map(|()| false)
+                self.gone(name, *ifindex);
             }
-            LinkEvent::Up { name, .. } => {
-                self.datapath.interface_up(name, true);
-                Ok(false)
-            }
-            LinkEvent::Down { name, .. } => {
+            LinkEvent::Up { ifindex, .. } => self.datapath.interface_up(*ifindex, true),
+            LinkEvent::Down { name, ifindex } => {
                 tracing::warn!(interface = %name, "is down");
-                self.datapath.interface_up(name, false);
-                Ok(false)
+                self.datapath.interface_up(*ifindex, false);
             }
             LinkEvent::Renamed { from, to, ifindex } => {
                 tracing::warn!(%from, %to, "an interface with our programs was renamed");
                 self.datapath.interface_renamed(from, to, *ifindex);
-                Ok(false)
+                let is_configured = self.network.attached().contains(to);
+                let mut tended = self.tended();
+                tended.left_over.rename(*ifindex, to, is_configured);
             }
+        }
+        false
+    }
+
+    fn gone(&self, name: &str, ifindex: u32) {
+        if let Err(error) = self.datapath.interface_gone(name, ifindex) {
+            tracing::warn!(%error, interface = name, "forgetting its links failed");
+        }
+    }
+
+    /// Compares every interface with what the kernel says is on it, puts back
+    /// what is missing, and says what is loud. Whatever notice of a change was
+    /// lost, the next look finds it. Returns whether an ingress was put back,
+    /// so that services shall settle anew.
+    pub fn tend(&self) -> bool {
+        let mut tended = self.tended();
+        let mut alarms = Vec::new();
+        let mut had_gap = false;
+        for hook in self.datapath.hooks() {
+            let is_there = self.network.link(&hook.interface);
+            if hook.hook != "none" && is_there.is_none_or(|link| link.index != hook.ifindex) {
+                self.gone(&hook.interface, hook.ifindex);
+            }
+        }
+        for name in self.network.attached() {
+            let Some(link) = self.network.link(name) else {
+                alarms.push(format!(
+                    "interface {name} is not there: it is attached when it appears"
+                ));
+                continue;
+            };
+            match self.tend_link(&link, &mut tended) {
+                Ok(put_back) => had_gap |= put_back,
+                Err(alarm) => alarms.push(alarm),
+            }
+        }
+        alarms.extend(tended.left_over.tend(&self.datapath, &self.pins));
+        self.datapath.set_alarms(alarms);
+        had_gap
+    }
+
+    /// Whether an ingress was put back, or what is loud about the interface.
+    fn tend_link(&self, link: &Link, tended: &mut Tended) -> Result<bool, String> {
+        let name = &link.name;
+        let look = self
+            .datapath
+            .look_at(link.index)
+            .map_err(|error| format!("what runs on {name} is not known: {error}"))?;
+        // After the look: `shifter detach` leaves its mark before it takes anything off.
+        if self.pins.is_detached(link.index) && tended.detached.insert(name.clone()) {
+            let why = "it was detached by `shifter detach`; start the agent again to attach it";
+            tracing::warn!(interface = %name, "{why}");
+            self.datapath.hook_off(name, link.index, why);
+        }
+        if tended.detached.contains(name) {
+            return Err(format!(
+                "interface {name} was detached by `shifter detach`: what comes in there is not shifted; start the agent again to attach it"
+            ));
+        }
+        let programs = [&look.ingress, &look.egress];
+        if let Some(other) = programs.iter().find(|p| p.state == ProgramState::Other) {
+            return Err(format!(
+                "interface {name} runs {} (program {}, tag {}) at {}, which this agent did not load: start the agent again to replace it, or see `bpftool prog show id {}` for whose it is",
+                other.name, other.id, other.tag, other.direction, other.id
+            ));
+        }
+        if programs.iter().all(|p| p.state == ProgramState::Ours) {
+            tended.failed.remove(name);
+            return Ok(false);
+        }
+        self.put_back(link, &look, tended)
+    }
+
+    fn put_back(&self, link: &Link, look: &Look, tended: &mut Tended) -> Result<bool, String> {
+        let name = &link.name;
+        let missing = match (look.ingress.state, look.egress.state) {
+            (ProgramState::Ours, _) => "the un-NAT at egress",
+            (_, ProgramState::Ours) => "the program at ingress",
+            _ => "both programs",
         };
-        result.unwrap_or_else(|error| {
-            tracing::error!(%error, ?event, "attaching failed");
-            false
-        })
+        let alarm = |failed: &Failed| {
+            format!(
+                "interface {name} is without {missing}, and putting it back failed {} times ({}): what comes in there may pass untouched or be answered with a backend's address; it is tried again",
+                failed.tries, failed.error
+            )
+        };
+        let before = tended.failed.remove(name);
+        if let Some(failed) = before.as_ref().filter(|f| Instant::now() < f.next) {
+            let text = alarm(failed);
+            tended.failed.extend(before.map(|f| (name.clone(), f)));
+            return Err(text);
+        }
+        tracing::warn!(interface = %name, "is without {missing}; putting it back");
+        let done = self
+            .datapath
+            .attach_egress(name, link.index)
+            .and_then(|()| self.attach_ingress(link));
+        let Err(error) = done else {
+            return Ok(look.ingress.state != ProgramState::Ours);
+        };
+        let tries = before.map_or(1, |failed| failed.tries + 1);
+        let pause = Duration::from_secs(1 << tries.min(6)).min(LONGEST_PAUSE);
+        tracing::error!(%error, interface = %name, pause_s = pause.as_secs(), "attaching failed; it is tried again");
+        let failed = Failed {
+            tries,
+            next: Instant::now() + pause,
+            error: error.to_string(),
+        };
+        if look.ingress.state != ProgramState::Ours {
+            let why = format!("attaching failed ({error}); it is tried again");
+            self.datapath.hook_off(name, link.index, &why);
+        }
+        let text = alarm(&failed);
+        tended.failed.insert(name.clone(), failed);
+        Err(text)
     }
 
     /// Next hops of clients, from the neighbours on our interfaces.
@@ -226,18 +352,6 @@ impl Hooks {
         }
         if routes_changed {
             self.datapath.raise_route_generation();
-        }
-    }
-
-    /// Notices programs that were taken off behind the agent's back.
-    pub fn check_pins(&self) {
-        for hook in self.datapath.hooks() {
-            // A kernel that does not answer has not taken them off.
-            let is_off = matches!(ingress_in_force(&self.pins, hook.ifindex), Ok(None));
-            if hook.hook != "none" && is_off {
-                tracing::warn!(interface = %hook.interface, "its programs were detached");
-                self.datapath.hook_taken_off(&hook.interface);
-            }
         }
     }
 }

@@ -5,6 +5,8 @@
 
 mod hooks;
 mod host;
+mod left_over;
+mod loud;
 mod notify;
 
 use std::{
@@ -35,6 +37,7 @@ use crate::{
 };
 use hooks::Hooks;
 use host::Host;
+use loud::Loud;
 
 /// Between two passes over what is kept up to date by time.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
@@ -179,15 +182,20 @@ fn maintain(
     stopped: &watch::Receiver<bool>,
 ) {
     let mut passes = 0u64;
+    let mut loud = Loud::default();
     while !*stopped.borrow() {
         // A pass that panics must not end those after it.
         let pass = std::panic::AssertUnwindSafe(|| {
             reconciler.tick_observed();
             reconciler.maintain();
             datapath.reclaim();
-            hooks.check_pins();
+            if hooks.tend() {
+                reconciler.settle_again();
+            }
+            loud.note_drops(&datapath.verdicts());
             if passes.is_multiple_of(SWEEP_EVERY) {
                 datapath.sweep();
+                loud.note_warnings(reconciler.loud());
                 resolve_backends(datapath, network);
             }
             if passes.is_multiple_of(PRUNE_EVERY) {
@@ -236,8 +244,14 @@ async fn follow_network(network: Arc<Network>, hooks: Arc<Hooks>, reconciler: Ar
                     }
                 }
                 Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
-                    if let Err(error) = hooks.attach_all() {
-                        tracing::error!(%error, "attaching anew after lost events failed");
+                    let (hooks, reconciler) = (Arc::clone(&hooks), Arc::clone(&reconciler));
+                    let done = tokio::task::spawn_blocking(move || {
+                        if hooks.tend() {
+                            reconciler.settle_again();
+                        }
+                    });
+                    if done.await.is_err() {
+                        tracing::error!("looking at the interfaces after lost events panicked");
                     }
                 }
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return,

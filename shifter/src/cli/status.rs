@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::proto::{GetInfoRequest, Info, Service};
+use crate::proto::{GetInfoRequest, Info, Interface, Service};
 
 use super::{
     EXIT_DONE,
@@ -10,7 +10,7 @@ use super::{
     failure::Failure,
     screen::{Screen, Style},
     span,
-    table::{Table, styled},
+    table::{Cell, Table, styled},
     text,
 };
 
@@ -67,14 +67,6 @@ fn loud(info: &Info, services: &[Service]) -> Vec<String> {
             verdict.hook,
             verdict.reason
         ));
-    }
-    for interface in &info.interfaces {
-        if !interface.tag.is_empty() && interface.tag != info.tag {
-            loud.push(format!(
-                "{} runs programs of another installation ({} instead of {}): start the agent again to replace them",
-                interface.name, interface.tag, info.tag
-            ));
-        }
     }
     for service in services {
         let name = text::name(service);
@@ -137,8 +129,38 @@ fn print_agent(info: &Info, services: usize, screen: &mut Screen<'_>) -> Result<
     Ok(())
 }
 
+/// What the kernel says runs there, each by its id and tag.
+fn in_force(interface: &Interface) -> Cell {
+    let shown: Vec<String> = interface
+        .programs
+        .iter()
+        .map(|program| match program.state.as_str() {
+            "ours" => format!("{} {} {}", program.direction, program.id, program.tag),
+            "other" => format!("{} {} NOT OURS", program.direction, program.id),
+            _ => format!("{} NONE", program.direction),
+        })
+        .collect();
+    let all = interface.programs.iter().all(|p| p.state == "ours");
+    let style = match all && !shown.is_empty() {
+        true => Style::Plain,
+        false => Style::Loud,
+    };
+    match shown.is_empty() {
+        true => styled(style, "not known"),
+        false => styled(style, shown.join(", ")),
+    }
+}
+
 fn print_interfaces(info: &Info, screen: &mut Screen<'_>) -> Result<(), Failure> {
-    let mut table = Table::new(&["INTERFACE", "HOOK", "EGRESS", "LINK", "TAG", "WHY"]);
+    let mut table = Table::new(&[
+        "INTERFACE",
+        "HOOK",
+        "EGRESS",
+        "LINK",
+        "TAG",
+        "IN FORCE",
+        "WHY",
+    ]);
     for interface in &info.interfaces {
         let link = match interface.up {
             true => styled(Style::Plain, "up"),
@@ -150,6 +172,7 @@ fn print_interfaces(info: &Info, screen: &mut Screen<'_>) -> Result<(), Failure>
             interface.egress.clone().into(),
             link,
             interface.tag.clone().into(),
+            in_force(interface),
             interface.why.clone().into(),
         ]);
     }

@@ -5,7 +5,7 @@ use std::{str::FromStr, time::Duration};
 use shifter_common::abi::ABI_VERSION;
 
 use crate::{
-    datapath::Census,
+    datapath::{Census, ProgramStatus},
     model::{
         BackendSpec, BackendState, PoolName, Protocol, Seed, ServiceSpec, Weight,
         text::{TextError, parse_backend_addr},
@@ -350,6 +350,17 @@ pub(super) fn table(census: &Census, capacity: u64, memory_bytes: u64) -> proto:
     }
 }
 
+fn program(program: ProgramStatus) -> proto::Program {
+    proto::Program {
+        direction: program.direction.to_owned(),
+        at: program.at.to_owned(),
+        id: program.id,
+        name: program.name,
+        tag: program.tag,
+        state: program.state.word().to_owned(),
+    }
+}
+
 pub(super) fn info(view: InfoView, kernel: String) -> proto::Info {
     proto::Info {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -368,6 +379,7 @@ pub(super) fn info(view: InfoView, kernel: String) -> proto::Info {
                 why: hook.why,
                 tag: hook.tag,
                 up: hook.up,
+                programs: hook.programs.into_iter().map(program).collect(),
             })
             .collect(),
         limits: view

@@ -1,7 +1,6 @@
 //! Programs on interfaces: attached in order, pinned, replaced in place.
 
 use std::{
-    fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
 };
@@ -10,7 +9,7 @@ use aya::{
     Ebpf,
     programs::{
         LinkOrder, Program, SchedClassifier, TcAttachType, Xdp, XdpMode,
-        links::{FdLink, PinnedLink},
+        links::FdLink,
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
         xdp::XdpLink,
     },
@@ -19,6 +18,7 @@ use aya::{
 use super::{
     DatapathError, clsact,
     load::{Pins, failed},
+    pinned::{self, pin, pinned, take_filter_off, unpin},
 };
 
 /// Ingress hook of an interface.
@@ -37,10 +37,6 @@ pub enum Egress {
     Clsact,
 }
 
-/// Priority of our filters in clsact. The kernel gives the handle: another
-/// program may be there with one already.
-const CLSACT_PRIORITY: u16 = 1;
-
 /// Which of the three programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
@@ -50,6 +46,13 @@ pub enum Place {
 }
 
 impl Place {
+    /// In the order in which they are taken off: ingress first.
+    pub const ALL: [Self; 3] = [Self::Xdp, Self::TcIngress, Self::TcEgress];
+
+    /// Name of the pin of its link on an interface.
+    pub(super) fn pin_name(self, ifindex: u32) -> String {
+        format!("{ifindex}-{}", self.suffix())
+    }
     const fn suffix(self) -> &'static str {
         match self {
             Self::Xdp => "xdp",
@@ -58,7 +61,7 @@ impl Place {
         }
     }
     /// Its direction at tc.
-    const fn tc(self) -> TcAttachType {
+    pub(super) const fn tc(self) -> TcAttachType {
         match self {
             Self::TcEgress => TcAttachType::Egress,
             _ => TcAttachType::Ingress,
@@ -77,7 +80,7 @@ impl Place {
 /// Has the kernel verify all three programs. The object's maps must still be open.
 pub fn load_programs(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
     const REMEDY: &str = "the kernel refused the program: run a kernel that docs/toolchain.md names, and report its verifier log";
-    for place in [Place::Xdp, Place::TcIngress, Place::TcEgress] {
+    for place in Place::ALL {
         let loaded = match ebpf.program_mut(place.program()) {
             Some(Program::Xdp(program)) => program.load(),
             Some(Program::SchedClassifier(program)) => program.load(),
@@ -124,9 +127,7 @@ impl Attacher {
     }
 
     fn pin_path(&self, ifindex: u32, place: Place) -> PathBuf {
-        self.pins
-            .links()
-            .join(format!("{ifindex}-{}", place.suffix()))
+        self.pins.links().join(place.pin_name(ifindex))
     }
 
     /// How egress is attached here.
@@ -154,8 +155,7 @@ impl Attacher {
                 if pin.exists() {
                     unpin(&pin)?;
                 }
-                take_filter_off(name, Place::TcIngress);
-                Ok(())
+                take_filter_off(ifindex, Place::TcIngress).map(drop)
             }
             Ingress::Tc => {
                 self.attach_tc(name, ifindex, Place::TcIngress)?;
@@ -190,14 +190,21 @@ impl Attacher {
             let replaced = XdpLink::try_from(link)
                 .map_err(|error| error.to_string())
                 .and_then(|link| {
-                    program
-                        .attach_to_link(link)
+                    let id = program.attach_to_link(link);
+                    // The pin keeps the link, not this process.
+                    id.and_then(|id| program.take_link(id))
                         .map_err(|error| error.to_string())
                 });
-            if replaced.is_ok() {
-                return Ok(());
+            match replaced {
+                Ok(link) => {
+                    drop(link);
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::debug!(error, interface = name, "a pinned link is of no use");
+                    unpin(&path)?;
+                }
             }
-            unpin(&path)?;
         }
         let remedy = format!(
             "set hook = \"tc\" (or \"auto\") for {name}, or free its XDP slot: `ip link show {name}` names what is attached"
@@ -226,8 +233,7 @@ impl Attacher {
             }
             Egress::Tcx => {
                 self.attach_tcx(name, ifindex, place)?;
-                take_filter_off(name, place);
-                Ok(())
+                take_filter_off(ifindex, place).map(drop)
             }
         }
     }
@@ -239,14 +245,21 @@ impl Attacher {
             let replaced = SchedClassifierLink::try_from(link)
                 .map_err(|error| error.to_string())
                 .and_then(|link| {
-                    program
-                        .attach_to_link(link)
+                    let id = program.attach_to_link(link);
+                    // The pin keeps the link, not this process.
+                    id.and_then(|id| program.take_link(id))
                         .map_err(|error| error.to_string())
                 });
-            if replaced.is_ok() {
-                return Ok(());
+            match replaced {
+                Ok(link) => {
+                    drop(link);
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::debug!(error, interface = name, "a pinned link is of no use");
+                    unpin(&path)?;
+                }
             }
-            unpin(&path)?;
         }
         let fail = |error: Box<dyn std::error::Error + Send + Sync>| {
             failed(
@@ -288,22 +301,27 @@ impl Attacher {
             // Said by some kernels for one that is there; the filter's error says what is wrong.
             Err(error) => tracing::debug!(%error, interface = name, "adding clsact failed"),
         }
-        let there = clsact::find(ifindex, place.tc(), place.program())
-            .map_err(|error| fail(error.into()))?;
+        let filters = clsact::list(ifindex, place.tc()).map_err(|error| fail(error.into()))?;
+        let there = filters.iter().find(|filter| filter.name == place.program());
         let program = self.classifier(place)?;
         let attached = match there {
-            Some(clsact::Filter { priority, handle }) => {
-                SchedClassifierLink::attached(name, place.tc(), priority, handle, None)
+            Some(filter) => SchedClassifierLink::attached(
+                name,
+                place.tc(),
+                filter.priority,
+                filter.handle,
+                None,
+            )
+            .map_err(|error| fail(error.into()))
+            .and_then(|link| {
+                program
+                    .attach_to_link(link)
                     .map_err(|error| fail(error.into()))
-                    .and_then(|link| {
-                        program
-                            .attach_to_link(link)
-                            .map_err(|error| fail(error.into()))
-                    })
-            }
+            }),
             None => {
+                // The kernel gives the handle: another program may be there with one already.
                 let options = NlOptions {
-                    priority: CLSACT_PRIORITY,
+                    priority: clsact::free_priority(&filters),
                     handle: TcHandle::AUTO_ASSIGN,
                     classid: None,
                 };
@@ -322,16 +340,29 @@ impl Attacher {
     }
 
     /// Takes everything off an interface, ingress first.
-    pub fn take_off(&self, name: &str, ifindex: u32) -> Result<(), DatapathError> {
-        take_filter_off(name, Place::TcIngress);
-        self.forget(ifindex)?;
-        take_filter_off(name, Place::TcEgress);
-        Ok(())
+    pub fn take_off(&self, ifindex: u32) -> Result<(), DatapathError> {
+        pinned::detach(&self.pins, &[ifindex]).map(drop)
+    }
+
+    /// Ids and kernel tags of the loaded programs, in the order of [`Place::ALL`].
+    pub fn programs(&self) -> Result<[(u32, u64); 3], DatapathError> {
+        let mut found = [(0, 0); 3];
+        for (place, known) in Place::ALL.into_iter().zip(&mut found) {
+            let info = match self.ebpf.program(place.program()) {
+                Some(Program::Xdp(program)) => program.info(),
+                Some(Program::SchedClassifier(program)) => program.info(),
+                _ => continue,
+            };
+            let info =
+                info.map_err(|error| failed(format!("asking for {}", place.program()), error, ""))?;
+            *known = (info.id(), info.tag());
+        }
+        Ok(found)
     }
 
     /// Forgets links of an interface that is gone.
     pub fn forget(&self, ifindex: u32) -> Result<(), DatapathError> {
-        for place in [Place::Xdp, Place::TcIngress, Place::TcEgress] {
+        for place in Place::ALL {
             let path = self.pin_path(ifindex, place);
             if path.exists() {
                 unpin(&path)?;
@@ -339,114 +370,6 @@ impl Attacher {
         }
         Ok(())
     }
-}
-
-fn pinned(path: &std::path::Path) -> Option<FdLink> {
-    if !path.exists() {
-        return None;
-    }
-    PinnedLink::from_pin(path).ok().map(FdLink::from)
-}
-
-fn pin(link: FdLink, path: &std::path::Path) -> Result<(), DatapathError> {
-    link.pin(path).map(drop).map_err(|error| {
-        failed(
-            format!("pinning a link at {}", path.display()),
-            error,
-            "bpffs must be writable",
-        )
-    })
-}
-
-fn unpin(path: &std::path::Path) -> Result<(), DatapathError> {
-    fs::remove_file(path)
-        .map_err(|error| failed(format!("removing the pin {}", path.display()), error, ""))
-}
-
-/// An interface that pinned links name.
-pub struct PinnedInterface {
-    pub ifindex: u32,
-    pub ingress: Option<Ingress>,
-    pub egress: bool,
-}
-
-/// What is pinned, by interface.
-pub fn pinned_interfaces(pins: &Pins) -> Vec<PinnedInterface> {
-    let mut interfaces: Vec<PinnedInterface> = Vec::new();
-    let Ok(entries) = fs::read_dir(pins.links()) else {
-        return interfaces;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some((index, suffix)) = name.to_str().and_then(|name| name.split_once('-')) else {
-            continue;
-        };
-        let Ok(ifindex) = index.parse() else { continue };
-        let position = match interfaces.iter().position(|i| i.ifindex == ifindex) {
-            Some(position) => position,
-            None => {
-                interfaces.push(PinnedInterface {
-                    ifindex,
-                    ingress: None,
-                    egress: false,
-                });
-                interfaces.len() - 1
-            }
-        };
-        let interface = &mut interfaces[position];
-        match suffix {
-            "xdp" => interface.ingress = Some(Ingress::Xdp),
-            "ingress" => interface.ingress = Some(Ingress::Tc),
-            "egress" => interface.egress = true,
-            _ => {}
-        }
-    }
-    interfaces
-}
-
-/// The ingress program that is on an interface: by a pinned link, or by our
-/// filter in clsact.
-pub fn ingress_in_force(pins: &Pins, ifindex: u32) -> io::Result<Option<Ingress>> {
-    let pinned = pinned_interfaces(pins)
-        .into_iter()
-        .find(|pinned| pinned.ifindex == ifindex)
-        .and_then(|pinned| pinned.ingress);
-    if pinned.is_some() {
-        return Ok(pinned);
-    }
-    let place = Place::TcIngress;
-    let filter = clsact::find(ifindex, place.tc(), place.program())?;
-    Ok(filter.map(|_| Ingress::Tc))
-}
-
-/// Takes programs off: ingress first, then egress, each from all of the
-/// interfaces `names`. `only`: links of one interface.
-pub fn detach(pins: &Pins, names: &[String], only: Option<u32>) -> Result<usize, DatapathError> {
-    let mut removed = 0;
-    for place in [Place::Xdp, Place::TcIngress, Place::TcEgress] {
-        for interface in pinned_interfaces(pins) {
-            if only.is_some_and(|ifindex| ifindex != interface.ifindex) {
-                continue;
-            }
-            let path = pins
-                .links()
-                .join(format!("{}-{}", interface.ifindex, place.suffix()));
-            if path.exists() {
-                unpin(&path)?;
-                removed += 1;
-            }
-        }
-        if place != Place::Xdp {
-            let filters = names.iter().filter(|name| take_filter_off(name, place));
-            removed += filters.count();
-        }
-    }
-    Ok(removed)
-}
-
-/// Takes our filter out of clsact of an interface; false where there is none.
-fn take_filter_off(name: &str, place: Place) -> bool {
-    tc::qdisc_detach_program(name, place.tc(), place.program()).is_ok()
 }
 
 /// Whether the kernel has tcx (6.6).

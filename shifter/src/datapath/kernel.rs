@@ -1,35 +1,40 @@
 //! The datapath in the kernel: maps, programs and hooks behind one lock each.
 
+mod config;
+mod counters;
+mod hooks;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Read as _,
     net::SocketAddr,
-    os::fd::OwnedFd,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
     Ebpf,
-    maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{HashMap as BpfHashMap, Map},
 };
 use shifter_common::abi::{
     self, BackendCounters, Config, FirstFlow, PoolCounters,
-    config::{TIMEOUTS, XDP_INTERFACES, ticks_of_seconds},
+    config::{TIMEOUTS, ticks_of_seconds},
     ring::RING_LANES,
-    stats::{HOOKS, REASONS, VERDICTS},
 };
 
 use super::{
     BackendId, BackendImage, Census, Datapath, DatapathError, FlowFilter, FlowRow, HookStatus,
     IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId, ServiceImage, VerdictCount,
-    attach::{Attacher, Egress, Ingress, Place, load_programs},
-    backends::{Backends, NextHops, Plain, Ports, addr_of},
+    attach::{Attacher, Egress, load_programs},
+    backends::{Backends, NextHops, Ports, addr_of},
     flows::FlowTable,
+    inspect,
     load::{self, Pins, failed, map_fd},
-    memory::{MappedArray, grace_period},
+    memory::{MappedArray, NO_BARRIER, grace_period},
     services::{Services, image_of},
 };
 use crate::model::{PoolName, Protocol};
+use config::prepare_config;
+use counters::Counters;
+pub use hooks::Look;
 
 /// How an installation is set up; fixed at start.
 #[derive(Clone, Debug)]
@@ -57,11 +62,15 @@ pub struct KernelDatapath {
     flows: FlowTable,
     config: MappedArray<Config>,
     first_flow: MappedArray<FirstFlow>,
-    pool_counters: Mutex<PerCpuArray<MapData, Plain<PoolCounters>>>,
-    backend_counters: Mutex<PerCpuArray<MapData, Plain<BackendCounters>>>,
-    verdicts: PerCpuArray<MapData, u64>,
+    counters: Counters,
     attacher: Mutex<Attacher>,
+    /// This agent's programs.
+    own: hooks::Own,
     hooks: Mutex<Vec<HookStatus>>,
+    /// What is wrong with the hooks, for `status`.
+    alarms: Mutex<Vec<String>>,
+    /// What follows from a grace period that was refused.
+    barrier: Mutex<Option<String>>,
     flow_capacity: u32,
     timeouts: [u32; TIMEOUTS],
 }
@@ -130,13 +139,20 @@ impl KernelDatapath {
         for (_, record) in backends.used() {
             ports.add(1, addr_of(&record.key).0.port());
         }
-        Ok(Self {
-            flows: FlowTable::new(mapped(&mut ebpf, "FLOWS", sets)?),
-            first_flow: mapped(&mut ebpf, "FIRST_FLOW", abi::MAX_SERVICES)?,
-            pool_counters: Mutex::new(typed(&mut ebpf, "POOL_COUNTERS")?),
-            backend_counters: Mutex::new(typed(&mut ebpf, "BACKEND_COUNTERS")?),
+        let flows = FlowTable::new(mapped(&mut ebpf, "FLOWS", sets)?);
+        let first_flow = mapped(&mut ebpf, "FIRST_FLOW", abi::MAX_SERVICES)?;
+        let counters = Counters {
+            pools: Mutex::new(typed(&mut ebpf, "POOL_COUNTERS")?),
+            backends: Mutex::new(typed(&mut ebpf, "BACKEND_COUNTERS")?),
             verdicts: typed(&mut ebpf, "VERDICTS")?,
-            attacher: Mutex::new(Attacher::new(ebpf, pins, setup.egress)),
+        };
+        let attacher = Attacher::new(ebpf, pins, setup.egress);
+        Ok(Self {
+            flows,
+            first_flow,
+            counters,
+            own: attacher.programs()?,
+            attacher: Mutex::new(attacher),
             tables: Mutex::new(Tables {
                 services,
                 backends,
@@ -144,120 +160,12 @@ impl KernelDatapath {
                 ports,
             }),
             config,
-            hooks: Mutex::new(Vec::new()),
+            hooks: Mutex::default(),
+            alarms: Mutex::default(),
+            barrier: Mutex::default(),
             flow_capacity: setup.flow_capacity,
             timeouts,
         })
-    }
-
-    /// A descriptor of a loaded program.
-    pub(super) fn program(&self, place: Place) -> Result<OwnedFd, DatapathError> {
-        lock(&self.attacher).program_fd(place)
-    }
-
-    /// Attaches (or replaces) the un-NAT at egress of an interface. All
-    /// interfaces get it before any gets its ingress.
-    pub fn attach_egress(&self, name: &str, ifindex: u32) -> Result<(), DatapathError> {
-        lock(&self.attacher).attach_egress(name, ifindex)
-    }
-
-    /// Attaches (or replaces) the ingress program of an interface.
-    pub fn attach_ingress(
-        &self,
-        name: &str,
-        ifindex: u32,
-        hook: Ingress,
-        why: &str,
-    ) -> Result<(), DatapathError> {
-        let mut attacher = lock(&self.attacher);
-        attacher.attach_ingress(name, ifindex, hook)?;
-        let egress = match attacher.egress() {
-            Egress::Tcx => "tcx",
-            Egress::Clsact => "clsact",
-        };
-        let status = HookStatus {
-            interface: name.to_owned(),
-            ifindex,
-            hook: match hook {
-                Ingress::Xdp => "xdp".to_owned(),
-                Ingress::Tc => "tc".to_owned(),
-            },
-            egress: egress.to_owned(),
-            why: why.to_owned(),
-            tag: self.tag(),
-            up: true,
-        };
-        let mut hooks = lock(&self.hooks);
-        hooks.retain(|hook| hook.interface != name);
-        hooks.push(status);
-        let xdp = hooks.iter().filter(|hook| hook.hook == "xdp");
-        self.allow_xdp_into(xdp.map(|hook| hook.ifindex));
-        Ok(())
-    }
-
-    /// Tells packets which interfaces XDP can redirect into: those with our XDP
-    /// program in force, at most `XDP_INTERFACES`.
-    pub fn allow_xdp_into(&self, interfaces: impl IntoIterator<Item = u32>) {
-        let mut named = [0; XDP_INTERFACES];
-        for (place, ifindex) in named.iter_mut().zip(interfaces) {
-            *place = ifindex;
-        }
-        let config = self.config.at(0);
-        // SAFETY: within the mapping; a packet sees each word old or new.
-        unsafe { std::ptr::write_volatile(&raw mut (*config).xdp_interfaces, named) };
-    }
-
-    /// Takes everything off an interface again, ingress first.
-    pub fn take_off(&self, name: &str, ifindex: u32) -> Result<(), DatapathError> {
-        lock(&self.attacher).take_off(name, ifindex)?;
-        lock(&self.hooks).retain(|hook| hook.interface != name);
-        Ok(())
-    }
-
-    /// An interface is gone, and with it the programs on it.
-    pub fn interface_gone(&self, name: &str, ifindex: u32) -> Result<(), DatapathError> {
-        lock(&self.attacher).forget(ifindex)?;
-        for hook in lock(&self.hooks)
-            .iter_mut()
-            .filter(|hook| hook.interface == name)
-        {
-            hook.hook = "none".to_owned();
-            hook.egress = "none".to_owned();
-            hook.why = "the interface is gone; it is attached again when it comes back".to_owned();
-            hook.up = false;
-        }
-        Ok(())
-    }
-
-    /// An interface came up or went down.
-    pub fn interface_up(&self, name: &str, up: bool) {
-        for hook in lock(&self.hooks)
-            .iter_mut()
-            .filter(|hook| hook.interface == name)
-        {
-            hook.up = up;
-        }
-    }
-
-    /// An interface goes by another name, programs and all.
-    pub fn interface_renamed(&self, from: &str, to: &str, ifindex: u32) {
-        let mut hooks = lock(&self.hooks);
-        for hook in hooks.iter_mut().filter(|hook| hook.ifindex == ifindex) {
-            hook.interface = to.to_owned();
-            hook.why = format!("attached as {from}, renamed since");
-        }
-    }
-
-    /// Somebody detached an interface while the agent ran.
-    pub fn hook_taken_off(&self, name: &str) {
-        for hook in lock(&self.hooks)
-            .iter_mut()
-            .filter(|hook| hook.interface == name)
-        {
-            hook.hook = "none".to_owned();
-            hook.egress = "none".to_owned();
-            hook.why = "it was detached; restart the agent to attach it again".to_owned();
-        }
     }
 
     /// Next hops of clients: what `bpf_fib_lookup` can answer. Those not named
@@ -281,17 +189,6 @@ impl KernelDatapath {
         Ok(())
     }
 
-    /// Makes every flow look its next hop up once more.
-    pub fn raise_route_generation(&self) {
-        let config = self.config.at(0);
-        // SAFETY: within the mapping; one aligned word, written only here under no race:
-        // a lost increment still changes the number.
-        unsafe {
-            let word = &raw mut (*config).route_generation;
-            std::ptr::write_volatile(word, std::ptr::read_volatile(word).wrapping_add(1));
-        }
-    }
-
     /// Lets what was replaced be used again, after a grace period of some ms.
     pub fn reclaim(&self) {
         {
@@ -302,64 +199,14 @@ impl KernelDatapath {
         // Off the lock: it takes up to 20 ms.
         match grace_period() {
             Ok(()) => {
+                *lock(&self.barrier) = None;
                 let mut tables = lock(&self.tables);
                 tables.services.reclaim();
                 tables.next_hops.reclaim();
             }
-            Err(error) => tracing::error!(
-                %error,
-                "waiting for readers failed (membarrier): records that were replaced cannot be used again, and writes will end; a kernel with nohz_full has no such barrier"
-            ),
+            Err(error) => *lock(&self.barrier) = Some(format!("{NO_BARRIER} ({error})")),
         }
     }
-}
-
-/// Writes the settings of a new installation, or checks those that are there.
-fn prepare_config(
-    config: &MappedArray<Config>,
-    sets: u32,
-    timeouts: &[u32; TIMEOUTS],
-) -> Result<(), DatapathError> {
-    let old = config.read(0);
-    if old.abi_version != 0 && old.abi_version != abi::ABI_VERSION {
-        return Err(DatapathError::Refused(format!(
-            "the pinned maps have layout version {}, this agent works with {}: start the version that made them, or give up its flows with `shifter detach --force`",
-            old.abi_version,
-            abi::ABI_VERSION
-        )));
-    }
-    if old.abi_version == abi::ABI_VERSION {
-        let record = config.at(0);
-        // SAFETY: within the mapping; single words.
-        unsafe { std::ptr::write_volatile(&raw mut (*record).timeouts, *timeouts) };
-        return Ok(());
-    }
-    let mut random = [0u8; 32];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut random))
-        .map_err(|error| failed("reading /dev/urandom", error, ""))?;
-    let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|i| random[at + i]));
-    let fresh = Config {
-        abi_version: 0,
-        set_mask: sets - 1,
-        route_generation: 1,
-        pad: 0,
-        table_key: [word(0), word(8)],
-        timeouts: *timeouts,
-        tag: std::array::from_fn(|i| random[16 + i]),
-        xdp_interfaces: [0; XDP_INTERFACES],
-    };
-    // Packets take the record for real once the version is there: last.
-    config.write(0, fresh);
-    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-    config.write(
-        0,
-        Config {
-            abi_version: abi::ABI_VERSION,
-            ..fresh
-        },
-    );
-    Ok(())
 }
 
 impl Datapath for KernelDatapath {
@@ -430,16 +277,11 @@ impl Datapath for KernelDatapath {
     }
 
     fn reset_service_counters(&self, id: ServiceId) -> Result<(), DatapathError> {
-        let mut counters = lock(&self.pool_counters);
-        for pool in 0..2 {
-            zero(&mut counters, u32::from(id) * 2 + pool, "a pool's counters")?;
-        }
-        Ok(())
+        self.counters.zero_pools(id)
     }
 
     fn reset_backend_counters(&self, id: BackendId) -> Result<(), DatapathError> {
-        let mut counters = lock(&self.backend_counters);
-        zero(&mut counters, u32::from(id), "a backend's counters")
+        self.counters.zero_backend(id)
     }
 
     fn first_flow(&self, id: ServiceId) -> Option<(u32, u64)> {
@@ -448,59 +290,15 @@ impl Datapath for KernelDatapath {
     }
 
     fn pool_counters(&self, id: ServiceId) -> Result<[PoolCounters; 2], DatapathError> {
-        let read = |pool: u32| {
-            lock(&self.pool_counters)
-                .get(&(u32::from(id) * 2 + pool), 0)
-                .map(|values| {
-                    values
-                        .iter()
-                        .fold(PoolCounters::default(), |sum, v| add_pool(sum, v.0))
-                })
-                .map_err(|error| failed("reading a pool's counters", error, ""))
-        };
-        Ok([read(0)?, read(1)?])
+        self.counters.pools(id)
     }
 
     fn backend_counters(&self, id: BackendId) -> Result<BackendCounters, DatapathError> {
-        lock(&self.backend_counters)
-            .get(&u32::from(id), 0)
-            .map(|values| {
-                values
-                    .iter()
-                    .fold(BackendCounters::default(), |sum, Plain(v)| {
-                        BackendCounters {
-                            flows: sum.flows + v.flows,
-                            forward_packets: sum.forward_packets + v.forward_packets,
-                            forward_bytes: sum.forward_bytes + v.forward_bytes,
-                            reply_packets: sum.reply_packets + v.reply_packets,
-                            reply_bytes: sum.reply_bytes + v.reply_bytes,
-                        }
-                    })
-            })
-            .map_err(|error| failed("reading a backend's counters", error, ""))
+        self.counters.backend(id)
     }
 
     fn verdicts(&self) -> Result<Vec<VerdictCount>, DatapathError> {
-        let names = ["xdp", "tc", "egress"];
-        let mut counts = Vec::with_capacity(HOOKS as usize * VERDICTS.len());
-        for (hook, name) in (0..HOOKS).zip(names) {
-            for (verdict, reason) in VERDICTS {
-                let number = verdict as u32;
-                let packets = self
-                    .verdicts
-                    .get(&(hook * REASONS + number), 0)
-                    .map_err(|error| failed("reading verdict counters", error, ""))?
-                    .iter()
-                    .sum();
-                counts.push(VerdictCount {
-                    hook: name,
-                    number,
-                    reason,
-                    packets,
-                });
-            }
-        }
-        Ok(counts)
+        self.counters.verdicts()
     }
 
     fn flows(&self, filter: &FlowFilter) -> (Vec<FlowRow>, u64) {
@@ -554,76 +352,20 @@ impl Datapath for KernelDatapath {
     }
 
     fn limits(&self) -> Vec<LimitUse> {
-        let tables = lock(&self.tables);
-        let bytes = |elements: u32, size: usize| u64::from(elements) * size as u64;
-        vec![
-            LimitUse {
-                name: "flow_capacity",
-                used: 0,
-                limit: u64::from(self.flow_capacity),
-                memory_bytes: self.flows.entries() * size_of::<abi::FlowEntry>() as u64,
-            },
-            LimitUse {
-                name: "services",
-                used: tables.services.ids().count() as u64,
-                limit: u64::from(abi::MAX_SERVICES),
-                memory_bytes: bytes(abi::MAX_SERVICE_BODIES, size_of::<abi::ServiceBody>()),
-            },
-            LimitUse {
-                name: "backends",
-                used: tables.backends.used().count() as u64,
-                limit: u64::from(abi::MAX_BACKENDS),
-                memory_bytes: bytes(abi::MAX_BACKEND_IDS, size_of::<abi::Backend>()),
-            },
-            LimitUse {
-                name: "ring_slots",
-                used: tables.services.ring_slots(),
-                limit: u64::from(abi::MAX_RING_SLOTS),
-                memory_bytes: bytes(abi::MAX_RING_SLOTS, size_of::<u16>()),
-            },
-            LimitUse {
-                name: "next_hops",
-                used: tables.next_hops.used(),
-                limit: u64::from(abi::MAX_NEXT_HOPS),
-                memory_bytes: bytes(abi::MAX_NEXT_HOPS, size_of::<abi::NextHop>()),
-            },
-        ]
+        counters::limits(
+            &lock(&self.tables),
+            self.flow_capacity,
+            self.flows.entries(),
+        )
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = lock(&self.alarms).clone();
+        warnings.extend(lock(&self.barrier).clone());
+        warnings
     }
 
     fn tag(&self) -> String {
-        self.config
-            .read(0)
-            .tag
-            .iter()
-            .take(4)
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
-    }
-}
-
-/// Writes zeros for all CPUs.
-fn zero<T: Copy + Default + 'static>(
-    counters: &mut PerCpuArray<MapData, Plain<T>>,
-    index: u32,
-    what: &str,
-) -> Result<(), DatapathError> {
-    let failed = |error: MapError| failed(format!("setting {what} to zero"), error, "");
-    let cpus = counters.get(&index, 0).map_err(failed)?.len();
-    let zeros = PerCpuValues::try_from(vec![Plain(T::default()); cpus])
-        .map_err(|error| failed(MapError::IoError(error)))?;
-    counters.set(index, zeros, 0).map_err(failed)
-}
-
-fn add_pool(a: PoolCounters, b: PoolCounters) -> PoolCounters {
-    PoolCounters {
-        new_flows: a.new_flows + b.new_flows,
-        adopted_flows: a.adopted_flows + b.adopted_flows,
-        unpinned_flows: a.unpinned_flows + b.unpinned_flows,
-        forward_packets: a.forward_packets + b.forward_packets,
-        forward_bytes: a.forward_bytes + b.forward_bytes,
-        reply_packets: a.reply_packets + b.reply_packets,
-        reply_bytes: a.reply_bytes + b.reply_bytes,
-        cohort_flows: a.cohort_flows + b.cohort_flows,
-        fragments: a.fragments + b.fragments,
+        inspect::installation_tag(&self.config.read(0))
     }
 }

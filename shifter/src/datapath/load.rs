@@ -161,6 +161,37 @@ impl Pins {
         self.root.exists() && self.lock().is_err()
     }
 
+    /// Directory of marks: a directory for each interface index that
+    /// `shifter detach` was called for, or `all`.
+    fn detached(&self) -> PathBuf {
+        self.root.join("detached")
+    }
+
+    /// Notes for a running agent that the operator wants the programs off.
+    pub fn mark_detached(&self, ifindex: Option<u32>) -> Result<(), DatapathError> {
+        let name = ifindex.map_or_else(|| "all".to_owned(), |index| index.to_string());
+        let path = self.detached().join(name);
+        fs::create_dir_all(&path)
+            .map_err(|error| failed(format!("creating {}", path.display()), error, ""))
+    }
+
+    /// Whether the operator wants the programs off an interface.
+    pub fn is_detached(&self, ifindex: u32) -> bool {
+        let marks = self.detached();
+        marks.join("all").exists() || marks.join(ifindex.to_string()).exists()
+    }
+
+    /// Forgets these marks: an agent that starts follows its configuration.
+    pub fn clear_detached(&self) -> Result<(), DatapathError> {
+        let marks = self.detached();
+        match fs::remove_dir_all(&marks) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed(format!("removing {}", marks.display()), error, ""))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Forgets everything: the maps too, and with them all flows.
     pub fn remove(&self) -> Result<(), DatapathError> {
         if self.root.exists() {

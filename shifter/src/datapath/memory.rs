@@ -92,6 +92,17 @@ impl<T> Drop for MappedArray<T> {
     }
 }
 
+/// What follows where there is no grace period, and what mends it.
+pub const NO_BARRIER: &str = "the kernel has no grace period for readers (membarrier refuses MEMBARRIER_CMD_GLOBAL, as under nohz_full): what writes replace cannot be used again, so after some 8,000 changes (sooner with large rings) writes are refused until the agent is started anew; packets and weights in force are not touched; boot without nohz_full";
+
+/// Whether [`grace_period`] can work here.
+pub fn has_grace_period() -> bool {
+    const MEMBARRIER_CMD_QUERY: libc::c_int = 0;
+    // SAFETY: takes numbers only.
+    let commands = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0) };
+    commands > 0 && commands & 1 != 0
+}
+
 /// Waits until no program that runs now can still hold what it has read
 /// (membarrier(2), MEMBARRIER_CMD_GLOBAL; kernel 4.3).
 pub fn grace_period() -> io::Result<()> {

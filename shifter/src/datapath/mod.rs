@@ -9,10 +9,12 @@ pub mod backends;
 mod clsact;
 pub mod fake;
 pub mod flows;
+mod inspect;
 pub mod kernel;
 pub mod load;
 pub mod memory;
 pub mod off;
+pub mod pinned;
 pub mod services;
 pub mod trial;
 
@@ -203,8 +205,45 @@ pub struct LimitUse {
     pub memory_bytes: u64,
 }
 
+/// Whose program the kernel says is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ProgramState {
+    /// Loaded by this agent.
+    Ours,
+    /// In our place, but another's or another start's.
+    Other,
+    #[default]
+    Absent,
+}
+
+impl ProgramState {
+    /// "ours", "other" or "absent".
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Other => "other",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+/// What the kernel says runs in one direction of an interface.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ProgramStatus {
+    /// "ingress" or "egress".
+    pub direction: &'static str,
+    /// "xdp", "tcx", "clsact" or "none".
+    pub at: &'static str,
+    /// 0 without one.
+    pub id: u32,
+    pub name: String,
+    /// Hash of its instructions, as `bpftool prog` shows it.
+    pub tag: String,
+    pub state: ProgramState,
+}
+
 /// A hook in force on an interface.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HookStatus {
     pub interface: String,
     pub ifindex: u32,
@@ -214,9 +253,12 @@ pub struct HookStatus {
     pub egress: String,
     /// Why this hook: driver, mode asked for, what stood in the way.
     pub why: String,
-    /// Tag of the installation whose programs run there.
+    /// Tag of the installation whose program really runs there; empty where
+    /// none of shifter does.
     pub tag: String,
     pub up: bool,
+    /// What the kernel says is attached, as last asked: ingress, egress.
+    pub programs: Vec<ProgramStatus>,
 }
 
 /// What a call on the datapath failed at. Every text says what would mend it.
@@ -312,6 +354,10 @@ pub trait Datapath: Send + Sync {
 
     /// Hooks in force.
     fn hooks(&self) -> Vec<HookStatus>;
+    /// What is loud about the hooks and the kernel, with what mends it.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Limits of this installation.
     fn limits(&self) -> Vec<LimitUse>;
     /// Which installation the programs belong to.

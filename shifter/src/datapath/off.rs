@@ -4,17 +4,19 @@ use std::path::Path;
 
 use aya::maps::{Map, MapData};
 use shifter_common::abi::{
-    ServiceBody,
-    flow::{FLOW_GREEN, FlowSet},
+    Backend, NextHop, ServiceBody,
+    backend::BACKEND_REDIRECT,
+    flow::{FLOW_GREEN, FlowEntry, FlowSet},
+    next_hop::NO_NEXT_HOP,
     service::head_parts,
 };
 
 use super::{
     DatapathError,
-    attach::detach,
     flows::{FlowTable, is_long_idle, now_tick},
     load::{Pins, failed, map_fd},
     memory::MappedArray,
+    pinned::{detach, pinned_interfaces},
 };
 
 /// Flows that end when the programs go: those on backends other than the VIP.
@@ -49,22 +51,55 @@ fn pinned<T: Copy>(pins: &Pins, name: &str) -> Result<MappedArray<T>, DatapathEr
     MappedArray::new(map_fd(&map)?, entries).map_err(|error| failed(open(), error, remedy))
 }
 
-/// Counts what a detach would cut.
-pub fn would_cut(pins: &Pins) -> Result<Cut, DatapathError> {
+/// Where flows go, as far as the maps say.
+struct Ways {
+    backends: MappedArray<Backend>,
+    next_hops: MappedArray<NextHop>,
+}
+
+impl Ways {
+    /// The interface of a next hop, where it is known.
+    fn interface_of(&self, next_hop: u32) -> Option<u32> {
+        let is_one = next_hop != u32::from(NO_NEXT_HOP) && next_hop < self.next_hops.count();
+        let ifindex = is_one.then(|| self.next_hops.read(next_hop).ifindex)?;
+        (ifindex != 0).then_some(ifindex)
+    }
+
+    /// Whether a flow may need the programs of an interface: its client or its
+    /// backend is behind it, or where its client is is not known.
+    fn may_need(&self, flow: &FlowEntry, ifindex: u32) -> bool {
+        let backend = u32::from(flow.backend);
+        let by_backend = backend < self.backends.count() && {
+            let record = self.backends.read(backend);
+            record.flags & BACKEND_REDIRECT != 0
+                && self.interface_of(record.next_hop) == Some(ifindex)
+        };
+        let client = self.interface_of(u32::from(flow.next_hop));
+        by_backend || client.is_none_or(|client| client == ifindex)
+    }
+}
+
+/// Counts what a detach would cut: of one interface, or of all.
+pub fn would_cut(pins: &Pins, only: Option<u32>) -> Result<Cut, DatapathError> {
     if !pins.maps().join("FLOWS").exists() {
         return Ok(Cut::default());
     }
     let flows = FlowTable::new(pinned::<FlowSet>(pins, "FLOWS")?);
     let heads = pinned::<u64>(pins, "SERVICE_HEAD")?;
     let bodies = pinned::<ServiceBody>(pins, "SERVICE_BODY")?;
+    let ways = Ways {
+        backends: pinned(pins, "BACKENDS")?,
+        next_hops: pinned(pins, "NEXT_HOPS")?,
+    };
     let vip_backend = |service: u16| {
         let (slot, _) = head_parts(heads.read(u32::from(service)));
         (slot != 0 && slot < bodies.count()).then(|| bodies.read(slot).vip_backend)
     };
-    let mut cut = Cut::default();
     let now = now_tick();
+    let mut cut = Cut::default();
     flows.for_each_open(|flow| {
-        if vip_backend(flow.service) != Some(flow.backend) {
+        let is_rewritten = vip_backend(flow.service) != Some(flow.backend);
+        if is_rewritten && only.is_none_or(|ifindex| ways.may_need(flow, ifindex)) {
             *if flow.flags & FLOW_GREEN != 0 {
                 &mut cut.green
             } else {
@@ -91,7 +126,8 @@ pub fn detach_interfaces(
             bpffs.display()
         )));
     }
-    let cut = match would_cut(&pins) {
+    let only = only.map(index_of).transpose()?;
+    let cut = match would_cut(&pins, only) {
         Ok(cut) => cut,
         Err(_) if force => Cut::default(),
         Err(error) => return Err(error),
@@ -104,10 +140,18 @@ pub fn detach_interfaces(
             super::idle_note(cut.idle)
         )));
     }
-    let programs = match only {
-        None => detach(&pins, &interfaces(), None)?,
-        Some(name) => detach(&pins, &[name.to_owned()], Some(index_of(name)?))?,
+    let indices = match only {
+        Some(ifindex) => vec![ifindex],
+        None => {
+            let pinned = pinned_interfaces(&pins).into_iter().map(|i| i.ifindex);
+            let all = interfaces().into_iter().map(|(ifindex, _)| ifindex);
+            let set: std::collections::BTreeSet<u32> = pinned.chain(all).collect();
+            set.into_iter().collect()
+        }
     };
+    // Before anything goes: an agent puts back what somebody else took off.
+    pins.mark_detached(only)?;
+    let programs = detach(&pins, &indices)?;
     let maps = only.is_none() && !pins.is_locked();
     if maps {
         pins.remove()?;
@@ -119,38 +163,34 @@ pub fn detach_interfaces(
     })
 }
 
-/// Names of all interfaces of this network namespace, which /sys may not show.
-fn interfaces() -> Vec<String> {
-    let mut names = Vec::new();
+/// Interfaces of this network namespace, which /sys may not show: index and name.
+fn interfaces() -> Vec<(u32, String)> {
+    let mut found = Vec::new();
     // SAFETY: the list ends with a null name and is freed once, after the last use.
     unsafe {
         let list = libc::if_nameindex();
         if list.is_null() {
-            return names;
+            return found;
         }
         let mut at = list;
         while !(*at).if_name.is_null() {
             let name = std::ffi::CStr::from_ptr((*at).if_name);
-            names.extend(name.to_str().map(str::to_owned));
+            found.push(((*at).if_index, name.to_string_lossy().into_owned()));
             at = at.add(1);
         }
         libc::if_freenameindex(list);
     }
-    names
+    found
 }
 
 fn index_of(name: &str) -> Result<u32, DatapathError> {
-    let known = || interfaces().join(", ");
-    let missing = || {
+    let all = interfaces();
+    let found = all.iter().find(|(_, known)| known == name);
+    found.map(|(ifindex, _)| *ifindex).ok_or_else(|| {
+        let known: Vec<&str> = all.iter().map(|(_, name)| name.as_str()).collect();
         DatapathError::Refused(format!(
             "there is no interface {name:?}; there are {}",
-            known()
+            known.join(", ")
         ))
-    };
-    let name = std::ffi::CString::new(name).map_err(|_| missing())?;
-    // SAFETY: a C string.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(missing()),
-        index => Ok(index),
-    }
+    })
 }

@@ -3,7 +3,10 @@
 use std::{fs, path::Path};
 
 use super::Finding;
-use crate::network::sysctl;
+use crate::{
+    datapath::memory::{NO_BARRIER, has_grace_period},
+    network::sysctl,
+};
 
 const BPFFS: &str = "/sys/fs/bpf";
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -33,6 +36,7 @@ pub(super) fn check(findings: &mut Vec<Finding>) {
     findings.push(capabilities(
         &fs::read_to_string("/proc/thread-self/status").unwrap_or_default(),
     ));
+    findings.push(barrier(has_grace_period()));
     // The file is there in the first network namespace only.
     match sysctl("net.core.bpf_jit_enable").as_deref() {
         Some("0") => findings.push(Finding::warning(
@@ -41,6 +45,17 @@ pub(super) fn check(findings: &mut Vec<Finding>) {
         )),
         Some(_) => findings.push(Finding::ok("the BPF compiler is on")),
         None => {}
+    }
+}
+
+/// What is written anew is used again only after a grace period.
+fn barrier(is_there: bool) -> Finding {
+    match is_there {
+        true => Finding::ok("membarrier waits for readers: what writes replace is used again"),
+        false => Finding::warning(
+            NO_BARRIER,
+            "take nohz_full= off the kernel's command line (cat /proc/cmdline), and boot",
+        ),
     }
 }
 
@@ -117,6 +132,16 @@ fn capabilities(status: &str) -> Finding {
 mod tests {
     use super::*;
     use crate::doctor::Level;
+
+    #[test]
+    fn a_kernel_without_a_grace_period_is_warned_of_with_what_follows() {
+        assert_eq!(barrier(true).level, Level::Ok);
+        let refused = barrier(false);
+        assert_eq!(refused.level, Level::Warning);
+        for part in ["membarrier", "nohz_full", "writes are refused"] {
+            assert!(refused.what.contains(part), "{}", refused.what);
+        }
+    }
 
     #[test]
     fn kernels_older_than_the_oldest_tested_are_an_error() {

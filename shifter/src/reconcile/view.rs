@@ -227,8 +227,30 @@ impl Reconciler {
         Ok((views, matched))
     }
 
-    pub(super) fn do_info(&self) -> Result<InfoView, ControlError> {
-        let census = self.census();
+    /// What `status` shows as loud, but for drops and silent backends: of the
+    /// agent, of services, and of what stands in the way of backends.
+    pub fn loud(&self) -> Vec<String> {
+        let mut loud = self.agent_warnings(&self.census());
+        let snapshots: Vec<Snapshot> = {
+            let core = lock(&self.core);
+            core.services.values().map(|e| snapshot(&core, e)).collect()
+        };
+        for Snapshot { entry, backends } in snapshots {
+            let counters = self.datapath.pool_counters(entry.id).unwrap_or_default();
+            let of_backends = backends.into_iter().flat_map(|backend| backend.warnings);
+            let name = &entry.spec.name;
+            loud.extend(
+                self.warnings(&entry, &counters)
+                    .into_iter()
+                    .chain(of_backends)
+                    .map(|text| format!("{name}: {text}")),
+            );
+        }
+        loud
+    }
+
+    /// Warnings of the agent itself.
+    fn agent_warnings(&self, census: &Census) -> Vec<String> {
         let mut warnings = lock(&self.core).warnings.clone();
         let capacity = u64::from(self.settings.flow_capacity);
         if census.live >= capacity / 10 * 9 {
@@ -237,26 +259,23 @@ impl Reconciler {
                 census.live
             ));
         }
-        let hooks = self.datapath.hooks();
-        let tag = self.datapath.tag();
-        for hook in &hooks {
-            if !hook.tag.is_empty() && hook.tag != tag {
-                warnings.push(format!(
-                    "interface {} runs the program of another installation ({}, this one is {tag})",
-                    hook.interface, hook.tag
-                ));
-            }
-        }
+        warnings.extend(self.datapath.warnings());
+        warnings
+    }
+
+    pub(super) fn do_info(&self) -> Result<InfoView, ControlError> {
+        let census = self.census();
+        let capacity = u64::from(self.settings.flow_capacity);
         Ok(InfoView {
-            tag,
+            tag: self.datapath.tag(),
             uptime_s: self.started.elapsed().as_secs_f64(),
-            hooks,
+            hooks: self.datapath.hooks(),
             limits: self.datapath.limits(),
             census: (*census).clone(),
             flow_capacity: capacity,
             table_memory_bytes: capacity * TABLE_BYTES_PER_FLOW,
             verdicts: self.datapath.verdicts()?,
-            warnings,
+            warnings: self.agent_warnings(&census),
             state_dir: self.settings.state_dir.display().to_string(),
         })
     }

@@ -3,7 +3,7 @@
 use shifter_common::abi::{ABI_VERSION, PoolCounters};
 
 use super::{
-    is_drop,
+    interfaces, is_drop,
     receipts::Receipts,
     text::{
         Kind::{Counter, Gauge},
@@ -59,19 +59,7 @@ fn agent(page: &mut Page, info: &InfoView) {
         "Warnings of the agent itself; `shifter status` prints them.",
     )
     .sample(&[], info.warnings.len());
-    let mut family = page.family(
-        "shifter_interface_up",
-        Gauge,
-        "Whether an interface with a hook is up.",
-    );
-    for hook in &info.hooks {
-        let labels = [
-            ("interface", hook.interface.as_str()),
-            ("hook", &hook.hook),
-            ("egress", &hook.egress),
-        ];
-        family.sample(&labels, u8::from(hook.up));
-    }
+    interfaces::families(page, info);
     let mut family = page.family("shifter_limit_used", Gauge, "What of a limit is used.");
     for limit in &info.limits {
         family.sample(&[("limit", limit.name)], limit.used);

@@ -4,6 +4,7 @@
 //! number of series is bounded by services and backends.
 
 mod http;
+mod interfaces;
 mod metrics;
 mod receipts;
 #[cfg(test)]

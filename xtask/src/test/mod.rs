@@ -1,7 +1,9 @@
 //! `cargo xtask test`: every check, live, and one summary at the end.
 
+mod elf;
 mod options;
 mod output;
+pub mod stack;
 mod stage;
 mod summary;
 
@@ -39,6 +41,9 @@ pub fn test(arguments: &[String]) -> Result<()> {
         summary.push(lint_ebpf());
     }
     summary.push(stage::command("build", &mut build()));
+    if options.filter.is_none() {
+        summary.push(stage::check("stack of the eBPF programs", stack::check));
+    }
     summary.push(stage::tests("unit tests", &mut unit_tests(&options)));
     summary.push(scenarios(&options));
     if let Some(filter) = &options.filter

@@ -104,10 +104,11 @@ fn check(files: &[File]) -> Vec<Finding> {
         }
     };
     let (maps, maps_page) = (text(maps::CODE), text(maps::DOC));
+    let limits = maps::LIMITS.map(&mut text);
     let (verdicts, verdicts_page) = (text(verdicts::CODE), text(verdicts::DOC));
     let toolchain_page = text(toolchain::DOC);
     let (cargo, build_script) = (text(toolchain::CARGO), text(toolchain::BUILD_SCRIPT));
-    findings.extend(maps::check(maps, maps_page));
+    findings.extend(maps::check(maps, maps_page, &limits));
     findings.extend(verdicts::check(verdicts, verdicts_page));
     findings.extend(toolchain::check(toolchain_page, cargo, build_script));
     findings

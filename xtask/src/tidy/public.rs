@@ -8,8 +8,18 @@ const PATHS: [&str; 2] = [concat!("/wo", "rk/"), concat!("/ho", "me/")];
 const STAND_INS: [&str; 6] = [
     "mirror", "proxy", "artifact", "nexus", "internal", "registry",
 ];
-/// What Cargo.lock names as the source of every package.
-const PUBLIC_SOURCE: &str = "registry+https://github.com/rust-lang/crates.io-index";
+/// What Cargo.lock names as the source of every package; put together, because
+/// that file alone names a registry.
+const PUBLIC_SOURCE: &str = concat!(
+    "registry+https://git",
+    "hub.com/rust-lang/crates",
+    ".io-index"
+);
+/// Hosts of package registries.
+const REGISTRIES: [&str; 2] = [
+    concat!("crates", ".io"),
+    concat!("static.rust-", "lang.org"),
+];
 
 /// Finds paths of a machine and names of its package hosts.
 pub fn check(file: &File) -> Vec<Finding> {
@@ -22,6 +32,13 @@ pub fn check(file: &File) -> Vec<Finding> {
         for host in hosts(line) {
             if STAND_INS.iter().any(|part| host.contains(part)) {
                 find(format!("{host} looks like a package host of one network"));
+            }
+        }
+        for registry in REGISTRIES.iter().filter(|host| line.contains(**host)) {
+            if file.path != "Cargo.lock" {
+                find(format!(
+                    "{registry} is a registry: cargo's own settings name it"
+                ));
             }
         }
         let source = line
@@ -74,6 +91,14 @@ mod tests {
             ),
             0
         );
+    }
+
+    #[test]
+    fn a_registry_is_named_in_the_lock_file_alone() {
+        let public = format!("source = \"{PUBLIC_SOURCE}\"\n");
+        assert_eq!(count("Cargo.lock", &public), 0);
+        assert_eq!(count("a.rs", &public), 1);
+        assert_eq!(count("a.md", concat!("see crates", ".io")), 1);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use shifter_common::abi::{BackendCounters, PoolCounters, stats::VERDICTS};
 
 use crate::{
-    datapath::{Census, FlowRow, HookStatus, LimitUse, VerdictCount},
+    datapath::{Census, FlowRow, HookStatus, LimitUse, ProgramState, ProgramStatus, VerdictCount},
     model::{PoolName, Protocol, ServiceSpec, Weight},
     reconcile::controller::{
         BackendView, Change, FlowView, InfoView, Observed, Receipt, ServiceView, ShareOf,
@@ -162,6 +162,21 @@ pub(super) fn info(services: u64) -> InfoView {
             why: "auto: veth".to_owned(),
             tag: "t1".to_owned(),
             up: true,
+            programs: vec![
+                ProgramStatus {
+                    direction: "ingress",
+                    at: "tcx",
+                    id: 41,
+                    name: "shifter_ingress".to_owned(),
+                    tag: "0f01020304050607".to_owned(),
+                    state: ProgramState::Ours,
+                },
+                ProgramStatus {
+                    direction: "egress",
+                    at: "none",
+                    ..ProgramStatus::default()
+                },
+            ],
         }],
         limits: vec![LimitUse {
             name: "services",

@@ -1,0 +1,107 @@
+//! Programs on interfaces that the configuration no longer names.
+//!
+//! They come off, ingress then egress, under the rule of `shifter detach`: when
+//! no flow on a backend other than the VIP may go through the interface.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    datapath::{kernel::KernelDatapath, load::Pins, off::would_cut, pinned::pinned_interfaces},
+    network::Network,
+};
+
+/// Between two passes over the flow table.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Interfaces that are not configured and have programs of this installation.
+#[derive(Default)]
+pub struct LeftOver {
+    interfaces: Vec<(u32, String)>,
+    alarms: Vec<String>,
+    next: Option<Instant>,
+}
+
+impl LeftOver {
+    /// Looks at every interface of this network namespace, and forgets links
+    /// of those that are gone.
+    pub fn find(datapath: &KernelDatapath, network: &Network, pins: &Pins) -> Self {
+        let links = network.links();
+        let pinned = pinned_interfaces(pins);
+        for pinned in &pinned {
+            if !links.iter().any(|link| link.index == pinned.ifindex)
+                && let Err(error) = datapath.take_off(pinned.ifindex)
+            {
+                tracing::warn!(%error, ifindex = pinned.ifindex, "forgetting links of an interface that is gone failed");
+            }
+        }
+        let interfaces = links
+            .into_iter()
+            .filter(|link| !network.attached().contains(&link.name))
+            .filter(|link| {
+                pinned.iter().any(|pinned| pinned.ifindex == link.index)
+                    || datapath.look_at(link.index).is_ok_and(|look| look.is_ours)
+            })
+            .map(|link| (link.index, link.name))
+            .collect();
+        Self {
+            interfaces,
+            ..Self::default()
+        }
+    }
+
+    /// An interface with programs has another name.
+    pub fn rename(&mut self, ifindex: u32, to: &str, is_configured: bool) {
+        self.interfaces.retain(|(index, _)| *index != ifindex);
+        if !is_configured {
+            self.interfaces.push((ifindex, to.to_owned()));
+            self.next = None;
+        }
+    }
+
+    /// Takes off what may go, and says what stays and why.
+    pub fn tend(&mut self, datapath: &KernelDatapath, pins: &Pins) -> Vec<String> {
+        if self.interfaces.is_empty() {
+            return Vec::new();
+        }
+        if self.next.is_none_or(|next| Instant::now() >= next) {
+            self.alarms.clear();
+            let (stay, alarms) = std::mem::take(&mut self.interfaces)
+                .into_iter()
+                .filter_map(|(ifindex, name)| {
+                    let alarm = take_off(datapath, pins, ifindex, &name)?;
+                    Some(((ifindex, name), alarm))
+                })
+                .unzip();
+            (self.interfaces, self.alarms) = (stay, alarms);
+            self.next = Some(Instant::now() + LOOK_EVERY);
+        }
+        self.alarms.clone()
+    }
+}
+
+/// Why the programs stay; `None` when they are off.
+fn take_off(datapath: &KernelDatapath, pins: &Pins, ifindex: u32, name: &str) -> Option<String> {
+    let done = would_cut(pins, Some(ifindex)).and_then(|cut| {
+        let flows = cut.blue + cut.green;
+        if flows == 0 {
+            datapath.take_off(ifindex)?;
+        }
+        Ok((flows, cut))
+    });
+    match done {
+        Ok((0, _)) => {
+            tracing::info!(
+                interface = name,
+                "is not in [agent] interfaces any more; its programs are off"
+            );
+            None
+        }
+        Ok((_, cut)) => Some(format!(
+            "interface {name} is not in [agent] interfaces but keeps its programs, because {} flows on green and {} on blue may go through it (a flow whose way to its client was never looked up counts for every interface): they come off when there are none, or at once with `shifter detach {name} --force`",
+            cut.green, cut.blue
+        )),
+        Err(error) => Some(format!(
+            "interface {name} is not in [agent] interfaces but keeps its programs: {error}; `shifter detach {name}` takes them off"
+        )),
+    }
+}
