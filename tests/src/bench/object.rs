@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData},
-    programs::Program,
+    programs::{Program, XdpMode},
 };
 use shifter::datapath::memory::MappedArray;
 
@@ -81,6 +81,19 @@ impl Object {
             _ => bail!("the object of the bench has no program {name}"),
         };
         Ok(fd?.as_fd())
+    }
+
+    /// Attaches an XDP program to an interface, in the generic way.
+    pub fn attach_generic(&mut self, name: &str, interface: &str) -> Result<()> {
+        match self.ebpf.program_mut(name) {
+            Some(Program::Xdp(program)) => {
+                program
+                    .attach(interface, XdpMode::Skb)
+                    .with_context(|| format!("attaching {name} to {interface}"))?;
+                Ok(())
+            }
+            _ => bail!("the object of the bench has no XDP program {name}"),
+        }
     }
 
     /// Descriptor of a map.

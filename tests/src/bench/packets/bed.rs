@@ -1,6 +1,6 @@
 //! One fresh load: shifter and the bench's programs, a service, and flows.
 
-use std::{os::fd::BorrowedFd, path::Path};
+use std::{cell::Cell, os::fd::BorrowedFd, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use shifter::{
@@ -86,6 +86,8 @@ pub struct Bed<'a> {
     course: MappedArray<Course>,
     misses: MappedArray<u64>,
     frame: Vec<u8>,
+    /// The program under test at the moment.
+    subject: Cell<Option<Subject>>,
     /// By flow: which backend it is pinned to.
     backends: Vec<u8>,
 }
@@ -114,10 +116,13 @@ impl<'a> Bed<'a> {
         let to_clients = scene.route_to_clients(TO_CLIENTS, MTU);
         scene.datapath.set_next_hops(&[to_clients])?;
         publish(scene, kind, protocol);
-        let object = Object::load(
+        let mut object = Object::load(
             object,
             &[("TEMPLATES", most), ("REF_PINS", 2 * capacity.max(most))],
         )?;
+        // A repeated run of an XDP program that is attached nowhere makes the
+        // kernel patch its dispatcher before and after, for tens of ms.
+        object.attach_generic("bench_xdp_driver", "lo")?;
         put_reference(&object, kind, hop, to_clients)?;
         let sets = flow_sets(capacity);
         Ok(Self {
@@ -130,6 +135,7 @@ impl<'a> Bed<'a> {
             kind,
             place,
             frame: Vec::new(),
+            subject: Cell::new(None),
             backends: vec![0; most as usize],
         })
     }
@@ -169,7 +175,9 @@ impl<'a> Bed<'a> {
             Place::Xdp => "XDP_SUBJECT",
             _ => "TC_SUBJECT",
         };
-        self.object.set_subject(array, program)?;
+        if self.subject.replace(Some(subject)) != Some(subject) {
+            self.object.set_subject(array, program)?;
+        }
         let took = run(own("driver")?, &self.frame, packets)
             .with_context(|| format!("running {subject:?} at {hook}"))?;
         if self.place == Place::Xdp && took.action == 0 {

@@ -11,8 +11,9 @@ use super::{
     table::Snapshot,
 };
 
-/// Least number of packets that a changing case is measured on.
+/// Packets that a changing case is measured on, in at most so many passes.
 const CHANGING_PACKETS: u32 = 65_536;
+const PASSES: u32 = 32;
 /// Packets before a measurement, for caches to fill.
 const WARM_UP: u32 = 131_072;
 
@@ -105,7 +106,7 @@ impl Round<'_> {
 
     /// Passes over all flows, the table taken back before each.
     fn again(&self, bed: &Bed, case: Case, flows: u32, before: &Snapshot) -> Result<Sample> {
-        let passes = (CHANGING_PACKETS / flows).max(1);
+        let passes = (CHANGING_PACKETS / flows).clamp(1, PASSES);
         let mut packet_ns = [0.0; 3];
         for i in self.order() {
             let mut sum = 0;
