@@ -5,3 +5,4 @@ pub mod object;
 pub mod packets;
 pub mod report;
 pub mod stat;
+pub mod traffic;

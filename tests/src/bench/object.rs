@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData},
-    programs::{Program, XdpMode},
+    programs::{Program, TcAttachType, XdpMode},
 };
 use shifter::datapath::memory::MappedArray;
 
@@ -83,16 +83,38 @@ impl Object {
         Ok(fd?.as_fd())
     }
 
-    /// Attaches an XDP program to an interface, in the generic way.
+    /// Attaches an XDP program to an interface of this namespace, in the generic way.
     pub fn attach_generic(&mut self, name: &str, interface: &str) -> Result<()> {
+        self.attach_xdp(name, interface, XdpMode::Skb)
+    }
+
+    /// Attaches an XDP program to an interface of this namespace, in its driver.
+    pub fn attach_native(&mut self, name: &str, interface: &str) -> Result<()> {
+        self.attach_xdp(name, interface, XdpMode::Driver)
+    }
+
+    fn attach_xdp(&mut self, name: &str, interface: &str, mode: XdpMode) -> Result<()> {
         match self.ebpf.program_mut(name) {
             Some(Program::Xdp(program)) => {
                 program
-                    .attach(interface, XdpMode::Skb)
+                    .attach(interface, mode)
                     .with_context(|| format!("attaching {name} to {interface}"))?;
                 Ok(())
             }
             _ => bail!("the object of the bench has no XDP program {name}"),
+        }
+    }
+
+    /// Attaches a tc program to the ingress of an interface of this namespace.
+    pub fn attach_tc(&mut self, name: &str, interface: &str) -> Result<()> {
+        match self.ebpf.program_mut(name) {
+            Some(Program::SchedClassifier(program)) => {
+                program
+                    .attach(interface, TcAttachType::Ingress)
+                    .with_context(|| format!("attaching {name} to {interface}"))?;
+                Ok(())
+            }
+            _ => bail!("the object of the bench has no tc program {name}"),
         }
     }
 

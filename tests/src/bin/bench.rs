@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use shifter::datapath::attach::Place;
-use shifter_tests::bench::{object, packets, report};
+use shifter_tests::bench::{object, packets, report, traffic};
 
 /// Parts of the bench.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Part {
     /// What a packet costs, by BPF_PROG_TEST_RUN.
     Packets,
+    /// Requests, connections and bulk traffic in network namespaces.
+    Traffic,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -44,6 +46,12 @@ struct Arguments {
     /// packets: fresh loads (7, quick 3).
     #[arg(long)]
     loads: Option<usize>,
+    /// traffic: only ways with this in their names (repeatable).
+    #[arg(long, value_name = "TEXT")]
+    way: Vec<String>,
+    /// traffic: rounds (5, quick 1).
+    #[arg(long)]
+    rounds: Option<usize>,
 }
 
 fn main() -> Result<()> {
@@ -65,6 +73,20 @@ fn main() -> Result<()> {
         println!("\nns a packet over the driver's own, median (quartiles)\n");
         print!("{}", packets::table(&lines));
         found.push(("packets", packets::json(&lines)));
+    }
+    if wants(Part::Traffic) {
+        let options = traffic::Options {
+            object: object::path()?,
+            rounds: arguments
+                .rounds
+                .unwrap_or(if arguments.quick { 1 } else { 5 }),
+            seconds: if arguments.quick { 2 } else { 5 },
+            ways: arguments.way.clone(),
+        };
+        let lines = traffic::measure(&options, &mut |text| eprintln!("{text}"))?;
+        println!("\nend to end, median (quartiles)\n");
+        print!("{}", traffic::table(&lines));
+        found.push(("traffic", traffic::json(&lines)));
     }
     if let Some(path) = &arguments.json {
         report::write_json(path, arguments.quick, &found)?;

@@ -1,0 +1,36 @@
+//! The bench in its shortest form: that it measures what it says. Times are
+//! looked at by nobody here.
+
+use shifter::datapath::attach::Place;
+use shifter_tests::{
+    bench::{object, packets},
+    need,
+};
+
+#[test]
+fn every_case_of_the_bench_does_with_each_packet_what_it_says() {
+    need!();
+    let options = packets::Options {
+        object: object::path().unwrap(),
+        places: vec![Place::Xdp, Place::TcIngress],
+        cases: Vec::new(),
+        flows: vec![1, 64],
+        loads: 1,
+        packets: 256,
+        flow_capacity: 1_024,
+    };
+    let lines = packets::measure(&options, &mut |_| {}).unwrap();
+    // By hook: TCP has seven cases, three of them without one flow; UDP has five, one of them.
+    assert_eq!(lines.len(), 2 * 2 * (7 + 4 + 5 + 4));
+    let report = packets::json(&lines);
+    for line in report.as_array().unwrap() {
+        for subject in ["driver_ns", "shifter_ns", "reference_ns"] {
+            let values = line[subject]["values"].as_array();
+            assert_eq!(values.map(Vec::len), Some(1), "{line}");
+        }
+    }
+    let table = packets::table(&lines);
+    for case in ["ipv4-tcp-forward", "ipv6-udp-reply", "ipv4-tcp-adopt"] {
+        assert!(table.contains(case), "{table}");
+    }
+}
