@@ -31,6 +31,11 @@ pub fn bench(arguments: &[String]) -> Result<()> {
             "the bench makes network namespaces and loads eBPF programs: run `cargo xtask bench` as root"
         );
     }
+    // Packets and control call nothing that is not there anyway.
+    let has_traffic = arguments.iter().any(|argument| argument == "traffic");
+    if has_traffic || !arguments.iter().any(|a| a == "packets" || a == "control") {
+        setup(Need::Bench)?;
+    }
     build(&[])?;
     let path = target_directory().join("debug/bench");
     let mut command: Command = program(&path.to_string_lossy());

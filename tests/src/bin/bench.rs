@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use shifter::datapath::attach::Place;
-use shifter_tests::bench::{object, packets, report, traffic};
+use shifter_tests::bench::{control, object, packets, report, traffic};
 
 /// Parts of the bench.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -14,6 +14,8 @@ enum Part {
     Packets,
     /// Requests, connections and bulk traffic in network namespaces.
     Traffic,
+    /// Writes, sweeps and memory of the agent.
+    Control,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -49,7 +51,7 @@ struct Arguments {
     /// traffic: only ways with this in their names (repeatable).
     #[arg(long, value_name = "TEXT")]
     way: Vec<String>,
-    /// traffic: rounds (5, quick 1).
+    /// traffic and control: rounds (5, quick 1).
     #[arg(long)]
     rounds: Option<usize>,
 }
@@ -87,6 +89,19 @@ fn main() -> Result<()> {
         println!("\nend to end, median (quartiles)\n");
         print!("{}", traffic::table(&lines));
         found.push(("traffic", traffic::json(&lines)));
+    }
+    if wants(Part::Control) {
+        let options = control::Options {
+            object: object::path()?,
+            rounds: arguments
+                .rounds
+                .unwrap_or(if arguments.quick { 1 } else { 5 }),
+            ..control::Options::default()
+        };
+        let lines = control::measure(&options, &mut |text| eprintln!("{text}"))?;
+        println!("\ncontrol, median (quartiles)\n");
+        print!("{}", control::table(&lines));
+        found.push(("control", control::json(&lines)));
     }
     if let Some(path) = &arguments.json {
         report::write_json(path, arguments.quick, &found)?;

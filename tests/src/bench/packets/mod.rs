@@ -6,6 +6,7 @@ mod frames;
 pub mod reference;
 mod round;
 mod run;
+mod sweep;
 mod table;
 
 use std::{path::PathBuf, sync::mpsc};
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use shifter::datapath::attach::Place;
 use shifter_common::abi::config::DEFAULT_TIMEOUTS_S;
 
+pub use self::sweep::{Passes, passes};
 use self::{
     bed::Bed,
     case::Case,

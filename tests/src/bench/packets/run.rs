@@ -67,7 +67,7 @@ pub fn run(program: BorrowedFd, frame: &[u8], packets: u32) -> io::Result<Took> 
 }
 
 /// CPU time of this thread.
-fn thread_ns() -> u64 {
+pub fn thread_ns() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
