@@ -47,8 +47,8 @@ pub struct Object {
 }
 
 impl Object {
-    /// Loads every program; `sizes` are numbers of elements of maps.
-    pub fn load(path: &Path, sizes: &[(&str, u32)]) -> Result<Self> {
+    /// Loads these programs; `sizes` are numbers of elements of maps.
+    pub fn load(path: &Path, programs: &[String], sizes: &[(&str, u32)]) -> Result<Self> {
         let bytes = fs::read(path).with_context(|| {
             format!(
                 "reading {}: `cargo xtask bench --object` builds it",
@@ -62,11 +62,11 @@ impl Object {
         let mut ebpf = loader
             .load(&bytes)
             .context("loading the object of the bench")?;
-        for (name, program) in ebpf.programs_mut() {
-            match program {
-                Program::Xdp(program) => program.load(),
-                Program::SchedClassifier(program) => program.load(),
-                _ => bail!("{name} is of a kind that the bench does not know"),
+        for name in programs {
+            match ebpf.program_mut(name) {
+                Some(Program::Xdp(program)) => program.load(),
+                Some(Program::SchedClassifier(program)) => program.load(),
+                _ => bail!("the object of the bench has no program {name}"),
             }
             .with_context(|| format!("loading {name}"))?;
         }

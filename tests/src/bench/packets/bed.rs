@@ -116,13 +116,17 @@ impl<'a> Bed<'a> {
         let to_clients = scene.route_to_clients(TO_CLIENTS, MTU);
         scene.datapath.set_next_hops(&[to_clients])?;
         publish(scene, kind, protocol);
+        let hook = hook_name(place);
         let mut object = Object::load(
             object,
+            &["driver", "empty", "reference"].map(|name| format!("bench_{hook}_{name}")),
             &[("TEMPLATES", most), ("REF_PINS", 2 * capacity.max(most))],
         )?;
-        // A repeated run of an XDP program that is attached nowhere makes the
-        // kernel patch its dispatcher before and after, for tens of ms.
-        object.attach_generic("bench_xdp_driver", "lo")?;
+        if place == Place::Xdp {
+            // A repeated run of an XDP program that is attached nowhere makes
+            // the kernel patch its dispatcher before and after, for tens of ms.
+            object.attach_generic("bench_xdp_driver", "lo")?;
+        }
         put_reference(&object, kind, hop, to_clients)?;
         let sets = flow_sets(capacity);
         Ok(Self {

@@ -159,7 +159,12 @@ fn shifter<'lab>(lab: &'lab Lab, hook: &'static str) -> Result<Agent<'lab>> {
 }
 
 fn nat(lab: &Lab, is_xdp: bool, object: &std::path::Path) -> Result<Object> {
-    let mut object = Object::load(object, &[("REF_PINS", 16)])?;
+    let program = if is_xdp {
+        "bench_xdp_nat"
+    } else {
+        "bench_tc_nat"
+    };
+    let mut object = Object::load(object, &[program.to_owned()], &[("REF_PINS", 16)])?;
     let [h0, h1] = [link(&lab.host, "h0")?, link(&lab.host, "h1")?];
     let client = link(&lab.client, "c0")?;
     let to_clients = hop(&h0, &client);
@@ -190,9 +195,9 @@ fn nat(lab: &Lab, is_xdp: bool, object: &std::path::Path) -> Result<Object> {
     let attached = lab.host.run(|| {
         ["h0", "h1"].into_iter().try_for_each(|interface| {
             if is_xdp {
-                object.attach_native("bench_xdp_nat", interface)
+                object.attach_native(program, interface)
             } else {
-                object.attach_tc("bench_tc_nat", interface)
+                object.attach_tc(program, interface)
             }
         })
     });
