@@ -26,23 +26,25 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         println!("{}", object()?.display());
         return Ok(());
     }
-    if !is_root() {
+    let asks_for_help = arguments.iter().any(|a| a == "--help" || a == "-h");
+    if !is_root() && !asks_for_help {
         bail!(
             "the bench makes network namespaces and loads eBPF programs: run `cargo xtask bench` as root"
         );
     }
     // Packets and control call nothing that is not there anyway.
     let has_traffic = arguments.iter().any(|argument| argument == "traffic");
-    if has_traffic || !arguments.iter().any(|a| a == "packets" || a == "control") {
+    let has_others = arguments.iter().any(|a| a == "packets" || a == "control");
+    if !asks_for_help && (has_traffic || !has_others) {
         setup(Need::Bench)?;
     }
     build(&[])?;
     let path = target_directory().join("debug/bench");
     let mut command: Command = program(&path.to_string_lossy());
-    command
-        .args(arguments)
-        .env(OBJECT, object()?)
-        .stdin(Stdio::inherit());
+    command.args(arguments).stdin(Stdio::inherit());
+    if !asks_for_help {
+        command.env(OBJECT, object()?);
+    }
     Err(command.exec()).with_context(|| format!("{} cannot be run", path.display()))
 }
 

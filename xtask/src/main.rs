@@ -26,7 +26,7 @@ cargo xtask VERB [ARGUMENTS]
   demo [ARGS]        move live traffic between two servers in network namespaces (root)
   bench [PART..] [--quick] [--json FILE] [..]
                      measure packets, traffic and control beside the usual ways (root);
-                     `bench -- --help` lists the filters
+                     `bench --help` lists the filters
   tidy [--fix]       hold the lines of the code base; --fix rewrites the generated tables
   lint               formatting and clippy
   help               this text
@@ -48,7 +48,8 @@ fn main() -> ExitCode {
         Some((verb, rest)) => (verb.as_str(), rest),
         None => ("help", &[][..]),
     };
-    if rest.iter().any(|a| a == "--help" || a == "-h") {
+    // The bench has options enough for a help text of its own.
+    if verb != "bench" && rest.iter().any(|a| a == "--help" || a == "-h") {
         print!("{HELP}");
         return ExitCode::SUCCESS;
     }

@@ -2,6 +2,7 @@
 
 use crate::{
     atomic,
+    frame::Frame,
     maps::{COURSE, TEMPLATES},
 };
 
@@ -42,6 +43,19 @@ pub fn restore(data: usize, end: usize) {
         unsafe { atomic::store64(data + 8 * i, template.words[i]) };
         i += 1;
     }
+}
+
+/// Waits until the frame is there: the processor works on the next packet
+/// while a template is on its way from memory, unless something needs it. An
+/// atomic operation lets nothing pass.
+#[inline(always)]
+pub fn wait<F: Frame>(frame: &F) {
+    // The client's port.
+    let (Some(port), Some(course)) = (frame.get2(34), COURSE.get_ptr_mut(0)) else {
+        return;
+    };
+    // SAFETY: a map value, aligned to 8.
+    unsafe { atomic::fetch_or(&raw mut (*course).seen, u64::from(port)) };
 }
 
 /// A permutation of `0..=mask`: products with odd numbers and a shifted xor

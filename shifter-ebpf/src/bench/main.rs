@@ -59,6 +59,20 @@ pub fn bench_tc_empty(_context: TcContext) -> i32 {
     TC_NEXT
 }
 
+/// Waits for the frame and does nothing else.
+#[xdp(frags)]
+pub fn bench_xdp_wait(context: XdpContext) -> u32 {
+    driver::wait(&Xdp(context.ctx));
+    xdp_action::XDP_PASS
+}
+
+/// As [`bench_xdp_wait`], over an skb.
+#[classifier]
+pub fn bench_tc_wait(context: TcContext) -> i32 {
+    driver::wait(&Skb(context.skb.skb));
+    TC_NEXT
+}
+
 /// The same job the usual way, pins in the kernel's LRU hash.
 #[xdp(frags)]
 pub fn bench_xdp_reference(context: XdpContext) -> u32 {

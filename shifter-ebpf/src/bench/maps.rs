@@ -14,7 +14,7 @@ pub struct Template {
     pub words: [u64; TEMPLATE_WORDS],
 }
 
-/// Where the driver is on its way through the templates. 16 bytes.
+/// Where the driver is on its way through the templates. 24 bytes.
 #[repr(C)]
 pub struct Course {
     /// Packets so far.
@@ -23,6 +23,8 @@ pub struct Course {
     pub mask: u32,
     /// Half of its bits.
     pub shift: u32,
+    /// What the program that only reads has read.
+    pub seen: u64,
 }
 
 /// A VIP or backend, laid out as `AddressKey`, aligned for its words. 20 bytes.
@@ -40,7 +42,7 @@ pub struct Key {
 /// A destination of the reference program and of the bare NAT. 40 bytes.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Target {
+pub struct Destination {
     pub addr: [u32; 4],
     /// Destination and source MAC, in one row.
     pub macs: [u32; 3],
@@ -86,17 +88,17 @@ pub static REF_VIPS: HashMap<Key, u32> = HashMap::with_max_entries(SERVICES, 0);
 
 /// Backend to what its replies are rewritten to: the VIP, by the clients' next hop.
 #[map]
-pub static REF_REPLIES: HashMap<Key, Target> = HashMap::with_max_entries(64, 0);
+pub static REF_REPLIES: HashMap<Key, Destination> = HashMap::with_max_entries(64, 0);
 
-/// Number of a target by service and hash.
+/// Number of a backend by service and hash.
 #[map]
 pub static REF_RINGS: Array<u32> = Array::with_max_entries(SERVICES * RING_SLOTS, BPF_F_MMAPABLE);
 
 /// Backends.
 #[map]
-pub static REF_TARGETS: Array<Target> = Array::with_max_entries(64, BPF_F_MMAPABLE);
+pub static REF_BACKENDS: Array<Destination> = Array::with_max_entries(64, BPF_F_MMAPABLE);
 
-/// Pins: number of a target. Twice as many as flows are measured.
+/// Pins: number of a backend. Twice as many as flows are measured.
 #[map]
 pub static REF_PINS: LruHashMap<Tuple, u32> = LruHashMap::with_max_entries(1, 0);
 

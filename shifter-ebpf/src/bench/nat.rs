@@ -2,7 +2,7 @@
 
 use crate::{
     frame::{Frame, fold},
-    maps::{Key, REF_REPLIES, REF_RINGS, REF_TARGETS, REF_VIPS, RING_SLOTS, Target},
+    maps::{Destination, Key, REF_BACKENDS, REF_REPLIES, REF_RINGS, REF_VIPS, RING_SLOTS},
 };
 
 /// Bytes of the Ethernet header.
@@ -55,8 +55,8 @@ impl Job for Nat {
         let parsed = parse::<F, L4>(frame)?;
         // SAFETY: written before packets are sent.
         if let Some(service) = unsafe { REF_VIPS.get(&parsed.destination) } {
-            let target = REF_TARGETS.get(*REF_RINGS.get(slot(&parsed, *service))?)?;
-            return send::<F, L4>(frame, &parsed, Side::Destination, target);
+            let to = REF_BACKENDS.get(*REF_RINGS.get(slot(&parsed, *service))?)?;
+            return send::<F, L4>(frame, &parsed, Side::Destination, to);
         }
         reply::<F, L4>(frame, &parsed)
     }
@@ -66,8 +66,8 @@ impl Job for Nat {
 #[inline(always)]
 pub fn reply<F: Frame, const L4: usize>(frame: &mut F, parsed: &Parsed) -> Option<i32> {
     // SAFETY: as above.
-    let target = unsafe { REF_REPLIES.get(&parsed.source) }?;
-    send::<F, L4>(frame, parsed, Side::Source, target)
+    let to = unsafe { REF_REPLIES.get(&parsed.source) }?;
+    send::<F, L4>(frame, parsed, Side::Source, to)
 }
 
 /// Ring slot of a client.
@@ -141,7 +141,7 @@ pub fn send<F: Frame, const L4: usize>(
     frame: &mut F,
     parsed: &Parsed,
     side: Side,
-    target: &Target,
+    to: &Destination,
 ) -> Option<i32> {
     let [source_at, destination_at, words] = places::<L4>();
     let (old, at, port_at) = match side {
@@ -151,12 +151,12 @@ pub fn send<F: Frame, const L4: usize>(
     let mut addr_change = 0u32;
     let mut i = 0;
     while i < words {
-        addr_change += fold(target.addr[i]) + fold(!old.addr[i]);
-        frame.put4(at + 4 * i, target.addr[i])?;
+        addr_change += fold(to.addr[i]) + fold(!old.addr[i]);
+        frame.put4(at + 4 * i, to.addr[i])?;
         i += 1;
     }
-    let port_change = u32::from(target.port) + u32::from(!old.port);
-    frame.put2(port_at, target.port)?;
+    let port_change = u32::from(to.port) + u32::from(!old.port);
+    frame.put2(port_at, to.port)?;
     if parsed.source.protocol == 6 {
         frame.fix_checksum(L4 + 16, addr_change, port_change, L4 == L4_V6)?;
     } else if frame.get2(L4 + 6)? != 0 {
@@ -165,10 +165,10 @@ pub fn send<F: Frame, const L4: usize>(
     hop::<F, L4>(frame, addr_change)?;
     let mut i = 0;
     while i < 3 {
-        frame.put4(4 * i, target.macs[i])?;
+        frame.put4(4 * i, to.macs[i])?;
         i += 1;
     }
-    Some(frame.redirect(target.ifindex))
+    Some(frame.redirect(to.ifindex))
 }
 
 /// One hop less; the IPv4 header's checksum follows that and the address.

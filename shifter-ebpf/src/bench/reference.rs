@@ -6,7 +6,7 @@ use aya_ebpf::bindings::BPF_ANY;
 
 use crate::{
     frame::Frame,
-    maps::{REF_MISSES, REF_PINS, REF_RINGS, REF_TARGETS, REF_VIPS, Tuple},
+    maps::{REF_BACKENDS, REF_MISSES, REF_PINS, REF_RINGS, REF_VIPS, Tuple},
     nat::{Job, Parsed, Side, parse, reply, send, slot},
 };
 
@@ -25,7 +25,7 @@ impl Job for Reference {
             return reply::<F, L4>(frame, &parsed);
         };
         let number = pinned(&parsed, *service)?;
-        send::<F, L4>(frame, &parsed, Side::Destination, REF_TARGETS.get(number)?)
+        send::<F, L4>(frame, &parsed, Side::Destination, REF_BACKENDS.get(number)?)
     }
 }
 

@@ -35,13 +35,15 @@ const FIRST_BACKEND: BackendId = 1;
 pub enum Subject {
     /// Nothing: the driver's own cost.
     Empty,
+    /// Nothing but to wait for the frame.
+    Wait,
     Shifter,
     /// The usual way.
     Reference,
 }
 
 impl Subject {
-    pub const ALL: [Self; 3] = [Self::Empty, Self::Shifter, Self::Reference];
+    pub const ALL: [Self; 4] = [Self::Empty, Self::Wait, Self::Shifter, Self::Reference];
 }
 
 /// See `Course` in `shifter-ebpf/src/bench/maps.rs`.
@@ -51,6 +53,7 @@ struct Course {
     next: u64,
     mask: u32,
     shift: u32,
+    seen: u64,
 }
 
 /// What the kernel counted.
@@ -119,7 +122,7 @@ impl<'a> Bed<'a> {
         let hook = hook_name(place);
         let mut object = Object::load(
             object,
-            &["driver", "empty", "reference"].map(|name| format!("bench_{hook}_{name}")),
+            &["driver", "empty", "wait", "reference"].map(|name| format!("bench_{hook}_{name}")),
             &[("TEMPLATES", most), ("REF_PINS", 2 * capacity.max(most))],
         )?;
         if place == Place::Xdp {
@@ -161,6 +164,7 @@ impl<'a> Bed<'a> {
                 next: 0,
                 mask: flows - 1,
                 shift: bits.div_ceil(2),
+                seen: 0,
             },
         );
         Ok(())
@@ -172,6 +176,7 @@ impl<'a> Bed<'a> {
         let own = |name: &str| self.object.program(&format!("bench_{hook}_{name}"));
         let program: BorrowedFd = match subject {
             Subject::Empty => own("empty")?,
+            Subject::Wait => own("wait")?,
             Subject::Shifter => self.scene.program(self.place),
             Subject::Reference => own("reference")?,
         };

@@ -50,6 +50,8 @@ pub struct Line {
     pub flows: u32,
     /// Driver and empty program.
     pub driver: Spread,
+    /// What a program costs that only waits for the frame.
+    pub wait: Spread,
     pub shifter: Spread,
     pub reference: Spread,
 }
@@ -137,12 +139,14 @@ fn add(lines: &mut Vec<Line>, hook: &'static str, kind: Kind, sample: &Sample) {
             case,
             flows: sample.flows,
             driver: Spread::default(),
+            wait: Spread::default(),
             shifter: Spread::default(),
             reference: Spread::default(),
         });
         lines.len() - 1
     });
-    let [empty, shifter, reference] = sample.packet_ns;
+    let [empty, wait, shifter, reference] = sample.packet_ns;
+    lines[at].wait.values.push(wait - empty);
     lines[at].driver.values.push(empty);
     lines[at].shifter.values.push(shifter - empty);
     lines[at].reference.values.push(reference - empty);
@@ -168,6 +172,7 @@ pub fn table(lines: &[Line]) -> String {
                 line.case.clone(),
                 flows_text(line.flows),
                 line.driver.text(0),
+                line.wait.text(0),
                 line.shifter.text(0),
                 line.reference.text(0),
                 format!("{ratio:.2}"),
@@ -179,6 +184,7 @@ pub fn table(lines: &[Line]) -> String {
         "case",
         "flows",
         "driver, ns",
+        "wait, ns",
         "shifter, ns",
         "reference, ns",
         "ratio",
@@ -194,6 +200,7 @@ pub fn json(lines: &[Line]) -> Value {
             "case": line.case,
             "flows": line.flows,
             "driver_ns": line.driver.json(),
+            "wait_ns": line.wait.json(),
             "shifter_ns": line.shifter.json(),
             "reference_ns": line.reference.json(),
         })

@@ -13,13 +13,13 @@ use crate::bench::object::{Object, delete};
 const RING_SLOTS: u32 = 65_537;
 /// Services that there is room for.
 const SERVICES: u32 = 8;
-/// Targets that there is room for.
-const TARGETS: u32 = 64;
+/// Backends that there is room for.
+const BACKEND_ELEMENTS: u32 = 64;
 
-/// See `Target` there.
+/// See `Destination` there.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Target {
+struct Destination {
     addr: [u8; 16],
     macs: [[u8; 6]; 2],
     ifindex: u32,
@@ -27,7 +27,7 @@ struct Target {
     pad: [u8; 6],
 }
 
-const _: () = assert!(size_of::<Target>() == 40);
+const _: () = assert!(size_of::<Destination>() == 40);
 
 /// See `Tuple` there.
 #[repr(C)]
@@ -56,12 +56,12 @@ pub struct Service<'a> {
 impl Service<'_> {
     /// Writes it into the maps of an object.
     pub fn put(&self, object: &Object) -> Result<()> {
-        let targets = object.mapped::<Target>("REF_TARGETS", TARGETS)?;
+        let elements = object.mapped::<Destination>("REF_BACKENDS", BACKEND_ELEMENTS)?;
         let ring = object.mapped::<u32>("REF_RINGS", SERVICES * RING_SLOTS)?;
         let first = self.number * BACKENDS as u32;
         for (i, (backend, hop)) in self.backends.iter().enumerate() {
-            targets.write(first + i as u32, target(*backend, hop));
-            let reply = target(self.vip, &self.to_clients);
+            elements.write(first + i as u32, destination_of(*backend, hop));
+            let reply = destination_of(self.vip, &self.to_clients);
             object.put("REF_REPLIES", key(*backend, self.is_udp), reply)?;
         }
         for slot in 0..RING_SLOTS {
@@ -89,8 +89,8 @@ pub fn forget(object: &Object, kind: Kind, count: u32) -> Result<()> {
     Ok(())
 }
 
-fn target(addr: SocketAddr, hop: &NextHopImage) -> Target {
-    Target {
+fn destination_of(addr: SocketAddr, hop: &NextHopImage) -> Destination {
+    Destination {
         addr: bytes(addr.ip()),
         macs: [hop.destination, hop.source],
         ifindex: hop.ifindex,

@@ -22,7 +22,7 @@ const WARM_UP: u32 = 131_072;
 pub struct Sample {
     pub case: Case,
     pub flows: u32,
-    pub packet_ns: [f64; 3],
+    pub packet_ns: [f64; Subject::ALL.len()],
 }
 
 /// What a round is about.
@@ -107,28 +107,21 @@ impl Round<'_> {
     /// Passes over all flows, the table taken back before each.
     fn again(&self, bed: &Bed, case: Case, flows: u32, before: &Snapshot) -> Result<Sample> {
         let passes = (CHANGING_PACKETS / flows).clamp(1, PASSES);
-        let mut packet_ns = [0.0; 3];
+        let mut packet_ns = [0.0; Subject::ALL.len()];
         for i in self.order() {
             let mut sum = 0;
             for _ in 0..passes {
                 sum += match Subject::ALL[i] {
-                    Subject::Empty => bed.run(Subject::Empty, flows)?.packet_ns,
+                    subject @ (Subject::Empty | Subject::Wait) => {
+                        bed.run(subject, flows)?.packet_ns
+                    }
                     Subject::Reference => {
                         if case != Case::Proof {
                             forget(&bed.object, bed.kind, flows)?;
                         }
                         bed.run(Subject::Reference, flows)?.packet_ns
                     }
-                    Subject::Shifter => {
-                        if case == Case::Proof {
-                            bed.table.restore(before);
-                        } else {
-                            bed.table.free(before);
-                        }
-                        let (took, counts) = bed.counted(flows, case.verdict())?;
-                        check(case, flows, flows, &counts)?;
-                        took.packet_ns
-                    }
+                    Subject::Shifter => pass(bed, case, flows, before)?,
                 };
             }
             packet_ns[i] = f64::from(sum) / f64::from(passes);
@@ -143,12 +136,12 @@ impl Round<'_> {
     /// Packets that leave the table as it is.
     fn steady(&self, bed: &Bed, case: Case, flows: u32) -> Result<Sample> {
         let packets = self.packets.max(flows);
-        let mut packet_ns = [0.0; 3];
+        let mut packet_ns = [0.0; Subject::ALL.len()];
         for i in self.order() {
             let subject = Subject::ALL[i];
             bed.run(subject, WARM_UP.min(packets))?;
             let took = match subject {
-                Subject::Empty => bed.run(subject, packets)?,
+                Subject::Empty | Subject::Wait => bed.run(subject, packets)?,
                 Subject::Shifter => {
                     let (took, counts) = bed.counted(packets, case.verdict())?;
                     check(case, flows, packets, &counts)?;
@@ -171,6 +164,27 @@ impl Round<'_> {
             packet_ns,
         })
     }
+}
+
+/// One pass of shifter over all flows, the table as it was; ns a packet.
+fn pass(bed: &Bed, case: Case, flows: u32, before: &Snapshot) -> Result<u32> {
+    if case == Case::Proof {
+        bed.table.restore(before);
+        ensure!(bed.table.proven(before) == 0, "a flow is proven too early");
+    } else {
+        bed.table.free(before);
+    }
+    let (took, counts) = bed.counted(flows, case.verdict())?;
+    check(case, flows, flows, &counts)?;
+    if case == Case::Proof {
+        let proven = bed.table.proven(before);
+        ensure!(
+            proven == before.count(),
+            "of {} flows {proven} were proven",
+            before.count()
+        );
+    }
+    Ok(took.packet_ns)
 }
 
 /// Flows that may find no place in a full table (DESIGN §4: fewer than 1 in 100,000).

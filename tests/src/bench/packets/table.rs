@@ -1,7 +1,9 @@
 //! The flow table taken back to an earlier state between passes that change it.
 
 use shifter::datapath::memory::MappedArray;
-use shifter_common::abi::flow::{FlowEntry, FlowSet, SET_ENTRIES, control_state, is_live};
+use shifter_common::abi::flow::{
+    FlowEntry, FlowSet, SET_ENTRIES, control_state, is_live, is_proven,
+};
 
 /// The table as memory.
 pub struct Table {
@@ -11,6 +13,13 @@ pub struct Table {
 /// Entries that were live at one moment, and where.
 pub struct Snapshot {
     entries: Vec<(u32, usize, FlowEntry)>,
+}
+
+impl Snapshot {
+    /// Number of entries.
+    pub fn count(&self) -> usize {
+        self.entries.len()
+    }
 }
 
 impl Table {
@@ -58,6 +67,16 @@ impl Table {
                 std::ptr::write_volatile(&raw mut (*self.entry(*set, *place)).control, 0);
             }
         }
+    }
+
+    /// How many of the places of a snapshot hold a proven flow now.
+    pub fn proven(&self, snapshot: &Snapshot) -> usize {
+        let is_proven = |(set, place, _): &&(u32, usize, FlowEntry)| {
+            // SAFETY: as above.
+            let entry = unsafe { std::ptr::read_volatile(self.entry(*set, *place)) };
+            is_proven(control_state(entry.control))
+        };
+        snapshot.entries.iter().filter(is_proven).count()
     }
 
     fn entry(&self, set: u32, place: usize) -> *mut FlowEntry {
