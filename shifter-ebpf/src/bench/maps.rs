@@ -14,7 +14,7 @@ pub struct Template {
     pub words: [u64; TEMPLATE_WORDS],
 }
 
-/// Where the driver is on its way through the templates. 24 bytes.
+/// Where the driver is on its way through the templates. 32 bytes.
 #[repr(C)]
 pub struct Course {
     /// Packets so far.
@@ -23,8 +23,10 @@ pub struct Course {
     pub mask: u32,
     /// Half of its bits.
     pub shift: u32,
-    /// What the program that only reads has read.
+    /// 0, but the processor has to wait for it after [`crate::driver::wait`].
     pub seen: u64,
+    /// 0.
+    pub zero: u64,
 }
 
 /// A VIP or backend, laid out as `AddressKey`, aligned for its words. 20 bytes.

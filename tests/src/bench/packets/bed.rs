@@ -54,6 +54,7 @@ struct Course {
     mask: u32,
     shift: u32,
     seen: u64,
+    zero: u64,
 }
 
 /// What the kernel counted.
@@ -165,6 +166,7 @@ impl<'a> Bed<'a> {
                 mask: flows - 1,
                 shift: bits.div_ceil(2),
                 seen: 0,
+                zero: 0,
             },
         );
         Ok(())
