@@ -255,7 +255,7 @@ fn haproxy(lab: &Lab) -> Result<Process> {
     let vip = lab.vip(Family::V4);
     let [blue, green] = Side::BOTH.map(|side| lab.listen(side, Family::V4));
     let config = format!(
-        "global\n nbthread 2\n maxconn 20000\n\
+        "global\n nbthread 2\n maxconn 4000\n\
          defaults\n mode tcp\n timeout connect 5s\n timeout client 1m\n timeout server 1m\n\
          listen web\n bind {vip}\n balance roundrobin\n server blue {blue}\n server green {green}\n\
          listen bulk\n bind {}\n server blue {}\n",
