@@ -5,6 +5,7 @@
 //! swept at the next start.
 
 pub mod agent;
+pub mod bench;
 pub mod blocker;
 pub mod command;
 pub mod evidence;

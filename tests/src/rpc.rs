@@ -6,7 +6,8 @@ use std::{io, time::Duration};
 use anyhow::Result;
 use hyper_util::rt::TokioIo;
 use shifter::proto::{
-    Receipt, SetWeightRequest, services_client::ServicesClient, set_weight_request::ShareOf,
+    ApplyRequest, GetInfoRequest, Info, Receipt, ServiceSpec, SetWeightRequest,
+    admin_client::AdminClient, services_client::ServicesClient, set_weight_request::ShareOf,
 };
 use tokio::{net::UnixStream, runtime::Runtime};
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -18,18 +19,24 @@ use crate::agent::Agent;
 pub struct Rpc {
     runtime: Runtime,
     services: ServicesClient<Channel>,
+    admin: AdminClient<Channel>,
 }
 
 impl Rpc {
     /// Connects to an agent's socket.
     pub fn connect(agent: &Agent<'_>) -> Result<Self> {
+        Self::connect_with(agent, Duration::from_secs(10))
+    }
+
+    /// As [`Rpc::connect`], with another limit for each call.
+    pub fn connect_with(agent: &Agent<'_>, limit: Duration) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let path = agent.socket();
         let channel = runtime.block_on(
             Endpoint::from_static("http://shifter.invalid")
-                .timeout(Duration::from_secs(10))
+                .timeout(limit)
                 .connect_with_connector(tower::service_fn(move |_: Uri| {
                     let path = path.clone();
                     async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
@@ -37,7 +44,8 @@ impl Rpc {
         )?;
         Ok(Self {
             runtime,
-            services: ServicesClient::new(channel),
+            services: ServicesClient::new(channel.clone()),
+            admin: AdminClient::new(channel),
         })
     }
 
@@ -49,6 +57,22 @@ impl Rpc {
             ..Default::default()
         };
         let call = self.services.set_weight(request);
+        Ok(self.runtime.block_on(call)?.into_inner())
+    }
+
+    /// `Services.Apply`.
+    pub fn apply(&mut self, services: Vec<ServiceSpec>) -> Result<Vec<Receipt>> {
+        let request = ApplyRequest {
+            services,
+            ..Default::default()
+        };
+        let call = self.services.apply(request);
+        Ok(self.runtime.block_on(call)?.into_inner().receipts)
+    }
+
+    /// `Admin.GetInfo`.
+    pub fn info(&mut self) -> Result<Info> {
+        let call = self.admin.get_info(GetInfoRequest {});
         Ok(self.runtime.block_on(call)?.into_inner())
     }
 }

@@ -5,7 +5,7 @@ use std::{
     ffi::CString,
     fs,
     net::SocketAddr,
-    os::fd::{FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -114,6 +114,11 @@ impl Scene {
         let trial = &mut self.trials[place as usize];
         let (action, frame) = trial.run(frame).unwrap_or_else(|error| panic!("{error}"));
         (action_of(place, action), frame)
+    }
+
+    /// The program of a place.
+    pub fn program(&self, place: Place) -> BorrowedFd<'_> {
+        self.trials[place as usize].as_fd()
     }
 
     /// As [`Scene::run`], with the verdict that was counted, of which there

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     build::build,
-    run::{is_root, program, root},
+    run::{is_root, program, target_directory},
     setup::{Need, setup},
 };
 
@@ -27,8 +27,4 @@ pub fn demo(arguments: &[String]) -> Result<()> {
     let mut command: Command = program(&path.to_string_lossy());
     command.args(arguments).stdin(Stdio::inherit());
     Err(command.exec()).with_context(|| format!("{} cannot be run", path.display()))
-}
-
-fn target_directory() -> std::path::PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |d| root().join(d))
 }

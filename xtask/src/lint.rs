@@ -61,6 +61,7 @@ pub fn clippy_ebpf() -> Option<Command> {
     let nightly = nightly()?;
     output(&mut rustup_run(&nightly, &["cargo-clippy", "--version"]))?;
     let mut command = rustup_run(&nightly, &["cargo", "clippy", "--package", "shifter-ebpf"]);
+    command.args(["--features", "bench"]);
     command.args(["--target", "bpfel-unknown-none", "-Z", "build-std=core"]);
     command.args(["--", "-D", "warnings"]);
     Some(command)

@@ -1,5 +1,6 @@
 //! Build, test, demo and tidy: the commands of the README.
 
+mod bench;
 mod build;
 mod demo;
 mod lint;
@@ -23,6 +24,9 @@ cargo xtask VERB [ARGUMENTS]
                      FILTER runs only the tests whose name contains it;
                      --long runs full counts; ARGS go to the test programs
   demo [ARGS]        move live traffic between two servers in network namespaces (root)
+  bench [PART..] [--quick] [--json FILE] [..]
+                     measure packets, traffic and control beside the usual ways (root);
+                     `bench --help` lists the filters
   tidy [--fix]       hold the lines of the code base; --fix rewrites the generated tables
   lint               formatting and clippy
   stack              the stack that each eBPF program needs, as Linux 6.1 counts it
@@ -45,7 +49,8 @@ fn main() -> ExitCode {
         Some((verb, rest)) => (verb.as_str(), rest),
         None => ("help", &[][..]),
     };
-    if rest.iter().any(|a| a == "--help" || a == "-h") {
+    // The bench has options enough for a help text of its own.
+    if verb != "bench" && rest.iter().any(|a| a == "--help" || a == "-h") {
         print!("{HELP}");
         return ExitCode::SUCCESS;
     }
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
         "setup" => nothing_more(verb, rest).and_then(|()| setup::setup(setup::Need::All)),
         "build" => build::build(rest),
         "test" => test::test(rest),
+        "bench" => bench::bench(rest),
         "demo" => demo::demo(rest),
         "tidy" => tidy::tidy(rest),
         "lint" => nothing_more(verb, rest).and_then(|()| lint::lint()),

@@ -157,3 +157,10 @@ pub const TEST_PACKAGES: [Package; 10] = [
         why: "which processes are left",
     },
 ];
+
+/// What the bench compares with, besides the scenarios' packages.
+pub const BENCH_PACKAGES: [Package; 1] = [Package {
+    program: "haproxy",
+    name: "haproxy",
+    why: "a proxy to compare with",
+}];

@@ -16,6 +16,12 @@ pub fn root() -> PathBuf {
     own.parent().map(Path::to_path_buf).unwrap_or(own)
 }
 
+/// Where cargo puts what it builds.
+pub fn target_directory() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root().join("target"), |directory| root().join(directory))
+}
+
 /// A program of the build: run in the root of the workspace, without input,
 /// found also where cargo and Debian put programs that PATH may lack.
 pub fn program(name: &str) -> Command {

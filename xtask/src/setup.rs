@@ -23,14 +23,16 @@ pub enum Need {
     Demo,
     /// All but the tools of scenarios, which cannot run without root.
     Unprivileged,
-    /// Everything.
+    /// And what the bench calls.
+    Bench,
+    /// What every verb but the bench calls.
     All,
 }
 
 /// Installs what `need` asks for and the machine lacks.
 pub fn setup(need: Need) -> Result<()> {
     if !is_set("SHIFTER_BPF_OBJECT") {
-        install_nightly(need != Need::Build && need != Need::Demo)?;
+        install_nightly(!matches!(need, Need::Build | Need::Demo | Need::Bench))?;
         install_bpf_linker()?;
     }
     if matches!(need, Need::Lint | Need::Unprivileged | Need::All) {
@@ -39,6 +41,12 @@ pub fn setup(need: Need) -> Result<()> {
     match need {
         Need::Build | Need::Lint | Need::Unprivileged => Ok(()),
         Need::Demo => install_tools(pins::DEMO_PACKAGES.iter()),
+        Need::Bench => install_tools(
+            pins::DEMO_PACKAGES
+                .iter()
+                .chain(&pins::TEST_PACKAGES)
+                .chain(&pins::BENCH_PACKAGES),
+        ),
         Need::All => install_tools(pins::DEMO_PACKAGES.iter().chain(&pins::TEST_PACKAGES)),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use super::{DatapathError, attach::Place, kernel::KernelDatapath, load::failed};
@@ -40,6 +40,12 @@ pub struct Trial {
     program: OwnedFd,
     place: Place,
     out: Vec<u8>,
+}
+
+impl AsFd for Trial {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
 }
 
 impl Trial {

@@ -53,7 +53,8 @@ pub fn check(doc: &str, cargo: &str, build_script: &str) -> Vec<Finding> {
 }
 
 fn tools() -> impl Iterator<Item = &'static str> {
-    let all = pins::DEMO_PACKAGES.iter().chain(&pins::TEST_PACKAGES);
+    let tests = pins::DEMO_PACKAGES.iter().chain(&pins::TEST_PACKAGES);
+    let all = tests.chain(&pins::BENCH_PACKAGES);
     all.map(|package| package.name)
 }
 

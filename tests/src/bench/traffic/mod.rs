@@ -1,0 +1,188 @@
+//! End to end: requests, connections and bulk traffic over every way, in
+//! interleaved rounds.
+
+mod load;
+mod way;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use self::way::{InForce, Way};
+use super::{report, stat::Spread};
+use crate::{
+    need::on_path,
+    topology::{Lab, Placement},
+};
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub object: PathBuf,
+    pub rounds: usize,
+    /// Of each kind of load.
+    pub seconds: u64,
+    /// Ways with any of these in their names; none: all.
+    pub ways: Vec<String>,
+}
+
+/// What is measured of a way, as named in JSON.
+const METRICS: [&str; 11] = [
+    "requests_per_s",
+    "requests_p50_ms",
+    "requests_p99_ms",
+    "requests_p999_ms",
+    "requests_cpu_s_per_million",
+    "connections_per_s",
+    "connections_p50_ms",
+    "connections_p99_ms",
+    "connections_p999_ms",
+    "connections_cpu_s_per_million",
+    "bulk_gbit_per_s",
+];
+
+/// All rounds of one way.
+#[derive(Clone, Debug)]
+pub struct Line {
+    way: Way,
+    metrics: [Spread; METRICS.len()],
+}
+
+/// Measures; `progress` is told of each way.
+pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<Line>> {
+    for (tool, package) in load::TOOLS {
+        if !on_path(tool) {
+            bail!("{tool} is missing: apt-get install {package} (Debian 12)");
+        }
+    }
+    let mut lines: Vec<Line> = Vec::new();
+    for way in Way::ALL {
+        let name = way.name();
+        if !options.ways.is_empty() && !options.ways.iter().any(|part| name.contains(part)) {
+            continue;
+        }
+        match way.tool() {
+            Some((tool, package)) if !on_path(tool) => {
+                println!("{name} is left out: it needs {tool} (Debian package {package})");
+            }
+            _ => lines.push(Line {
+                way,
+                metrics: Default::default(),
+            }),
+        }
+    }
+    for round in 0..options.rounds {
+        let count = lines.len();
+        for i in 0..count {
+            let line = &mut lines[(i + round) % count];
+            let name = line.way.name();
+            progress(&format!(
+                "round {} of {}: {name}",
+                round + 1,
+                options.rounds
+            ));
+            let found = measure_way(options, line.way).with_context(|| name.to_owned())?;
+            for (spread, value) in line.metrics.iter_mut().zip(found) {
+                spread.values.push(value);
+            }
+        }
+    }
+    Ok(lines)
+}
+
+fn measure_way(options: &Options, way: Way) -> Result<[f64; METRICS.len()]> {
+    let lab = Lab::new(Placement::RemoteOther)?;
+    let _servers = load::servers(&lab)?;
+    let in_force = InForce::start(&lab, way, &options.object)?;
+    let to = in_force.requests_to();
+    // Neighbours and caches.
+    load::wrk(&lab, to, 1, true)?;
+    let kept = load::wrk(&lab, to, options.seconds, false)?;
+    let short = load::wrk(&lab, to, options.seconds, true)?;
+    in_force.check(short.count)?;
+    let bulk = load::bulk(&lab, in_force.bulk_to(), options.seconds)?;
+    let mut found = [0.0; METRICS.len()];
+    for (i, requests) in [kept, short].into_iter().enumerate() {
+        found[5 * i..5 * i + 5].copy_from_slice(&[
+            requests.per_s,
+            requests.p50_ms,
+            requests.p99_ms,
+            requests.p999_ms,
+            requests.cpu_s_per_million,
+        ]);
+    }
+    found[10] = bulk;
+    Ok(found)
+}
+
+/// For people: requests, connections, bulk.
+pub fn table(lines: &[Line]) -> String {
+    let mut text = String::new();
+    for (first, what) in [(0, "requests/s, kept alive"), (5, "new connections/s")] {
+        let head = [
+            "way",
+            what,
+            "of routed",
+            "p50, ms",
+            "p99, ms",
+            "p99.9, ms",
+            "CPU s/million",
+        ];
+        let rows: Vec<Vec<String>> = lines
+            .iter()
+            .map(|line| {
+                let metric = |i: usize| &line.metrics[first + i];
+                vec![
+                    line.way.name().to_owned(),
+                    metric(0).text(0),
+                    of_routed(lines, line, first),
+                    metric(1).text(2),
+                    metric(2).text(2),
+                    metric(3).text(2),
+                    metric(4).text(1),
+                ]
+            })
+            .collect();
+        text += &report::table(&head, &rows);
+        text += "\n";
+    }
+    let rows: Vec<Vec<String>> = lines
+        .iter()
+        .map(|line| {
+            vec![
+                line.way.name().to_owned(),
+                line.metrics[10].text(2),
+                of_routed(lines, line, 10),
+            ]
+        })
+        .collect();
+    text + &report::table(&["way", "bulk, Gbit/s", "of routed"], &rows)
+}
+
+/// A metric as a multiple of the routed path's in the same round.
+fn of_routed(lines: &[Line], line: &Line, metric: usize) -> String {
+    let Some(routed) = lines.iter().find(|line| line.way == Way::Routed) else {
+        return "-".to_owned();
+    };
+    let pairs = line.metrics[metric]
+        .values
+        .iter()
+        .zip(&routed.metrics[metric].values);
+    let ratios = Spread {
+        values: pairs.map(|(own, routed)| own / routed).collect(),
+    };
+    ratios.text(2)
+}
+
+/// For programs.
+pub fn json(lines: &[Line]) -> Value {
+    let lines = lines.iter().map(|line| {
+        let mut value = json!({ "way": line.way.name() });
+        for (name, spread) in METRICS.iter().zip(&line.metrics) {
+            value[*name] = spread.json();
+        }
+        value
+    });
+    Value::Array(lines.collect())
+}
