@@ -80,6 +80,52 @@ store!(store16, u16, "*(u16 *)({to} + 0) = {value}");
 store!(store32, u32, "*(u32 *)({to} + 0) = {value}");
 store!(store64, u64, "*(u64 *)({to} + 0) = {value}");
 
+macro_rules! load_at {
+    ($name:ident, $type:ty, $width:literal) => {
+        /// Loads `OFFSET` bytes on, at any alignment.
+        ///
+        /// # Safety
+        /// `from` must have been checked to be readable that far.
+        #[inline(always)]
+        pub unsafe fn $name<const OFFSET: usize>(from: usize) -> $type {
+            let value: u64;
+            // SAFETY: the caller's promise; the verifier checks it again.
+            unsafe {
+                asm!(concat!("{to} = *(", $width, " *)({from} + {offset})"), from = in(reg) from,
+                     to = out(reg) value, offset = const OFFSET, options(nostack, readonly))
+            };
+            value as $type
+        }
+    };
+}
+
+load_at!(load8_at, u8, "u8");
+load_at!(load16_at, u16, "u16");
+load_at!(load32_at, u32, "u32");
+load_at!(load64_at, u64, "u64");
+
+macro_rules! store_at {
+    ($name:ident, $type:ty, $width:literal) => {
+        /// Stores `OFFSET` bytes on, at any alignment.
+        ///
+        /// # Safety
+        /// `to` must have been checked to be writable that far.
+        #[inline(always)]
+        pub unsafe fn $name<const OFFSET: usize>(to: usize, value: $type) {
+            // SAFETY: the caller's promise; the verifier checks it again.
+            unsafe {
+                asm!(concat!("*(", $width, " *)({to} + {offset}) = {value}"), to = in(reg) to,
+                     value = in(reg) value as u64, offset = const OFFSET, options(nostack))
+            };
+        }
+    };
+}
+
+store_at!(store8_at, u8, "u8");
+store_at!(store16_at, u16, "u16");
+store_at!(store32_at, u32, "u32");
+store_at!(store64_at, u64, "u64");
+
 /// Compare-and-swap; returns what was there. A full barrier.
 ///
 /// # Safety

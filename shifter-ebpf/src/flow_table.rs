@@ -88,8 +88,8 @@ impl FlowKey {
         protocol: u8,
         family: u8,
     ) {
-        let hash = flow_hash(config.table_key, client, port, protocol, family);
         self.client = address_words(client);
+        let hash = flow_hash(config.table_key, self.client, port, protocol, family);
         self.port = port;
         self.family = family;
         self.protocol = protocol;
@@ -118,7 +118,7 @@ impl FlowKey {
 
 /// The client's address of an entry, in two loads.
 #[inline(always)]
-fn client_words(entry: *const FlowEntry) -> [u64; 2] {
+pub fn client_words(entry: *const FlowEntry) -> [u64; 2] {
     // SAFETY: the address lies at offset 8 of an entry aligned to 64.
     unsafe {
         let words = (&raw const (*entry).client).cast::<u64>();
@@ -140,7 +140,7 @@ fn entry_at(place: u64) -> Option<*mut FlowEntry> {
 
 /// Entry at `distance` from a home.
 #[inline(always)]
-fn at(set: *mut FlowSet, home: u32, distance: u32) -> *mut FlowEntry {
+pub fn at(set: *mut FlowSet, home: u32, distance: u32) -> *mut FlowEntry {
     let index = (home + distance) & (SET_ENTRIES as u32 - 1);
     // SAFETY: `index` is below SET_ENTRIES.
     unsafe { set.cast::<FlowEntry>().add(index as usize) }

@@ -19,13 +19,13 @@ use shifter_common::{
     },
     packet::{
         ChecksumChange, MAX_OFFSET, Packet,
-        checksum::{Delta, fold},
+        checksum::{Delta, fold, fold64},
         parse::Headers,
         slice::update_in_place,
     },
 };
 
-use crate::atomic;
+use crate::atomic::{self, load16_at, store16_at};
 
 /// What a program returns to the kernel.
 pub type Action = i32;
@@ -49,6 +49,24 @@ pub trait Hook: Packet {
     fn ifindex(&self) -> u32;
     /// Bytes from the Ethernet header on.
     fn length(&self) -> u32;
+    /// The first byte, where at least `N` can be read and written directly.
+    fn head<const N: usize>(&self) -> Option<usize>;
+    /// Bytes that can be read directly.
+    fn linear(&self) -> u32;
+    /// Mends the checksum of TCP or UDP in a plain frame that begins at `head`
+    /// by sums of 32-bit words, not folded: of addresses and of what it covers
+    /// directly. Comes last, as [`Packet::transport_checksum`].
+    fn mend_checksum<const V6: bool>(
+        &mut self,
+        head: usize,
+        is_udp: bool,
+        addresses: u64,
+        covered: u64,
+    ) -> Option<()>;
+    /// Payload of each packet that an aggregated skb becomes; 0: it is one packet.
+    fn segment(&self) -> u32;
+    /// Whether a VLAN tag lies beside the frame.
+    fn has_tag(&self) -> bool;
     /// Longest layer-3 packet that this becomes on the wire.
     fn wire_length(&self, headers: &Headers) -> u32;
     /// Whether the packet carries a VLAN tag, in its frame or beside it. It is
@@ -74,6 +92,18 @@ fn bounded(data: usize, end: usize, offset: usize, size: usize) -> Option<usize>
     }
     let at = atomic::add(data, offset);
     if at + size > end { None } else { Some(at) }
+}
+
+/// `data`, where `N` bytes from it lie before `end`.
+#[inline(always)]
+fn reachable<const N: usize>(data: usize, end: usize) -> Option<usize> {
+    if data + N > end { None } else { Some(data) }
+}
+
+/// RFC 768: a UDP checksum of 0 would say that there is none.
+#[inline(always)]
+fn some_sum(sum: u16) -> u16 {
+    if sum == 0 { 0xffff } else { sum }
 }
 
 macro_rules! direct_access {
@@ -190,6 +220,49 @@ impl Hook for XdpFrame {
     fn length(&self) -> u32 {
         // SAFETY: as above; the helper counts fragments of a multi-buffer frame.
         unsafe { bpf_xdp_get_buff_len(self.0) as u32 }
+    }
+    #[inline(always)]
+    fn head<const N: usize>(&self) -> Option<usize> {
+        reachable::<N>(self.data(), self.data_end())
+    }
+    #[inline(always)]
+    fn linear(&self) -> u32 {
+        (self.data_end() - self.data()) as u32
+    }
+    #[inline(always)]
+    fn mend_checksum<const V6: bool>(
+        &mut self,
+        head: usize,
+        is_udp: bool,
+        addresses: u64,
+        covered: u64,
+    ) -> Option<()> {
+        let change = addresses + covered;
+        let after = |old: u16| !fold64(u64::from(!old) + change);
+        // SAFETY: the caller has checked that the headers can be reached.
+        unsafe {
+            match (V6, is_udp) {
+                (false, false) => store16_at::<50>(head, after(load16_at::<50>(head))),
+                (true, false) => store16_at::<70>(head, after(load16_at::<70>(head))),
+                (false, true) => match load16_at::<40>(head) {
+                    0 => {}
+                    old => store16_at::<40>(head, some_sum(after(old))),
+                },
+                (true, true) => match load16_at::<60>(head) {
+                    0 => {}
+                    old => store16_at::<60>(head, some_sum(after(old))),
+                },
+            }
+        }
+        Some(())
+    }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
+    }
+    #[inline(always)]
+    fn has_tag(&self) -> bool {
+        false
     }
     #[inline(always)]
     fn wire_length(&self, headers: &Headers) -> u32 {
@@ -317,6 +390,41 @@ impl<const EGRESS: bool> Hook for TcPacket<EGRESS> {
     fn length(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0).len }
+    }
+    #[inline(always)]
+    fn head<const N: usize>(&self) -> Option<usize> {
+        reachable::<N>(self.data(), self.data_end())
+    }
+    #[inline(always)]
+    fn linear(&self) -> u32 {
+        (self.data_end() - self.data()) as u32
+    }
+    #[inline(always)]
+    fn mend_checksum<const V6: bool>(
+        &mut self,
+        _head: usize,
+        is_udp: bool,
+        addresses: u64,
+        covered: u64,
+    ) -> Option<()> {
+        let change = ChecksumChange {
+            pseudo: Delta(u32::from(fold64(addresses))),
+            plain: Delta(u32::from(fold64(covered))),
+            optional: is_udp,
+            family: if V6 { 6 } else { 4 },
+        };
+        let offset = if V6 { 54 } else { 34 } + if is_udp { 6 } else { 16 };
+        self.transport_checksum(offset, change)
+    }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).gso_size }
+    }
+    #[inline(always)]
+    fn has_tag(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.0).vlan_present != 0 }
     }
     /// Of an aggregated skb (GRO) that of one segment.
     #[inline(always)]

@@ -19,7 +19,7 @@ use aya_ebpf::{
 };
 
 use hook::{TcPacket, XdpFrame};
-use stage::classify;
+use stage::{classify, fast};
 use verdict::conclude;
 
 /// Ingress in the driver.
@@ -27,7 +27,10 @@ use verdict::conclude;
 #[inline(always)]
 pub fn shifter_xdp(context: XdpContext) -> u32 {
     let mut frame = XdpFrame(context.ctx);
-    conclude::<XdpFrame>(classify::ingress(&mut frame)) as u32
+    match fast::established(&mut frame) {
+        0 => conclude::<XdpFrame>(classify::ingress(&mut frame)) as u32,
+        done => done as u32,
+    }
 }
 
 /// Ingress in the traffic control layer.
@@ -35,7 +38,10 @@ pub fn shifter_xdp(context: XdpContext) -> u32 {
 #[inline(always)]
 pub fn shifter_ingress(context: TcContext) -> i32 {
     let mut packet = TcPacket::<false>::new(context.skb.skb);
-    conclude::<TcPacket<false>>(classify::ingress(&mut packet))
+    match fast::established(&mut packet) {
+        0 => conclude::<TcPacket<false>>(classify::ingress(&mut packet)),
+        done => done as i32,
+    }
 }
 
 /// Egress: replies of servers on this host, in containers, and forwarded ones.
@@ -43,7 +49,10 @@ pub fn shifter_ingress(context: TcContext) -> i32 {
 #[inline(always)]
 pub fn shifter_egress(context: TcContext) -> i32 {
     let mut packet = TcPacket::<true>::new(context.skb.skb);
-    conclude::<TcPacket<true>>(classify::egress(&mut packet))
+    match fast::established(&mut packet) {
+        0 => conclude::<TcPacket<true>>(classify::egress(&mut packet)),
+        done => done as i32,
+    }
 }
 
 #[cfg(not(test))]

@@ -13,10 +13,10 @@ pub struct NextHop {
     pub ifindex: u32,
     /// Longest layer-3 packet in bytes.
     pub mtu: u32,
+    /// Destination MAC, that of the neighbour: first, as in a frame.
+    pub destination: [u8; 6],
     /// Source MAC, that of the interface.
     pub source: [u8; 6],
-    /// Destination MAC, that of the neighbour.
-    pub destination: [u8; 6],
     /// Zero.
     pub pad: u32,
 }

@@ -64,6 +64,15 @@ pub fn fold(sum: u32) -> u16 {
     sum as u16
 }
 
+/// Ones' complement sum of a few 32-bit words in 16 bits.
+#[inline(always)]
+pub fn fold64(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
 /// `checksum` after `delta` (RFC 1624, equation 3).
 #[inline(always)]
 pub fn update(checksum: [u8; 2], delta: Delta) -> [u8; 2] {
@@ -81,6 +90,23 @@ mod tests {
             .map(|w| u32::from(u16::from_ne_bytes(*w)))
             .sum();
         (!fold(sum)).to_ne_bytes()
+    }
+
+    #[test]
+    fn both_folds_agree() {
+        for i in 0..5_000u64 {
+            let words = [
+                i.wrapping_mul(2_654_435_761),
+                i << 29 | 7,
+                u64::MAX >> (i % 30),
+            ];
+            let sum = words.iter().map(|word| word & 0xffff_ffff).sum::<u64>();
+            let halves = words
+                .iter()
+                .map(|word| (word & 0xffff) + (word >> 16 & 0xffff))
+                .sum::<u64>();
+            assert_eq!(fold64(sum), fold(halves as u32));
+        }
     }
 
     #[test]

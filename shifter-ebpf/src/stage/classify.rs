@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Words of the port bitmap that belong to VIPs; those of backends follow.
-const PORT_WORDS: u32 = 1_024;
+pub const PORT_WORDS: u32 = 1_024;
 
 /// Parses into this CPU's scratch space; a frame of its own on the stack.
 #[inline(never)]
@@ -139,7 +139,7 @@ pub fn config() -> Option<&'static Config> {
 }
 
 #[inline(always)]
-fn is_port_known(first_word: u32, port: [u8; 2]) -> bool {
+pub fn is_port_known(first_word: u32, port: [u8; 2]) -> bool {
     let port = u32::from(u16::from_be_bytes(port));
     match PORTS.get(first_word + (port >> 6)) {
         Some(word) => word >> (port & 63) & 1 != 0,

@@ -1,6 +1,7 @@
 //! The stages of the packet path, in the order a packet meets them.
 
 pub mod classify;
+pub mod fast;
 pub mod forward;
 pub mod reply;
 pub mod route;

@@ -22,11 +22,17 @@ const AF_INET6: u8 = 10;
 /// A valid next hop by id.
 #[inline(always)]
 pub fn next_hop(id: u32) -> Option<NextHop> {
+    next_hop_at(id).copied()
+}
+
+/// A valid next hop where it lies.
+#[inline(always)]
+pub fn next_hop_at(id: u32) -> Option<&'static NextHop> {
     if id == NO_NEXT_HOP as u32 {
         return None;
     }
     let hop = NEXT_HOPS.get(id)?;
-    (hop.ifindex != 0).then_some(*hop)
+    (hop.ifindex != 0).then_some(hop)
 }
 
 /// Next hop towards the client of a flow: the one kept in the entry, or one

@@ -13,6 +13,7 @@ use shifter_common::{
         config::{TICK_SHIFT, TIMEOUTS, ticks_of_seconds},
         flow::*,
     },
+    hash::address_words,
     table::{flow_hash, idle_ticks, is_due, places},
 };
 
@@ -275,7 +276,7 @@ impl FlowTable {
         let (addr, family) = super::backends::address_bytes(client.ip());
         let number = super::backends::protocol_number(protocol);
         let port = client.port().to_be_bytes();
-        let hash = flow_hash(config.table_key, &addr, port, number, family);
+        let hash = flow_hash(config.table_key, address_words(&addr), port, number, family);
         let sets = places(hash, config.set_mask).sets;
         sets.into_iter()
             .flat_map(move |set| (0..SET_ENTRIES).filter_map(move |place| self.read(set, place)))

@@ -1,0 +1,579 @@
+//! The way of most packets: a flow that is established, in a frame without
+//! tags, options, extension headers or fragments. Everything lies at offsets
+//! known at compile time, behind one check of the frame's end; the flow is found
+//! by its client alone, and its entry leads to the service and the backend, so
+//! that neither is looked up. What is not so leaves with nothing changed, for
+//! the stages to look at.
+
+use core::mem::{offset_of, size_of};
+
+use shifter_common::{
+    abi::{
+        AddressKey, Backend, Config, FlowEntry, NextHop, ServiceBody,
+        backend::BACKEND_REDIRECT,
+        flow::*,
+        stats::{HOOK_EGRESS, HOOK_XDP, Verdict},
+    },
+    packet::{
+        checksum::{Delta, fold64},
+        parse::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    },
+    table::{flow_hash, places},
+};
+
+use crate::{
+    atomic::{
+        load8_at, load16_at, load32_at, load64_at, store8_at, store16_at, store32_at, store64_at,
+    },
+    clock,
+    flow_table::{at, client_words, expired, get, set},
+    hook::Hook,
+    maps::{BACKEND_COUNTERS, FLOWS, POOL_COUNTERS},
+    stage::{classify, route, select},
+    verdict::{Outcome, conclude},
+};
+
+/// Where the IP header begins: behind Ethernet.
+const L3: usize = 14;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// EtherTypes as they lie in memory.
+const IPV4: u16 = 0x0800u16.to_be();
+const IPV6: u16 = 0x86ddu16.to_be();
+/// More fragments, or an offset (RFC 791), as it lies in memory.
+const FRAGMENT: u16 = 0x3fffu16.to_be();
+/// Segments that change more than the last acknowledgement.
+const TURNS: u8 = TCP_SYN | TCP_FIN | TCP_RST;
+/// With both set, the next packet closes the flow.
+const BOTH_FINS: u16 = FLOW_FIN_CLIENT | FLOW_FIN_BACKEND;
+/// Set in what [`established`] gives when it has handled the packet.
+const DONE: u64 = 1 << 32;
+/// Places of a key's first set that are looked at.
+const PLACES: u32 = 4;
+
+/// One side of a packet as it lies in memory, and as an [`AddressKey`] has it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Side {
+    addr: [u64; 2],
+    /// Port, protocol and family.
+    rest: u32,
+}
+
+impl Side {
+    #[inline(always)]
+    fn new<const V6: bool>(addr: [u64; 2], port: u16, protocol: u8) -> Self {
+        let family: u32 = if V6 { 6 } else { 4 };
+        Self {
+            addr,
+            rest: u32::from(port) | u32::from(protocol) << 16 | family << 24,
+        }
+    }
+
+    /// In three loads: a key is aligned to nothing.
+    #[inline(always)]
+    fn of(key: &AddressKey) -> Self {
+        const { assert!(size_of::<AddressKey>() == 20 && offset_of!(AddressKey, port) == 16) };
+        const { assert!(offset_of!(AddressKey, protocol) == 18) };
+        let at = core::ptr::from_ref(key) as usize;
+        // SAFETY: within the key.
+        unsafe {
+            Self {
+                addr: [load64_at::<0>(at), load64_at::<8>(at)],
+                rest: load32_at::<16>(at),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn port(self) -> u16 {
+        self.rest as u16
+    }
+}
+
+/// What a frame says.
+#[derive(Clone, Copy)]
+struct Frame {
+    /// Its first byte.
+    at: usize,
+    source: Side,
+    destination: Side,
+    protocol: u8,
+    hop_limit: u8,
+    tcp_flags: u8,
+    /// Of the IP packet by its own account; 0: it has none.
+    length: u32,
+}
+
+/// Which way a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Forward,
+    Reply,
+}
+
+/// Handles a packet of an established flow, or one that is none of ours; 0: it
+/// is for the stages. A function of its own, so that its frame on the stack is
+/// gone when they begin. In the low half of the result lies the action.
+#[inline(never)]
+pub fn established<H: Hook>(hook: &mut H) -> u64 {
+    match take(hook) {
+        Some(outcome) => DONE | u64::from(conclude::<H>(outcome).cast_unsigned()),
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn take<H: Hook>(hook: &mut H) -> Option<Outcome> {
+    let at = hook.head::<54>()?;
+    // SAFETY: `head` has checked that so many bytes can be read.
+    match unsafe { load16_at::<12>(at) } {
+        IPV4 => look::<H, false>(hook, at),
+        IPV6 => {
+            let at = hook.head::<74>()?;
+            look::<H, true>(hook, at)
+        }
+        _ => None,
+    }
+}
+
+/// A value by family: offsets of loads and stores must be constants.
+macro_rules! by {
+    ($six:expr, $four:expr) => {
+        if V6 { $six } else { $four }
+    };
+}
+
+/// Reads a frame whose headers are of the plain kind and whole.
+#[inline(always)]
+fn read<const V6: bool>(at: usize) -> Option<Frame> {
+    // SAFETY: `take` has checked that the headers can be read.
+    unsafe {
+        let version = load8_at::<14>(at);
+        if V6 {
+            if version >> 4 != 6 {
+                return None;
+            }
+        } else if version != 0x45 || load16_at::<20>(at) & FRAGMENT != 0 {
+            return None;
+        }
+        let protocol = by!(load8_at::<20>(at), load8_at::<23>(at));
+        let (tcp_flags, header) = match protocol {
+            TCP => (by!(load8_at::<67>(at), load8_at::<47>(at)), 20),
+            UDP => (0, 8),
+            _ => return None,
+        };
+        // An aggregated skb may be too long for the field, which is 0 then.
+        let field = u32::from(u16::from_be(by!(load16_at::<18>(at), load16_at::<16>(at))));
+        let length = match field {
+            0 => 0,
+            length => length + by!(40, 0),
+        };
+        if length != 0 && length < header + by!(40, 20) {
+            return None;
+        }
+        let (source, destination) = if V6 {
+            (
+                [load64_at::<22>(at), load64_at::<30>(at)],
+                [load64_at::<38>(at), load64_at::<46>(at)],
+            )
+        } else {
+            (
+                [u64::from(load32_at::<26>(at)), 0],
+                [u64::from(load32_at::<30>(at)), 0],
+            )
+        };
+        let source_port = by!(load16_at::<54>(at), load16_at::<34>(at));
+        let destination_port = by!(load16_at::<56>(at), load16_at::<36>(at));
+        Some(Frame {
+            at,
+            source: Side::new::<V6>(source, source_port, protocol),
+            destination: Side::new::<V6>(destination, destination_port, protocol),
+            protocol,
+            hop_limit: by!(load8_at::<21>(at), load8_at::<22>(at)),
+            tcp_flags,
+            length,
+        })
+    }
+}
+
+/// Bytes from the IP header on. Those in one piece, where the packet is no
+/// longer by its own account: the kernel is asked for the others only.
+#[inline(always)]
+fn length_of<H: Hook>(hook: &H, frame: &Frame) -> u32 {
+    let linear = hook.linear().wrapping_sub(L3 as u32);
+    if H::NUMBER == HOOK_XDP && frame.length != 0 && frame.length <= linear {
+        linear
+    } else {
+        hook.length().wrapping_sub(L3 as u32)
+    }
+}
+
+#[inline(always)]
+fn look<H: Hook, const V6: bool>(hook: &mut H, at: usize) -> Option<Outcome> {
+    let frame = read::<V6>(at)?;
+    let to_vip = H::NUMBER != HOOK_EGRESS
+        && classify::is_port_known(0, frame.destination.port().to_ne_bytes());
+    let from_backend =
+        classify::is_port_known(classify::PORT_WORDS, frame.source.port().to_ne_bytes());
+    if !to_vip && !from_backend {
+        return Some(Outcome::pass(hook, Verdict::NotOurs));
+    }
+    if frame.tcp_flags & TURNS != 0 {
+        return None;
+    }
+    let config = classify::config()?;
+    if to_vip {
+        forward::<H, V6>(hook, &frame, config)
+    } else {
+        reply::<H, V6>(hook, &frame, config)
+    }
+}
+
+/// The live entry of a client's flow near its home; the first by place, as
+/// `flow_table::find` has it.
+#[inline(always)]
+fn find<const V6: bool>(
+    frame: &Frame,
+    config: &Config,
+    client: Side,
+    is_it: impl Fn(*mut FlowEntry) -> bool,
+) -> Option<(*mut FlowEntry, u64)> {
+    let family = if V6 { 6 } else { 4 };
+    let hash = flow_hash(
+        config.table_key,
+        client.addr,
+        client.port().to_ne_bytes(),
+        frame.protocol,
+        family,
+    );
+    let places = places(hash, config.set_mask);
+    let set = FLOWS.get_ptr_mut(places.sets[0])?;
+    let home = places.homes[0];
+    let mark = get!(at(set, home, 0), home);
+    let kind = if V6 { FLOW_IPV6 } else { 0 } | if frame.protocol == UDP { FLOW_UDP } else { 0 };
+    let mut distance = 0;
+    while distance < PLACES {
+        if mark >> distance & 1 != 0 {
+            let entry = at(set, home, distance);
+            let control = get!(entry, control);
+            if control_tag(control) == places.tag
+                && is_live(control_state(control))
+                && u16::from_ne_bytes(get!(entry, client_port)) == client.port()
+                && client_words(entry) == client.addr
+                && (get!(entry, flags) ^ kind) & (FLOW_IPV6 | FLOW_UDP) == 0
+                && is_it(entry)
+            {
+                return Some((entry, control));
+            }
+        }
+        distance += 1;
+    }
+    None
+}
+
+#[inline(always)]
+fn body_of(entry: *mut FlowEntry) -> Option<&'static ServiceBody> {
+    classify::body(u32::from(get!(entry, service)))
+}
+
+#[inline(always)]
+fn forward<H: Hook, const V6: bool>(
+    hook: &mut H,
+    frame: &Frame,
+    config: &Config,
+) -> Option<Outcome> {
+    let is_it = |entry| match body_of(entry) {
+        Some(body) => Side::of(&body.vip) == frame.destination,
+        None => false,
+    };
+    let (entry, control) = find::<V6>(frame, config, frame.source, is_it)?;
+    let now = clock::tick(clock::coarse_ns());
+    match control_state(control) {
+        STATE_ESTABLISHED => {}
+        STATE_UDP_ANSWERED | STATE_UDP_UNANSWERED => {
+            if expired(entry, control, now, config) {
+                return None;
+            }
+        }
+        _ => return None,
+    }
+    let body = body_of(entry)?;
+    let id = get!(entry, backend);
+    let is_vip = id == body.vip_backend;
+    let length = length_of(hook, frame);
+    let backend = select::record(id)?;
+    let mut hop = None;
+    if !is_vip && backend.flags & BACKEND_REDIRECT != 0 {
+        hop = Some(way_out::<H, V6>(
+            hook,
+            frame,
+            config,
+            length,
+            backend.next_hop,
+        )?);
+    }
+    track::<V6>(frame, entry, Way::Forward, length, now)?;
+    count(entry, body, id, Way::Forward, length);
+    if is_vip {
+        return Some(Outcome::pass(hook, Verdict::ForwardVip));
+    }
+    let to = Side::of(&backend.key);
+    if write::<H, V6>(hook, frame, Way::Forward, to, hop).is_none() {
+        return Some(Outcome::drop(hook, Verdict::RewriteFailed));
+    }
+    Some(match hop {
+        Some(hop) => Outcome {
+            verdict: Verdict::ForwardRedirect,
+            action: hook.redirect(hop.ifindex),
+        },
+        None => Outcome::pass(hook, Verdict::ForwardKernel),
+    })
+}
+
+#[inline(always)]
+fn reply<H: Hook, const V6: bool>(hook: &mut H, frame: &Frame, config: &Config) -> Option<Outcome> {
+    let is_it = |entry| match backend_of(entry) {
+        Some(backend) => Side::of(&backend.key) == frame.source,
+        None => false,
+    };
+    let (entry, control) = find::<V6>(frame, config, frame.destination, is_it)?;
+    if !matches!(
+        control_state(control),
+        STATE_ESTABLISHED | STATE_UDP_ANSWERED
+    ) {
+        return None;
+    }
+    let body = body_of(entry)?;
+    let backend = backend_of(entry)?;
+    let id = get!(entry, backend);
+    let is_vip = id == body.vip_backend;
+    let length = length_of(hook, frame);
+    let mut hop = None;
+    if H::NUMBER != HOOK_EGRESS {
+        // Left to the kernel and to egress: the stages say so.
+        if is_vip || backend.flags & BACKEND_REDIRECT == 0 {
+            return None;
+        }
+        // SAFETY: a word of a map that the agent writes.
+        let routes = unsafe { core::ptr::read_volatile(&raw const config.route_generation) };
+        if get!(entry, route_generation) != routes as u16 {
+            return None;
+        }
+        let next_hop = u32::from(get!(entry, next_hop));
+        hop = Some(way_out::<H, V6>(hook, frame, config, length, next_hop)?);
+    }
+    let now = clock::tick(clock::coarse_ns());
+    track::<V6>(frame, entry, Way::Reply, length, now)?;
+    count(entry, body, id, Way::Reply, length);
+    if is_vip {
+        return Some(Outcome::pass(hook, Verdict::ReplyVip));
+    }
+    let to = Side::of(&body.vip);
+    if write::<H, V6>(hook, frame, Way::Reply, to, hop).is_none() {
+        return Some(Outcome::drop(hook, Verdict::RewriteFailed));
+    }
+    Some(match hop {
+        Some(hop) => Outcome {
+            verdict: Verdict::ReplyRedirect,
+            action: hook.redirect(hop.ifindex),
+        },
+        None => Outcome::pass(hook, Verdict::ReplyEgress),
+    })
+}
+
+#[inline(always)]
+fn backend_of(entry: *mut FlowEntry) -> Option<&'static Backend> {
+    select::record(get!(entry, backend))
+}
+
+/// The next hop, if the packet can be redirected to it.
+#[inline(always)]
+fn way_out<H: Hook, const V6: bool>(
+    hook: &H,
+    frame: &Frame,
+    config: &Config,
+    length: u32,
+    id: u32,
+) -> Option<&'static NextHop> {
+    let hop = route::next_hop_at(id)?;
+    let longest = match hook.segment() {
+        0 => length,
+        segment => {
+            // SAFETY: `take` has checked that the headers can be read.
+            let words = unsafe { by!(load8_at::<66>(frame.at), load8_at::<46>(frame.at)) } >> 4;
+            let transport = if frame.protocol == TCP {
+                u32::from(words) * 4
+            } else {
+                8
+            };
+            by!(40, 20) + transport + segment
+        }
+    };
+    (longest <= hop.mtu
+        && frame.hop_limit > 1
+        && !hook.has_tag()
+        && hook.can_leave_by(config, hop.ifindex))
+    .then_some(hop)
+}
+
+/// Brings the entry up to date: what `track` does to a segment that turns
+/// nothing. `None`, and nothing written, where it would do more.
+#[inline(always)]
+fn track<const V6: bool>(
+    frame: &Frame,
+    entry: *mut FlowEntry,
+    way: Way,
+    length: u32,
+    now: u32,
+) -> Option<()> {
+    if frame.protocol == TCP {
+        let flags = get!(entry, flags);
+        if flags & BOTH_FINS == BOTH_FINS || (way == Way::Reply && flags & FLOW_REPLIED == 0) {
+            return None;
+        }
+        if frame.tcp_flags & TCP_ACK != 0 {
+            // SAFETY: `take` has checked that the headers can be read.
+            let last =
+                u32::from_be(unsafe { by!(load32_at::<62>(frame.at), load32_at::<42>(frame.at)) });
+            match way {
+                Way::Forward => {
+                    if get!(entry, seq_a) != last {
+                        set!(entry, seq_a, last);
+                    }
+                }
+                Way::Reply => {
+                    if get!(entry, seq_b) != last {
+                        set!(entry, seq_b, last);
+                    }
+                }
+            }
+        }
+    }
+    if get!(entry, last_seen) != now {
+        set!(entry, last_seen, now);
+    }
+    let units = get!(entry, high).saturating_add((length + 15) >> 4);
+    set!(entry, high, units);
+    Some(())
+}
+
+#[inline(always)]
+fn count(entry: *const FlowEntry, body: &ServiceBody, id: u16, way: Way, length: u32) {
+    let pool = u32::from(get!(entry, flags) & FLOW_GREEN != 0);
+    let bytes = u64::from(length);
+    let pool = POOL_COUNTERS.get_ptr_mut(body.service * 2 + pool);
+    let backend = BACKEND_COUNTERS.get_ptr_mut(u32::from(id));
+    // SAFETY: per CPU.
+    unsafe {
+        if let Some(pool) = pool {
+            match way {
+                Way::Forward => {
+                    (*pool).forward_packets += 1;
+                    (*pool).forward_bytes += bytes;
+                }
+                Way::Reply => {
+                    (*pool).reply_packets += 1;
+                    (*pool).reply_bytes += bytes;
+                }
+            }
+        }
+        if let Some(backend) = backend {
+            match way {
+                Way::Forward => {
+                    (*backend).forward_packets += 1;
+                    (*backend).forward_bytes += bytes;
+                }
+                Way::Reply => {
+                    (*backend).reply_packets += 1;
+                    (*backend).reply_bytes += bytes;
+                }
+            }
+        }
+    }
+}
+
+/// Change of a ones' complement sum from one address to another, in sums of
+/// 32-bit words, not folded.
+#[inline(always)]
+fn address_change<const V6: bool>(old: [u64; 2], new: [u64; 2]) -> u64 {
+    let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
+    if V6 {
+        halves(!old[0]) + halves(!old[1]) + halves(new[0]) + halves(new[1])
+    } else {
+        u64::from(!(old[0] as u32)) + new[0]
+    }
+}
+
+/// MACs of the next hop, and one hop less. What changed beside the address.
+///
+/// # Safety
+/// `at` must have been checked to be writable for the headers.
+#[inline(always)]
+unsafe fn leave<const V6: bool>(at: usize, hop_limit: u8, hop: &NextHop) -> u64 {
+    const { assert!(offset_of!(NextHop, destination) == 8 && offset_of!(NextHop, source) == 14) };
+    let from = core::ptr::from_ref(hop) as usize;
+    let less = hop_limit - 1;
+    // SAFETY: the caller's promise; `from` is a whole next hop.
+    unsafe {
+        store64_at::<0>(at, load64_at::<8>(from));
+        store32_at::<8>(at, load32_at::<16>(from));
+        by!(store8_at::<21>(at, less), store8_at::<22>(at, less));
+    }
+    // Beside it lies a byte that stays.
+    let word = |limit| u64::from(u16::from_ne_bytes(by!([0, limit], [limit, 0])));
+    (word(hop_limit) ^ 0xffff) + word(less)
+}
+
+/// Writes one side of the packet, its checksums, and where it is redirected to.
+#[inline(always)]
+fn write<H: Hook, const V6: bool>(
+    hook: &mut H,
+    frame: &Frame,
+    way: Way,
+    to: Side,
+    hop: Option<&NextHop>,
+) -> Option<()> {
+    let at = frame.at;
+    let old = match way {
+        Way::Forward => frame.destination,
+        Way::Reply => frame.source,
+    };
+    let addresses = address_change::<V6>(old.addr, to.addr);
+    // SAFETY: `take` has checked that the headers can be reached.
+    unsafe {
+        let header = match hop {
+            Some(hop) => leave::<V6>(at, frame.hop_limit, hop),
+            None => 0,
+        };
+        if V6 {
+            match way {
+                Way::Forward => {
+                    store64_at::<38>(at, to.addr[0]);
+                    store64_at::<46>(at, to.addr[1]);
+                    store16_at::<56>(at, to.port());
+                }
+                Way::Reply => {
+                    store64_at::<22>(at, to.addr[0]);
+                    store64_at::<30>(at, to.addr[1]);
+                    store16_at::<54>(at, to.port());
+                }
+            }
+            hook.header_changed(Delta(header as u32));
+        } else {
+            let sum = u64::from(!load16_at::<24>(at)) + addresses + header;
+            store16_at::<24>(at, !fold64(sum));
+            match way {
+                Way::Forward => {
+                    store32_at::<30>(at, to.addr[0] as u32);
+                    store16_at::<36>(at, to.port());
+                }
+                Way::Reply => {
+                    store32_at::<26>(at, to.addr[0] as u32);
+                    store16_at::<34>(at, to.port());
+                }
+            }
+        }
+    }
+    let ports = u64::from(!old.port()) + u64::from(to.port());
+    hook.mend_checksum::<V6>(at, frame.protocol == UDP, addresses, ports)
+}
