@@ -7,6 +7,7 @@
 
 use core::mem::{offset_of, size_of};
 
+use aya_ebpf::maps::HashMap;
 use shifter_common::{
     abi::{
         AddressKey, Backend, Config, FlowEntry, NextHop, ServiceBody,
@@ -28,7 +29,7 @@ use crate::{
     clock,
     flow_table::{at, client_words, expired, get, set},
     hook::Hook,
-    maps::{BACKEND_COUNTERS, FLOWS, POOL_COUNTERS},
+    maps::{BACKEND_COUNTERS, BACKEND_IDS, FLOWS, POOL_COUNTERS, VIPS},
     stage::{classify, route, select},
     verdict::{Outcome, conclude},
 };
@@ -222,22 +223,49 @@ fn look<H: Hook, const V6: bool>(hook: &mut H, at: usize) -> Option<Outcome> {
         return None;
     }
     let config = classify::config()?;
-    if to_vip {
+    let handled = if to_vip {
         forward::<H, V6>(hook, &frame, config)
     } else {
         reply::<H, V6>(hook, &frame, config)
+    };
+    if handled.is_some() {
+        return handled;
     }
+    // Only the port is known: a packet to or from somebody else.
+    let is_strange = match (to_vip, from_backend) {
+        (true, false) => is_strange(&VIPS, frame.destination),
+        (false, true) => is_strange(&BACKEND_IDS, frame.source),
+        _ => false,
+    };
+    is_strange.then(|| Outcome::pass(hook, Verdict::NoFlow))
+}
+
+/// Whether an address belongs to no VIP, or to no backend.
+#[inline(always)]
+fn is_strange(known: &HashMap<AddressKey, u32>, side: Side) -> bool {
+    let mut addr = [0; 16];
+    addr[..8].copy_from_slice(&side.addr[0].to_ne_bytes());
+    addr[8..].copy_from_slice(&side.addr[1].to_ne_bytes());
+    let [low, high, protocol, family] = side.rest.to_le_bytes();
+    let key = AddressKey {
+        addr,
+        port: [low, high],
+        protocol,
+        family,
+    };
+    // SAFETY: values are single words.
+    unsafe { known.get(&key) }.is_none()
 }
 
 /// The live entry of a client's flow near its home; the first by place, as
 /// `flow_table::find` has it.
 #[inline(always)]
-fn find<const V6: bool>(
+fn find<const V6: bool, T>(
     frame: &Frame,
     config: &Config,
     client: Side,
-    is_it: impl Fn(*mut FlowEntry) -> bool,
-) -> Option<(*mut FlowEntry, u64)> {
+    other_side: impl Fn(*mut FlowEntry) -> Option<T>,
+) -> Option<(*mut FlowEntry, u64, T)> {
     let family = if V6 { 6 } else { 4 };
     let hash = flow_hash(
         config.table_key,
@@ -261,9 +289,9 @@ fn find<const V6: bool>(
                 && u16::from_ne_bytes(get!(entry, client_port)) == client.port()
                 && client_words(entry) == client.addr
                 && (get!(entry, flags) ^ kind) & (FLOW_IPV6 | FLOW_UDP) == 0
-                && is_it(entry)
+                && let Some(other) = other_side(entry)
             {
-                return Some((entry, control));
+                return Some((entry, control, other));
             }
         }
         distance += 1;
@@ -282,11 +310,8 @@ fn forward<H: Hook, const V6: bool>(
     frame: &Frame,
     config: &Config,
 ) -> Option<Outcome> {
-    let is_it = |entry| match body_of(entry) {
-        Some(body) => Side::of(&body.vip) == frame.destination,
-        None => false,
-    };
-    let (entry, control) = find::<V6>(frame, config, frame.source, is_it)?;
+    let service = |entry| body_of(entry).filter(|b| Side::of(&b.vip) == frame.destination);
+    let (entry, control, body) = find::<V6, _>(frame, config, frame.source, service)?;
     let now = clock::tick(clock::coarse_ns());
     match control_state(control) {
         STATE_ESTABLISHED => {}
@@ -297,7 +322,6 @@ fn forward<H: Hook, const V6: bool>(
         }
         _ => return None,
     }
-    let body = body_of(entry)?;
     let id = get!(entry, backend);
     let is_vip = id == body.vip_backend;
     let length = length_of(hook, frame);
@@ -332,11 +356,8 @@ fn forward<H: Hook, const V6: bool>(
 
 #[inline(always)]
 fn reply<H: Hook, const V6: bool>(hook: &mut H, frame: &Frame, config: &Config) -> Option<Outcome> {
-    let is_it = |entry| match backend_of(entry) {
-        Some(backend) => Side::of(&backend.key) == frame.source,
-        None => false,
-    };
-    let (entry, control) = find::<V6>(frame, config, frame.destination, is_it)?;
+    let sender = |entry| backend_of(entry).filter(|b| Side::of(&b.1.key) == frame.source);
+    let (entry, control, (id, backend)) = find::<V6, _>(frame, config, frame.destination, sender)?;
     if !matches!(
         control_state(control),
         STATE_ESTABLISHED | STATE_UDP_ANSWERED
@@ -344,8 +365,6 @@ fn reply<H: Hook, const V6: bool>(hook: &mut H, frame: &Frame, config: &Config) 
         return None;
     }
     let body = body_of(entry)?;
-    let backend = backend_of(entry)?;
-    let id = get!(entry, backend);
     let is_vip = id == body.vip_backend;
     let length = length_of(hook, frame);
     let mut hop = None;
@@ -382,8 +401,9 @@ fn reply<H: Hook, const V6: bool>(hook: &mut H, frame: &Frame, config: &Config) 
 }
 
 #[inline(always)]
-fn backend_of(entry: *mut FlowEntry) -> Option<&'static Backend> {
-    select::record(get!(entry, backend))
+fn backend_of(entry: *mut FlowEntry) -> Option<(u16, &'static Backend)> {
+    let id = get!(entry, backend);
+    Some((id, select::record(id)?))
 }
 
 /// The next hop, if the packet can be redirected to it.
