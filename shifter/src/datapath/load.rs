@@ -167,12 +167,27 @@ impl Pins {
         self.root.join("detached")
     }
 
-    /// Notes for a running agent that the operator wants the programs off.
-    pub fn mark_detached(&self, ifindex: Option<u32>) -> Result<(), DatapathError> {
+    /// The mark of one interface, or of all.
+    fn mark(&self, ifindex: Option<u32>) -> PathBuf {
         let name = ifindex.map_or_else(|| "all".to_owned(), |index| index.to_string());
-        let path = self.detached().join(name);
+        self.detached().join(name)
+    }
+
+    /// Notes for a running agent that the operator wants the programs off.
+    /// Returns whether that was not noted before.
+    pub fn mark_detached(&self, ifindex: Option<u32>) -> Result<bool, DatapathError> {
+        let path = self.mark(ifindex);
+        let is_new = !path.exists();
         fs::create_dir_all(&path)
-            .map_err(|error| failed(format!("creating {}", path.display()), error, ""))
+            .map_err(|error| failed(format!("creating {}", path.display()), error, ""))?;
+        Ok(is_new)
+    }
+
+    /// Takes such a note back.
+    pub fn unmark_detached(&self, ifindex: Option<u32>) -> Result<(), DatapathError> {
+        let path = self.mark(ifindex);
+        fs::remove_dir(&path)
+            .map_err(|error| failed(format!("removing {}", path.display()), error, ""))
     }
 
     /// Whether the operator wants the programs off an interface.

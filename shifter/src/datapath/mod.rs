@@ -139,6 +139,14 @@ pub struct FlowRow {
 /// have ended unseen.
 pub const LONG_IDLE_S: u32 = 7_200;
 
+/// "1 flow", "2 flows".
+pub fn plural(number: u64, word: &str) -> String {
+    match number {
+        1 => format!("1 {word}"),
+        _ => format!("{number} {word}s"),
+    }
+}
+
 /// ` (9 of them idle for more than 2 h)`, or nothing.
 pub fn idle_note(idle: u64) -> String {
     match idle {

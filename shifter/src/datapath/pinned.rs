@@ -111,6 +111,19 @@ pub fn pinned_interfaces(pins: &Pins) -> Vec<PinnedInterface> {
     interfaces
 }
 
+/// Whether anything of ours may be on an interface; what is not known may be.
+pub(super) fn has_programs(pins: &Pins, ifindex: u32) -> bool {
+    let is_pinned = |place: &Place| pins.links().join(place.pin_name(ifindex)).exists();
+    let has_filter = |place: &Place| {
+        clsact::list(ifindex, place.tc()).map_or(true, |filters| {
+            filters.iter().any(|filter| filter.name == place.program())
+        })
+    };
+    Place::ALL
+        .iter()
+        .any(|place| is_pinned(place) || has_filter(place))
+}
+
 /// Takes programs off the interfaces `indices`: ingress from all of them, then
 /// egress. Returns how many were on.
 pub fn detach(pins: &Pins, indices: &[u32]) -> Result<usize, DatapathError> {
