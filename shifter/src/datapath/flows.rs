@@ -382,4 +382,5 @@ fn matches(row: &FlowRow, filter: &FlowFilter) -> bool {
         && filter
             .client_port
             .is_none_or(|port| row.client.port() == port)
+        && !(filter.open_only && matches!(row.state, "closing" | "reset"))
 }

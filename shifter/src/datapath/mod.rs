@@ -113,6 +113,8 @@ pub struct FlowFilter {
     pub backend: Option<BackendId>,
     pub client: Option<std::net::IpAddr>,
     pub client_port: Option<u16>,
+    /// Leave out those in "closing" and "reset".
+    pub open_only: bool,
     pub limit: usize,
 }
 
