@@ -352,11 +352,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn limits(&self) -> Vec<LimitUse> {
-        counters::limits(
-            &lock(&self.tables),
-            self.flow_capacity,
-            self.flows.entries(),
-        )
+        counters::limits(&lock(&self.tables), self.flow_capacity, &self.flows)
     }
 
     fn warnings(&self) -> Vec<String> {
