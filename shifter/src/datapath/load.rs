@@ -330,3 +330,22 @@ pub fn map_fd(map: &Map) -> Result<std::os::fd::BorrowedFd<'_>, DatapathError> {
     };
     Ok(data.fd().as_fd())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_new_once_and_can_be_taken_back() {
+        let directory = std::env::temp_dir().join(format!("shifter-mark-{}", std::process::id()));
+        let pins = Pins::new(&directory);
+        assert!(pins.mark_detached(Some(7)).unwrap());
+        assert!(!pins.mark_detached(Some(7)).unwrap());
+        assert!(pins.is_detached(7) && !pins.is_detached(8));
+        pins.unmark_detached(Some(7)).unwrap();
+        assert!(!pins.is_detached(7));
+        assert!(pins.mark_detached(None).unwrap());
+        assert!(pins.is_detached(7));
+        fs::remove_dir_all(directory).unwrap();
+    }
+}
