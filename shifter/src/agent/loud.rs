@@ -123,10 +123,27 @@ impl Loud {
 
 /// What a warning is about, without its numbers. A word counts as a number if
 /// it is one wholly, a unit behind it or not: `eth0`, `web1` and `10.0.0.1` are
-/// names. Only a time may be of several (`1h02m`).
+/// names. Only a time may be of several (`1h02m`). What is counted is one word,
+/// be it 1 flow or 2 flows.
 fn condition(text: &str) -> String {
     let words = text.split_inclusive(|c: char| c.is_whitespace() || "()".contains(c));
-    words.filter(|word| !is_number(word)).collect()
+    let mut is_counted = false;
+    let mut left = String::new();
+    for word in words {
+        if is_number(word) {
+            is_counted = true;
+            continue;
+        }
+        let word = word.trim_end();
+        left += if is_counted {
+            word.trim_end_matches('s')
+        } else {
+            word
+        };
+        left.push(' ');
+        is_counted = false;
+    }
+    left
 }
 
 fn is_number(word: &str) -> bool {
@@ -245,10 +262,12 @@ mod tests {
             ("failed 3 times (error 5)", "failed 12 times (error 16)"),
             ("in the last 10s: mend it", "in the last 3600s: mend it"),
             ("holds 1,048,576 flows", "holds 7 flows"),
+            ("failed 1 time (x)", "failed 2 times (x)"),
             ("for 1h02m, 5.5%", "for 59m, 0.05%"),
         ] {
             assert_eq!(condition(a), condition(b));
         }
+        assert_ne!(condition("interface web"), condition("interface webs"));
         assert_ne!(condition("tag 0a1b"), condition("tag 0a1c"));
         assert_ne!(condition("from 10.0.0.1"), condition("from 10.0.0.2"));
         assert_ne!(condition("at 10.0.0.1:80"), condition("at 10.0.0.1:81"));
