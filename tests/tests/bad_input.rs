@@ -161,7 +161,7 @@ fn each_wrong_command_has_its_message_and_exit_code() {
     let before = standing(&agent);
     let nowhere = format!("unix://{}/none.sock", lab.dir().display());
     let cases: &[(&[&str], i32, &[&str])] = &[
-        (&["shift", "tcp4", "--green", "5"], 1, &["5%"]),
+        (&["shift", "tcp4", "--green", "5"], 64, &["5%"]),
         (&["shift", "nope", "--green", "5%"], 1, &["nope", "tcp4"]),
         (&["shift", "tcp4"], 64, &["--green", "--candidate"]),
         (

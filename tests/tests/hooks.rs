@@ -277,9 +277,16 @@ fn is_on(lab: &Lab, name: &str) -> [bool; 2] {
     ["ingress", "egress"].map(|place| links.join(format!("{index}-{place}")).exists())
 }
 
-/// TCP flows under way, agent on both interfaces, then restarted with one of them.
-fn with_one_interface_less<'lab>(lab: &'lab Lab, left: &'static str) -> (Agent<'lab>, Storm) {
-    let mut agent = start(lab, Settings::hook("tc"));
+/// TCP flows under way, agent on the interfaces `all`, then restarted on those
+/// that are left.
+fn with_one_interface_less<'lab>(
+    lab: &'lab Lab,
+    all: Vec<&'static str>,
+    left: Vec<&'static str>,
+) -> (Agent<'lab>, Storm) {
+    let mut settings = Settings::hook("tc");
+    settings.interfaces = all;
+    let mut agent = start(lab, settings.clone());
     let storm = Storm::start(
         &lab.client,
         Plan {
@@ -293,50 +300,93 @@ fn with_one_interface_less<'lab>(lab: &'lab Lab, left: &'static str) -> (Agent<'
     .unwrap();
     assert!(storm.wait_for(20, SOON));
     agent.stop();
-    let mut fewer = Settings::hook("tc");
-    fewer.interfaces = vec![left];
-    agent.configure(&fewer).unwrap();
+    settings.interfaces = left;
+    agent.configure(&settings).unwrap();
     agent.restart().unwrap();
     (agent, storm)
 }
 
-#[test]
-fn an_interface_that_is_not_configured_any_more_loses_its_programs_when_no_flow_needs_them() {
-    need!();
-    let lab = Lab::new(Placement::RemoteOther).unwrap();
-    let _servers = server::start_both(&lab).unwrap();
-    // Replies of the servers behind h1 are un-NATed at egress of h0 from now on.
-    let (agent, storm) = with_one_interface_less(&lab, "h0");
-    let off = eventually(SOON, || is_on(&lab, "h1") == [false; 2]);
-    assert!(off, "{} {}", loud(&agent), agent.log());
-    assert!(is_whole(&agent, "h0"));
-    assert!(!loud(&agent).contains("interface h1"), "{}", loud(&agent));
-    thread::sleep(Duration::from_secs(2));
+/// The programs stay while the storm blows, loudly, and go after it.
+fn goes_when_no_flow_is_left(lab: &Lab, agent: &Agent, storm: Storm, name: &str) {
+    let said = loud(agent);
+    let remedy = format!("`shifter detach {name} --force`");
+    assert!(
+        said.contains(&format!("interface {name} is not in")) && said.contains(&remedy),
+        "{said}"
+    );
+    let refused = agent.cli(&["detach", name]).unwrap();
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{why}");
+    assert!(why.contains("cannot be told"), "{why}");
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!(is_on(lab, name), [true; 2], "flows may need {name}");
     storm
         .finish()
         .unwrap()
-        .assert_untouched("h1 is not configured any more");
+        .assert_untouched(&format!("{name} is not configured any more"));
+    let off = eventually(Duration::from_secs(20), || is_on(lab, name) == [false; 2]);
+    assert!(off, "{} {}", loud(agent), agent.log());
+    let quiet = eventually(SOON, || !loud(agent).contains(&format!("interface {name}")));
+    assert!(quiet, "{}", loud(agent));
+    let said = agent.done(&["detach", name]).unwrap();
+    assert!(said.contains("0 programs taken off"), "{said}");
 }
 
 #[test]
-fn an_interface_that_is_not_configured_any_more_keeps_its_programs_while_flows_need_them() {
+fn an_interface_that_is_not_configured_any_more_keeps_its_programs_while_flows_may_need_them() {
     need!();
     let lab = Lab::new(Placement::RemoteOther).unwrap();
     let _servers = server::start_both(&lab).unwrap();
-    let (agent, storm) = with_one_interface_less(&lab, "h1");
-    let said = loud(&agent);
-    assert!(
-        said.contains("interface h0") && said.contains("shifter detach h0 --force"),
-        "{said}"
-    );
-    thread::sleep(Duration::from_secs(6));
-    assert_eq!(is_on(&lab, "h0"), [true; 2], "clients are behind it");
-    storm
-        .finish()
-        .unwrap()
-        .assert_untouched("h0 is not configured any more");
-    let off = eventually(Duration::from_secs(20), || is_on(&lab, "h0") == [false; 2]);
-    assert!(off, "{} {}", loud(&agent), agent.log());
-    assert!(eventually(SOON, || !loud(&agent).contains("interface h0")));
-    assert!(is_whole(&agent, "h1"));
+    for (left, gone) in [("h0", "h1"), ("h1", "h0")] {
+        let (agent, storm) = with_one_interface_less(&lab, vec!["h0", "h1"], vec![left]);
+        goes_when_no_flow_is_left(&lab, &agent, storm, gone);
+        assert!(is_whole(&agent, left));
+    }
+}
+
+/// A second link, by which the client's packets come while answers leave by h0.
+fn ingress_apart(lab: &Lab) {
+    let far = lab.client.name();
+    lab.host
+        .ip(&[
+            format!("link add h2 type veth peer name c2 netns {far}"),
+            "addr add 10.76.0.1/24 dev h2".to_owned(),
+            "link set h2 up".to_owned(),
+        ])
+        .unwrap();
+    lab.client
+        .ip(&[
+            "addr add 10.76.0.2/24 dev c2".to_owned(),
+            "link set c2 up".to_owned(),
+            "route add 10.71.0.100/32 via 10.76.0.1 dev c2 src 10.71.0.2".to_owned(),
+        ])
+        .unwrap();
+    lab.client.ethtool("c2", &["tx", "off"]).unwrap();
+    lab.client.ethtool("c2", &["gro", "on"]).unwrap();
+    lab.host.ethtool("h2", &["gro", "on"]).unwrap();
+}
+
+#[test]
+fn an_interface_where_flows_only_come_in_keeps_its_programs_while_there_are_any() {
+    need!();
+    let lab = Lab::new(Placement::RemoteOther).unwrap();
+    let _servers = server::start_both(&lab).unwrap();
+    ingress_apart(&lab);
+    let all = vec!["h0", "h1", "h2"];
+    let (agent, storm) = with_one_interface_less(&lab, all, vec!["h0", "h1"]);
+    assert_eq!(is_on(&lab, "h2"), [true; 2], "{}", agent.log());
+    goes_when_no_flow_is_left(&lab, &agent, storm, "h2");
+}
+
+#[test]
+fn a_detach_of_one_interface_answers_in_json() {
+    need!();
+    let lab = Lab::new(Placement::Vip).unwrap();
+    let agent = start(&lab, Settings::hook("tc"));
+    let answer = agent.json(&["detach", "h0"]).unwrap();
+    let expected = serde_json::json!({
+        "interface": "h0", "programs": 2, "maps_removed": false,
+        "flows": {"green": 0, "blue": 0, "idle": 0},
+    });
+    assert_eq!(answer, expected);
 }

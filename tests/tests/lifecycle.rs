@@ -1,6 +1,6 @@
 //! The agent dies, comes back, and the interface with it; flows go on.
 
-use std::{thread, time::Duration};
+use std::{path::PathBuf, thread, time::Duration};
 
 use shifter_tests::{
     agent::{Agent, Settings, number},
@@ -283,6 +283,100 @@ fn a_second_agent_is_refused_and_the_first_named() {
         "{pid} is not named: {said}"
     );
     agent.done(&["status"]).unwrap();
+}
+
+/// Writes the configuration of an agent that shares nothing with the lab's but
+/// the network namespace; its bpffs and the file.
+fn another_installation(lab: &Lab, agent: &Agent) -> (PathBuf, PathBuf) {
+    let bpffs = lab.bpffs().join("other");
+    std::fs::create_dir_all(&bpffs).unwrap();
+    let first = std::fs::read_to_string(agent.config()).unwrap();
+    let quoted = |path: PathBuf| format!("\"{}\"", path.display());
+    let mut second = first.replace(":9464", ":9465");
+    for (from, to) in [
+        (lab.bpffs(), bpffs.clone()),
+        (lab.dir().join("state"), lab.dir().join("state-2")),
+        (agent.socket(), lab.dir().join("second.sock")),
+    ] {
+        assert!(second.contains(&quoted(from.clone())), "{second}");
+        second = second.replace(&quoted(from), &quoted(to));
+    }
+    std::fs::create_dir_all(lab.dir().join("state-2")).unwrap();
+    let path = lab.dir().join("second.toml");
+    std::fs::write(&path, second).unwrap();
+    (bpffs, path)
+}
+
+#[test]
+fn an_agent_with_another_bpffs_is_refused_beside_the_first_and_its_filters_are_left_alone() {
+    need!();
+    let lab = Lab::new(Placement::HostPorts).unwrap();
+    let _servers = server::start_both(&lab).unwrap();
+    let mut agent = Agent::start(&lab, Settings::hook("tc").with_clsact()).unwrap();
+    agent.apply(&Service::all_four(&lab)).unwrap();
+    let pid = number(&agent.json(&["status"]).unwrap()["pid"]);
+    let (bpffs, config) = another_installation(&lab, &agent);
+    let before = filters(&lab);
+    let second = || {
+        let refused = agent.cli(&["agent", "--config", config.to_str().unwrap()]);
+        let refused = refused.unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert_eq!(filters(&lab), before, "{said}");
+        said
+    };
+    let said = second();
+    assert!(said.contains(&format!("process {pid} is")), "{said}");
+    assert!(is_answered(&lab));
+
+    // The first one's datapath goes on without it.
+    agent.signal(libc::SIGKILL);
+    let said = eventually(Duration::from_secs(5), || {
+        second().contains("another shifter installation")
+    });
+    assert!(said, "{}", second());
+    let detached = agent
+        .cli_command(&["detach", "--force"])
+        .unwrap()
+        .env("SHIFTER_BPFFS", &bpffs)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&detached.stdout).into_owned();
+    assert!(said.contains("0 programs taken off"), "{said}");
+    assert_eq!(filters(&lab), before);
+    agent.restart().unwrap();
+    assert!(is_answered(&lab));
+}
+
+#[test]
+fn programs_of_another_installation_beside_ours_are_shown_and_loud() {
+    need!();
+    let lab = Lab::new(Placement::HostPorts).unwrap();
+    let mut agent = start(&lab, "tc");
+    let (_, config) = another_installation(&lab, &agent);
+    agent.stop();
+    let first = std::fs::read_to_string(agent.config()).unwrap();
+    let second = std::fs::read_to_string(config).unwrap();
+    let socket = lab.dir().join("second.sock").display().to_string();
+    let second = second.replace(&socket, &agent.socket().display().to_string());
+    std::fs::write(agent.config(), second).unwrap();
+    agent.restart().unwrap();
+    let status = agent.json(&["status"]).unwrap();
+    let programs = status["interfaces"][0]["programs"].as_array().unwrap();
+    let of = |state: &str| programs.iter().filter(|p| p["state"] == state).count();
+    assert_eq!((of("ours"), of("other")), (2, 2), "{status}");
+    let loud = eventually(Duration::from_secs(5), || {
+        let status = agent.json(&["status"]).unwrap();
+        status["loud"].to_string().contains("packets meet both")
+    });
+    assert!(loud, "{}", agent.log());
+    assert!(agent.done(&["status"]).unwrap().contains("NOT OURS"));
+    std::fs::write(agent.config(), first).unwrap();
+}
+
+fn is_answered(lab: &Lab) -> bool {
+    let vip = lab.vip(Family::V4);
+    lab.client.run(|| requests::ask(vip, None)).is_ok()
 }
 
 #[test]

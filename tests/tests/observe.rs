@@ -115,6 +115,12 @@ fn prometheus_sees_what_the_command_line_says() {
     assert_value(&lab, "sum(shifter_flow_table_flows)", |flows| {
         flows >= 120.0
     });
+    let used = "shifter_limit_used{limit=\"flow_capacity\"}";
+    assert_value(&lab, used, |flows| flows >= 120.0);
+    let status = agent.json(&["status"]).unwrap();
+    let limits = status["limits"].as_array().unwrap();
+    let flows = limits.iter().find(|limit| limit["name"] == "flow_capacity");
+    assert!(number(&flows.unwrap()["used"]) >= 120, "{status}");
     assert_value(&lab, "sum(shifter_verdict_packets_total)", |n| n > made);
     assert_value(&lab, "sum(shifter_writes_total)", |n| n >= 1.0);
     assert_value(&lab, "count(shifter_build_info)", near(1.0));

@@ -1,7 +1,7 @@
 //! Programs on the configured interfaces, as those come and go.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,6 +15,7 @@ use crate::{
         kernel::{KernelDatapath, Look},
         load::Pins,
         pinned::pinned_interfaces,
+        plural,
     },
     doctor::{Hook, choose_hook},
     model::config::{HookChoice, HookEgress},
@@ -37,8 +38,8 @@ pub struct Hooks {
 struct Tended {
     /// Programs that could not be put back, by interface.
     failed: BTreeMap<String, Failed>,
-    /// Taken off by `shifter detach` in this run.
-    detached: BTreeSet<String>,
+    /// Taken off by `shifter detach` in this run, by their index then.
+    detached: BTreeMap<String, u32>,
     left_over: LeftOver,
 }
 
@@ -277,16 +278,7 @@ impl Hooks {
             .look_at(link.index)
             .map_err(|error| format!("what runs on {name} is not known: {error}"))?;
         // After the look: `shifter detach` leaves its mark before it takes anything off.
-        if self.pins.is_detached(link.index) && tended.detached.insert(name.clone()) {
-            let why = "it was detached by `shifter detach`; start the agent again to attach it";
-            tracing::warn!(interface = %name, "{why}");
-            self.datapath.hook_off(name, link.index, why);
-        }
-        if tended.detached.contains(name) {
-            return Err(format!(
-                "interface {name} was detached by `shifter detach`: what comes in there is not shifted; start the agent again to attach it"
-            ));
-        }
+        self.heed_detach(link, tended)?;
         let programs = [&look.ingress, &look.egress];
         if let Some(other) = programs.iter().find(|p| p.state == ProgramState::Other) {
             return Err(format!(
@@ -296,9 +288,47 @@ impl Hooks {
         }
         if programs.iter().all(|p| p.state == ProgramState::Ours) {
             tended.failed.remove(name);
-            return Ok(false);
+            return match look.beside.first() {
+                None => Ok(false),
+                Some(other) => Err(format!(
+                    "interface {name} runs {} of another shifter installation (program {}, tag {}) at {} beside this agent's, so packets meet both: `shifter detach --bpffs` with the bpffs that it pins in takes it off",
+                    other.name, other.id, other.tag, other.direction
+                )),
+            };
         }
         self.put_back(link, &look, tended)
+    }
+
+    /// What is loud about an interface that the operator detached. One that is
+    /// made anew, with another index, stays detached in this run.
+    fn heed_detach(&self, link: &Link, tended: &mut Tended) -> Result<(), String> {
+        let name = &link.name;
+        let is_marked = self.pins.is_detached(link.index);
+        match tended.detached.get(name) {
+            // The detach failed, and took its mark back.
+            Some(index) if *index == link.index && !is_marked => {
+                tended.detached.remove(name);
+                // What is on is noted as off: attaching notes it anew.
+                let done = self
+                    .datapath
+                    .attach_egress(name, link.index)
+                    .and_then(|()| self.attach_ingress(link));
+                return done.map_err(|error| {
+                    format!("interface {name}: attaching after a detach that failed: {error}")
+                });
+            }
+            Some(_) => {}
+            None if !is_marked => return Ok(()),
+            None => {
+                let why = "it was detached by `shifter detach`; start the agent again to attach it";
+                tracing::warn!(interface = %name, "{why}");
+                self.datapath.hook_off(name, link.index, why);
+                tended.detached.insert(name.clone(), link.index);
+            }
+        }
+        Err(format!(
+            "interface {name} was detached by `shifter detach`: what comes in there is not shifted; start the agent again to attach it"
+        ))
     }
 
     fn put_back(&self, link: &Link, look: &Look, tended: &mut Tended) -> Result<bool, String> {
@@ -310,8 +340,9 @@ impl Hooks {
         };
         let alarm = |failed: &Failed| {
             format!(
-                "interface {name} is without {missing}, and putting it back failed {} times ({}): what comes in there may pass untouched or be answered with a backend's address; it is tried again",
-                failed.tries, failed.error
+                "interface {name} is without {missing}, and putting it back failed {} ({}): what comes in there may pass untouched or be answered with a backend's address; it is tried again",
+                plural(u64::from(failed.tries), "time"),
+                failed.error
             )
         };
         let before = tended.failed.remove(name);
@@ -325,6 +356,15 @@ impl Hooks {
             .datapath
             .attach_egress(name, link.index)
             .and_then(|()| self.attach_ingress(link));
+        // A detach that began after the look may have been over before the attach.
+        if let Err(detached) = self.heed_detach(link, tended) {
+            if let Err(error) = self.datapath.take_off(link.index) {
+                return Err(format!(
+                    "{detached}; taking its programs off again failed: {error}"
+                ));
+            }
+            return Err(detached);
+        }
         let Err(error) = done else {
             return Ok(look.ingress.state != ProgramState::Ours);
         };

@@ -1,12 +1,15 @@
 //! Programs on interfaces that the configuration no longer names.
 //!
 //! They come off, ingress then egress, under the rule of `shifter detach`: when
-//! no flow on a backend other than the VIP may go through the interface.
+//! no flow is on a backend other than the VIP, because nothing tells which flows
+//! come in at the interface.
 
 use std::time::{Duration, Instant};
 
 use crate::{
-    datapath::{kernel::KernelDatapath, load::Pins, off::would_cut, pinned::pinned_interfaces},
+    datapath::{
+        kernel::KernelDatapath, load::Pins, off::would_cut, pinned::pinned_interfaces, plural,
+    },
     network::Network,
 };
 
@@ -81,6 +84,13 @@ impl LeftOver {
 
 /// Why the programs stay; `None` when they are off.
 fn take_off(datapath: &KernelDatapath, pins: &Pins, ifindex: u32, name: &str) -> Option<String> {
+    if pins.is_detached(ifindex) {
+        tracing::info!(
+            interface = name,
+            "was detached by `shifter detach` and is not in [agent] interfaces any more"
+        );
+        return None;
+    }
     let done = would_cut(pins, Some(ifindex)).and_then(|cut| {
         let flows = cut.blue + cut.green;
         if flows == 0 {
@@ -97,8 +107,9 @@ fn take_off(datapath: &KernelDatapath, pins: &Pins, ifindex: u32, name: &str) ->
             None
         }
         Ok((_, cut)) => Some(format!(
-            "interface {name} is not in [agent] interfaces but keeps its programs, because {} flows on green and {} on blue may go through it (a flow whose way to its client was never looked up counts for every interface): they come off when there are none, or at once with `shifter detach {name} --force`",
-            cut.green, cut.blue
+            "interface {name} is not in [agent] interfaces but keeps its programs, because {} on green and {} on blue may come in there (which do is not known, so each flow on a backend other than the VIP counts): they come off when there are none, or at once with `shifter detach {name} --force`, which cuts those that do; or name {name} in interfaces again",
+            plural(cut.green, "flow"),
+            cut.blue
         )),
         Err(error) => Some(format!(
             "interface {name} is not in [agent] interfaces but keeps its programs: {error}; `shifter detach {name}` takes them off"

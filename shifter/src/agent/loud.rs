@@ -14,6 +14,9 @@ use crate::{
 /// What was not seen for so long has ended.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// Units that stand right behind a number; the longer ones first.
+const UNITS: [&str; 10] = ["%", "ms", "µs", "ns", "KiB", "MiB", "GiB", "s", "m", "h"];
+
 /// Conditions that stand, and what was counted.
 #[derive(Default)]
 pub struct Loud {
@@ -96,9 +99,8 @@ impl Loud {
         let mut said = Vec::new();
         for text in warnings {
             // The same condition with other numbers is no news.
-            let key = text.chars().filter(|c| !c.is_ascii_digit()).collect();
             let before = self.warnings.insert(
-                key,
+                condition(&text),
                 Standing {
                     text: text.clone(),
                     seen: now,
@@ -117,6 +119,51 @@ impl Loud {
         });
         said
     }
+}
+
+/// What a warning is about, without its numbers. A word counts as a number if
+/// it is one wholly, a unit behind it or not: `eth0`, `web1` and `10.0.0.1` are
+/// names. Only a time may be of several (`1h02m`). What is counted is one word,
+/// be it 1 flow or 2 flows.
+fn condition(text: &str) -> String {
+    let words = text.split_inclusive(|c: char| c.is_whitespace() || "()".contains(c));
+    let mut is_counted = false;
+    let mut left = String::new();
+    for word in words {
+        if is_number(word) {
+            is_counted = true;
+            continue;
+        }
+        let word = word.trim_end();
+        left += if is_counted {
+            word.trim_end_matches('s')
+        } else {
+            word
+        };
+        left.push(' ');
+        is_counted = false;
+    }
+    left
+}
+
+fn is_number(word: &str) -> bool {
+    let is_mark = |c: char| c.is_whitespace() || "(),;:.".contains(c);
+    let word = word.trim_matches(is_mark);
+    let mut rest = word;
+    while let Some(after) = rest.strip_prefix(|c: char| c.is_ascii_digit()) {
+        let after = after.trim_start_matches(|c: char| c.is_ascii_digit() || c == ',');
+        // One dot: a decimal. More of them: an address.
+        let after = match after.strip_prefix('.') {
+            Some(decimals) => decimals.trim_start_matches(|c: char| c.is_ascii_digit()),
+            None => after,
+        };
+        let unit = UNITS.iter().find_map(|unit| after.strip_prefix(unit));
+        rest = unit.unwrap_or(after);
+        if unit.is_none() {
+            break;
+        }
+    }
+    !word.is_empty() && rest.is_empty()
 }
 
 fn say(lines: Vec<Said>) {
@@ -182,5 +229,47 @@ mod tests {
             [Said::Ends(text(120)[0].clone())]
         );
         assert_eq!(loud.warnings(at(20), Vec::new()), []);
+    }
+
+    #[test]
+    fn names_that_differ_in_a_digit_are_warned_of_apart() {
+        let mut loud = Loud::default();
+        let start = Instant::now();
+        let text = |n: u32| format!("interface eth{n} is not there: seen {n} s ago");
+        let both = |a: u32, b: u32| vec![text(a), text(b)];
+        assert_eq!(loud.warnings(start, both(0, 1)).len(), 2);
+        assert_eq!(loud.warnings(start, both(0, 1)), []);
+        let later = start + QUIET;
+        assert_eq!(
+            loud.warnings(later, vec![text(1)]),
+            [Said::Ends(text(0))],
+            "each ends by itself"
+        );
+        let names = |n: u32| {
+            vec![
+                format!("web{n}: no backend"),
+                format!("web: 10.0.0.{n}:8443 answers nothing"),
+                format!("web: [fd00::{n}]:8443 answers nothing"),
+            ]
+        };
+        assert_eq!(loud.warnings(later, names(1)).len(), 3);
+        assert_eq!(loud.warnings(later, names(2)).len(), 3);
+    }
+
+    #[test]
+    fn a_condition_is_what_is_left_without_numbers() {
+        for (a, b) in [
+            ("failed 3 times (error 5)", "failed 12 times (error 16)"),
+            ("in the last 10s: mend it", "in the last 3600s: mend it"),
+            ("holds 1,048,576 flows", "holds 7 flows"),
+            ("failed 1 time (x)", "failed 2 times (x)"),
+            ("for 1h02m, 5.5%", "for 59m, 0.05%"),
+        ] {
+            assert_eq!(condition(a), condition(b));
+        }
+        assert_ne!(condition("interface web"), condition("interface webs"));
+        assert_ne!(condition("tag 0a1b"), condition("tag 0a1c"));
+        assert_ne!(condition("from 10.0.0.1"), condition("from 10.0.0.2"));
+        assert_ne!(condition("at 10.0.0.1:80"), condition("at 10.0.0.1:81"));
     }
 }

@@ -1,8 +1,9 @@
 //! The agent: opens the datapath, attaches it, and keeps both it and the API alive.
 //!
-//! Order of a start: lock, network, maps and programs, stored state, egress on
+//! Order of a start: locks, network, maps and programs, stored state, egress on
 //! all interfaces, ingress, API. A stop leaves everything in the kernel.
 
+mod alone;
 mod hooks;
 mod host;
 mod left_over;
@@ -75,6 +76,7 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let started = Instant::now();
     let pins = Pins::new(&config.bpffs);
     let _lock = pins.lock()?;
+    let _alone = alone::claim()?;
     let network = Network::start(config.interfaces.clone())?;
     let datapath = Arc::new(KernelDatapath::open(&Setup {
         bpffs: config.bpffs.clone(),

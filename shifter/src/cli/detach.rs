@@ -2,16 +2,19 @@
 
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 use super::{EXIT_DONE, failure::Failure, screen::Screen};
 use crate::{
-    datapath::{idle_note, off::detach_interfaces},
+    datapath::{idle_note, off::detach_interfaces, plural},
     model::config::DEFAULT_BPFFS,
 };
 
 /// Take shifter's programs off an interface, or off all.
 ///
 /// Refuses while flows are on backends other than the VIP, because they would
-/// be cut. Without a running agent the maps of a whole detach go as well.
+/// be cut. Which of them come in at one interface is not known, so all of them
+/// count for each. Without a running agent the maps of a whole detach go as well.
 #[derive(clap::Args, Debug)]
 pub(super) struct Detach {
     /// Interface; all where none is given.
@@ -24,14 +27,52 @@ pub(super) struct Detach {
     bpffs: PathBuf,
 }
 
+/// What was done, for programs.
+#[derive(Serialize)]
+struct Answer {
+    /// Null: all of them.
+    interface: Option<String>,
+    /// Programs taken off.
+    programs: usize,
+    flows: Flows,
+    maps_removed: bool,
+}
+
+/// Flows on backends other than the VIP: cut, or with an interface named, cut
+/// if they came in there.
+#[derive(Serialize)]
+struct Flows {
+    green: u64,
+    blue: u64,
+    /// Those of both without a packet for two hours.
+    idle: u64,
+}
+
 impl Detach {
     pub fn run(self, screen: &mut Screen<'_>) -> Result<u8, Failure> {
         let done = detach_interfaces(&self.bpffs, self.interface.as_deref(), self.force)
             .map_err(|error| Failure::Local(error.into()))?;
-        let mut report = format!("{} programs taken off\n", done.programs);
+        if screen.json() {
+            screen.json_value(&Answer {
+                interface: self.interface,
+                programs: done.programs,
+                flows: Flows {
+                    green: done.cut.green,
+                    blue: done.cut.blue,
+                    idle: done.cut.idle,
+                },
+                maps_removed: done.maps,
+            })?;
+            return Ok(EXIT_DONE);
+        }
+        let mut report = format!("{} taken off\n", plural(done.programs as u64, "program"));
         if done.cut.blue + done.cut.green > 0 {
+            let what = match &self.interface {
+                Some(name) => format!("flows cut if they came in at {name}"),
+                None => "flows cut".to_owned(),
+            };
             report += &format!(
-                "flows cut: {} on green, {} on blue{}\n",
+                "{what}: {} on green, {} on blue{}\n",
                 done.cut.green,
                 done.cut.blue,
                 idle_note(done.cut.idle)

@@ -18,6 +18,7 @@ mod promote;
 mod receipt;
 mod rollback;
 mod screen;
+mod share;
 mod shift;
 mod span;
 mod status;
@@ -113,7 +114,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>, screen: &mut Screen<'_>) ->
     screen.forbid_colour(args.iter().any(|arg| arg == "--no-color"));
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(error) => return screen.usage(&error),
+        Err(mut error) => {
+            name_not_by_alias(&mut error);
+            return screen.usage(&error);
+        }
     };
     screen.set_json(cli.global.output == Output::Json);
     match dispatch(cli, screen) {
@@ -124,6 +128,26 @@ pub fn run(args: impl IntoIterator<Item = OsString>, screen: &mut Screen<'_>) ->
             failure.exit_code()
         }
     }
+}
+
+/// What is near to a wrong word is suggested by its name, not by its alias too.
+fn name_not_by_alias(error: &mut clap::Error) {
+    use clap::error::{ContextKind, ContextValue};
+    let Some(ContextValue::Strings(near)) = error.get(ContextKind::SuggestedSubcommand) else {
+        return;
+    };
+    let mut names: Vec<String> = near
+        .iter()
+        .map(|word| match word.as_str() {
+            "service" | "backend" | "flow" => format!("{word}s"),
+            name => name.to_owned(),
+        })
+        .collect();
+    names.dedup();
+    error.insert(
+        ContextKind::SuggestedSubcommand,
+        ContextValue::Strings(names),
+    );
 }
 
 /// The whole command line, for completions and manual pages.

@@ -10,7 +10,7 @@ use super::{
     failure::Failure,
     file,
     screen::{Screen, Style},
-    text,
+    share, text,
 };
 
 /// Say what a file or a weight would change, and change nothing.
@@ -27,13 +27,13 @@ pub(super) struct Plan {
     #[arg(requires = "share")]
     service: Option<String>,
     /// Share of the pool that is not live: 5%, 0.05% or 1/3.
-    #[arg(long, value_name = "SHARE", requires = "service")]
+    #[arg(long, value_name = "SHARE", value_parser = share::parse, requires = "service")]
     candidate: Option<String>,
     /// Share of the green pool.
-    #[arg(long, value_name = "SHARE", requires = "service")]
+    #[arg(long, value_name = "SHARE", value_parser = share::parse, requires = "service")]
     green: Option<String>,
     /// Share of the blue pool.
-    #[arg(long, value_name = "SHARE", requires = "service")]
+    #[arg(long, value_name = "SHARE", value_parser = share::parse, requires = "service")]
     blue: Option<String>,
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::proto::{SetWeightRequest, set_weight_request::ShareOf};
 
-use super::{client::Client, failure::Failure, receipt, screen::Screen, span};
+use super::{client::Client, failure::Failure, receipt, screen::Screen, share, span};
 
 /// Change a service's weight: which share of NEW connections goes where.
 #[derive(clap::Args, Debug)]
@@ -33,13 +33,13 @@ pub(super) struct Shift {
 #[group(required = true, multiple = false)]
 pub(super) struct Share {
     /// Share of the pool that is not live: 5%, 0.05% or 1/3.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = share::parse)]
     candidate: Option<String>,
     /// Share of the green pool.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = share::parse)]
     green: Option<String>,
     /// Share of the blue pool.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = share::parse)]
     blue: Option<String>,
 }
 

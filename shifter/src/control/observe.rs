@@ -53,6 +53,7 @@ fn flow_query(message: proto::ListFlowsRequest) -> Result<FlowQuery, ControlErro
         service: (!message.service.is_empty()).then_some(message.service),
         backend,
         client,
+        open_only: message.open_only,
         limit: match message.limit as usize {
             0 => DEFAULT_FLOWS,
             limit => limit.min(MAX_FLOWS),

@@ -17,6 +17,7 @@ use aya::{
 
 use super::{
     DatapathError, clsact,
+    inspect::{pinned_tag, stranger},
     load::{Pins, failed},
     pinned::{self, pin, pinned, take_filter_off, unpin},
 };
@@ -155,7 +156,7 @@ impl Attacher {
                 if pin.exists() {
                     unpin(&pin)?;
                 }
-                take_filter_off(ifindex, Place::TcIngress).map(drop)
+                take_filter_off(&self.pins, ifindex, Place::TcIngress).map(drop)
             }
             Ingress::Tc => {
                 self.attach_tc(name, ifindex, Place::TcIngress)?;
@@ -233,7 +234,7 @@ impl Attacher {
             }
             Egress::Tcx => {
                 self.attach_tcx(name, ifindex, place)?;
-                take_filter_off(ifindex, place).map(drop)
+                take_filter_off(&self.pins, ifindex, place).map(drop)
             }
         }
     }
@@ -303,6 +304,9 @@ impl Attacher {
         }
         let filters = clsact::list(ifindex, place.tc()).map_err(|error| fail(error.into()))?;
         let there = filters.iter().find(|filter| filter.name == place.program());
+        if let Some(filter) = there {
+            refuse_stranger(&self.pins, filter, name)?;
+        }
         let program = self.classifier(place)?;
         let attached = match there {
             Some(filter) => SchedClassifierLink::attached(
@@ -370,6 +374,22 @@ impl Attacher {
         }
         Ok(())
     }
+}
+
+/// A filter with the name of ours may be another installation's, whose agent
+/// does not run and whose flows still need it.
+fn refuse_stranger(
+    pins: &Pins,
+    filter: &clsact::Filter,
+    interface: &str,
+) -> Result<(), DatapathError> {
+    let Some(tag) = stranger(filter.program, pinned_tag(pins).as_deref()) else {
+        return Ok(());
+    };
+    Err(DatapathError::Refused(format!(
+        "{interface} has {} of another shifter installation (tag {tag}, program {}) in clsact: take it off with `shifter detach --bpffs` and the bpffs that it pins in, or, if that is gone, with `tc qdisc del dev {interface} clsact`",
+        filter.name, filter.program
+    )))
 }
 
 /// Whether the kernel has tcx (6.6).

@@ -74,12 +74,17 @@ pub fn free_priority(filters: &[Filter]) -> u16 {
         .unwrap_or(1)
 }
 
-/// Takes the filters with a program of this name out; those of others stay.
-/// Returns how many there were.
-pub fn remove(ifindex: u32, at: TcAttachType, name: &str) -> io::Result<usize> {
+/// Takes the filters with a program of this name out that are ours by its id;
+/// those of others stay. Returns how many there were.
+pub fn remove(
+    ifindex: u32,
+    at: TcAttachType,
+    name: &str,
+    is_ours: impl Fn(u32) -> bool,
+) -> io::Result<usize> {
     let mut removed = 0;
     for filter in list(ifindex, at)? {
-        if filter.name != name {
+        if filter.name != name || !is_ours(filter.program) {
             continue;
         }
         let mut body = [0; TCMSG_LEN];

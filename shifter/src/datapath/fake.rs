@@ -253,6 +253,7 @@ impl Datapath for FakeDatapath {
             .filter(|f| filter.backend.is_none_or(|b| b == f.backend))
             .filter(|f| filter.client.is_none_or(|c| c == f.client.ip()))
             .filter(|f| filter.client_port.is_none_or(|p| p == f.client.port()))
+            .filter(|f| !(filter.open_only && matches!(f.state, "closing" | "reset")))
             .collect();
         let count = matching.len() as u64;
         let rows = matching.into_iter().take(filter.limit).cloned().collect();

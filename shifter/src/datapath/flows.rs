@@ -26,6 +26,8 @@ use crate::model::{PoolName, Protocol};
 /// The table and what is needed to read it.
 pub struct FlowTable {
     sets: MappedArray<FlowSet>,
+    /// Live flows at the last pass over the whole table.
+    counted: AtomicU64,
 }
 
 /// Distinct clients of blue and green.
@@ -44,7 +46,15 @@ fn seconds(ticks: u32) -> f64 {
 
 impl FlowTable {
     pub fn new(sets: MappedArray<FlowSet>) -> Self {
-        Self { sets }
+        Self {
+            sets,
+            counted: AtomicU64::new(0),
+        }
+    }
+
+    /// Live flows at the last sweep or census, whichever came later.
+    pub fn counted(&self) -> u64 {
+        self.counted.load(Ordering::Relaxed)
     }
 
     /// Entries of the whole table.
@@ -98,7 +108,7 @@ impl FlowTable {
     /// Frees entries that go by time alone, one compare-and-swap each.
     pub fn sweep(&self, timeouts: &[u32; TIMEOUTS]) -> u64 {
         let now = now_tick();
-        let mut freed = 0;
+        let (mut freed, mut live) = (0, 0);
         for set in 0..self.sets.count() {
             for place in 0..SET_ENTRIES {
                 let control = self.control(set, place);
@@ -107,11 +117,13 @@ impl FlowTable {
                 if !is_live(state) {
                     continue;
                 }
+                live += 1;
                 if is_due(state, self.last_seen(set, place), now, timeouts) {
                     freed += u64::from(free(control, word, now));
                 }
             }
         }
+        self.counted.store(live - freed, Ordering::Relaxed);
         freed
     }
 
@@ -219,6 +231,7 @@ impl FlowTable {
             }
             *backends.entry(entry.backend).or_default() += 1;
         });
+        self.counted.store(census.live, Ordering::Relaxed);
         census.services = services;
         census.idle = idle;
         census.backends = backends;
@@ -383,4 +396,5 @@ fn matches(row: &FlowRow, filter: &FlowFilter) -> bool {
         && filter
             .client_port
             .is_none_or(|port| row.client.port() == port)
+        && !(filter.open_only && matches!(row.state, "closing" | "reset"))
 }

@@ -9,7 +9,12 @@ use aya::{
 };
 use shifter_common::abi::Config;
 
-use super::{attach::Place, clsact, load::map_fd, memory::MappedArray};
+use super::{
+    attach::Place,
+    clsact,
+    load::{Pins, map_fd},
+    memory::MappedArray,
+};
 use crate::network::netlink::{self, Query, Request, attributes, u32_at};
 
 /// `BPF_PROG_QUERY` and the attach types of the kernel's `uapi/linux/bpf.h`.
@@ -179,6 +184,21 @@ fn installation(program: &ProgramInfo) -> Option<String> {
     let map = Map::Array(MapData::from_id(config).ok()?);
     let mapped = MappedArray::<Config>::new(map_fd(&map).ok()?, 1).ok()?;
     Some(installation_tag(&mapped.read(0)))
+}
+
+/// Tag of the installation over these pins; `None` before its maps are there.
+pub fn pinned_tag(pins: &Pins) -> Option<String> {
+    let map = Map::Array(MapData::from_pin(pins.maps().join("CONFIG")).ok()?);
+    let mapped = MappedArray::<Config>::new(map_fd(&map).ok()?, 1).ok()?;
+    Some(installation_tag(&mapped.read(0)))
+}
+
+/// The tag of the installation that a program belongs to, if it is known not
+/// to be `own`. Asked of programs that bear the name of one of ours.
+pub fn stranger(program: u32, own: Option<&str>) -> Option<String> {
+    let found = identify(program).installation;
+    own.filter(|own| !found.is_empty() && found != *own)?;
+    Some(found)
 }
 
 /// How an installation is shown.

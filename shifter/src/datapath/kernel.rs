@@ -67,6 +67,8 @@ pub struct KernelDatapath {
     /// This agent's programs.
     own: hooks::Own,
     hooks: Mutex<Vec<HookStatus>>,
+    /// Who programs of others are, by their id.
+    identities: Mutex<BTreeMap<u32, inspect::ProgramIdentity>>,
     /// What is wrong with the hooks, for `status`.
     alarms: Mutex<Vec<String>>,
     /// What follows from a grace period that was refused.
@@ -161,6 +163,7 @@ impl KernelDatapath {
             }),
             config,
             hooks: Mutex::default(),
+            identities: Mutex::default(),
             alarms: Mutex::default(),
             barrier: Mutex::default(),
             flow_capacity: setup.flow_capacity,
@@ -352,11 +355,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn limits(&self) -> Vec<LimitUse> {
-        counters::limits(
-            &lock(&self.tables),
-            self.flow_capacity,
-            self.flows.entries(),
-        )
+        counters::limits(&lock(&self.tables), self.flow_capacity, &self.flows)
     }
 
     fn warnings(&self) -> Vec<String> {

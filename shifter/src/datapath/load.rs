@@ -167,12 +167,27 @@ impl Pins {
         self.root.join("detached")
     }
 
-    /// Notes for a running agent that the operator wants the programs off.
-    pub fn mark_detached(&self, ifindex: Option<u32>) -> Result<(), DatapathError> {
+    /// The mark of one interface, or of all.
+    fn mark(&self, ifindex: Option<u32>) -> PathBuf {
         let name = ifindex.map_or_else(|| "all".to_owned(), |index| index.to_string());
-        let path = self.detached().join(name);
+        self.detached().join(name)
+    }
+
+    /// Notes for a running agent that the operator wants the programs off.
+    /// Returns whether that was not noted before.
+    pub fn mark_detached(&self, ifindex: Option<u32>) -> Result<bool, DatapathError> {
+        let path = self.mark(ifindex);
+        let is_new = !path.exists();
         fs::create_dir_all(&path)
-            .map_err(|error| failed(format!("creating {}", path.display()), error, ""))
+            .map_err(|error| failed(format!("creating {}", path.display()), error, ""))?;
+        Ok(is_new)
+    }
+
+    /// Takes such a note back.
+    pub fn unmark_detached(&self, ifindex: Option<u32>) -> Result<(), DatapathError> {
+        let path = self.mark(ifindex);
+        fs::remove_dir(&path)
+            .map_err(|error| failed(format!("removing {}", path.display()), error, ""))
     }
 
     /// Whether the operator wants the programs off an interface.
@@ -314,4 +329,23 @@ pub fn map_fd(map: &Map) -> Result<std::os::fd::BorrowedFd<'_>, DatapathError> {
         }
     };
     Ok(data.fd().as_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_new_once_and_can_be_taken_back() {
+        let directory = std::env::temp_dir().join(format!("shifter-mark-{}", std::process::id()));
+        let pins = Pins::new(&directory);
+        assert!(pins.mark_detached(Some(7)).unwrap());
+        assert!(!pins.mark_detached(Some(7)).unwrap());
+        assert!(pins.is_detached(7) && !pins.is_detached(8));
+        pins.unmark_detached(Some(7)).unwrap();
+        assert!(!pins.is_detached(7));
+        assert!(pins.mark_detached(None).unwrap());
+        assert!(pins.is_detached(7));
+        fs::remove_dir_all(directory).unwrap();
+    }
 }

@@ -113,6 +113,8 @@ pub struct FlowFilter {
     pub backend: Option<BackendId>,
     pub client: Option<std::net::IpAddr>,
     pub client_port: Option<u16>,
+    /// Leave out those in "closing" and "reset".
+    pub open_only: bool,
     pub limit: usize,
 }
 
@@ -138,6 +140,14 @@ pub struct FlowRow {
 /// A flow without a packet for this long in seconds is named apart: it may
 /// have ended unseen.
 pub const LONG_IDLE_S: u32 = 7_200;
+
+/// "1 flow", "2 flows".
+pub fn plural(number: u64, word: &str) -> String {
+    match number {
+        1 => format!("1 {word}"),
+        _ => format!("{number} {word}s"),
+    }
+}
 
 /// ` (9 of them idle for more than 2 h)`, or nothing.
 pub fn idle_note(idle: u64) -> String {

@@ -4,19 +4,19 @@ use std::path::Path;
 
 use aya::maps::{Map, MapData};
 use shifter_common::abi::{
-    Backend, NextHop, ServiceBody,
-    backend::BACKEND_REDIRECT,
-    flow::{FLOW_GREEN, FlowEntry, FlowSet},
-    next_hop::NO_NEXT_HOP,
+    ServiceBody,
+    flow::{FLOW_GREEN, FlowSet},
     service::head_parts,
 };
 
 use super::{
     DatapathError,
     flows::{FlowTable, is_long_idle, now_tick},
+    idle_note,
     load::{Pins, failed, map_fd},
     memory::MappedArray,
-    pinned::{detach, pinned_interfaces},
+    pinned::{detach, has_programs, pinned_interfaces},
+    plural,
 };
 
 /// Flows that end when the programs go: those on backends other than the VIP.
@@ -51,46 +51,20 @@ fn pinned<T: Copy>(pins: &Pins, name: &str) -> Result<MappedArray<T>, DatapathEr
     MappedArray::new(map_fd(&map)?, entries).map_err(|error| failed(open(), error, remedy))
 }
 
-/// Where flows go, as far as the maps say.
-struct Ways {
-    backends: MappedArray<Backend>,
-    next_hops: MappedArray<NextHop>,
-}
-
-impl Ways {
-    /// The interface of a next hop, where it is known.
-    fn interface_of(&self, next_hop: u32) -> Option<u32> {
-        let is_one = next_hop != u32::from(NO_NEXT_HOP) && next_hop < self.next_hops.count();
-        let ifindex = is_one.then(|| self.next_hops.read(next_hop).ifindex)?;
-        (ifindex != 0).then_some(ifindex)
-    }
-
-    /// Whether a flow may need the programs of an interface: its client or its
-    /// backend is behind it, or where its client is is not known.
-    fn may_need(&self, flow: &FlowEntry, ifindex: u32) -> bool {
-        let backend = u32::from(flow.backend);
-        let by_backend = backend < self.backends.count() && {
-            let record = self.backends.read(backend);
-            record.flags & BACKEND_REDIRECT != 0
-                && self.interface_of(record.next_hop) == Some(ifindex)
-        };
-        let client = self.interface_of(u32::from(flow.next_hop));
-        by_backend || client.is_none_or(|client| client == ifindex)
-    }
-}
-
 /// Counts what a detach would cut: of one interface, or of all.
+///
+/// No record says by which interface a flow's packets come in: the next hop
+/// towards its client may leave by another, as may its backend's. So each flow
+/// on a backend other than the VIP counts for every interface that has a
+/// program of this installation.
 pub fn would_cut(pins: &Pins, only: Option<u32>) -> Result<Cut, DatapathError> {
-    if !pins.maps().join("FLOWS").exists() {
+    let is_bare = only.is_some_and(|ifindex| !has_programs(pins, ifindex));
+    if is_bare || !pins.maps().join("FLOWS").exists() {
         return Ok(Cut::default());
     }
     let flows = FlowTable::new(pinned::<FlowSet>(pins, "FLOWS")?);
     let heads = pinned::<u64>(pins, "SERVICE_HEAD")?;
     let bodies = pinned::<ServiceBody>(pins, "SERVICE_BODY")?;
-    let ways = Ways {
-        backends: pinned(pins, "BACKENDS")?,
-        next_hops: pinned(pins, "NEXT_HOPS")?,
-    };
     let vip_backend = |service: u16| {
         let (slot, _) = head_parts(heads.read(u32::from(service)));
         (slot != 0 && slot < bodies.count()).then(|| bodies.read(slot).vip_backend)
@@ -98,8 +72,7 @@ pub fn would_cut(pins: &Pins, only: Option<u32>) -> Result<Cut, DatapathError> {
     let now = now_tick();
     let mut cut = Cut::default();
     flows.for_each_open(|flow| {
-        let is_rewritten = vip_backend(flow.service) != Some(flow.backend);
-        if is_rewritten && only.is_none_or(|ifindex| ways.may_need(flow, ifindex)) {
+        if vip_backend(flow.service) != Some(flow.backend) {
             *if flow.flags & FLOW_GREEN != 0 {
                 &mut cut.green
             } else {
@@ -126,6 +99,7 @@ pub fn detach_interfaces(
             bpffs.display()
         )));
     }
+    let name = only;
     let only = only.map(index_of).transpose()?;
     let cut = match would_cut(&pins, only) {
         Ok(cut) => cut,
@@ -133,12 +107,7 @@ pub fn detach_interfaces(
         Err(error) => return Err(error),
     };
     if cut != Cut::default() && !force {
-        return Err(DatapathError::Refused(format!(
-            "{} flows on green and {} on blue are on backends other than the VIP and would be cut{}: `shifter rollback` and wait until they have ended, or go ahead with --force",
-            cut.green,
-            cut.blue,
-            super::idle_note(cut.idle)
-        )));
+        return Err(DatapathError::Refused(refusal(&cut, name)));
     }
     let indices = match only {
         Some(ifindex) => vec![ifindex],
@@ -150,8 +119,13 @@ pub fn detach_interfaces(
         }
     };
     // Before anything goes: an agent puts back what somebody else took off.
-    pins.mark_detached(only)?;
-    let programs = detach(&pins, &indices)?;
+    let is_new = pins.mark_detached(only)?;
+    let programs = detach(&pins, &indices).inspect_err(|_| {
+        // What could not be taken off is the agent's again.
+        if is_new && let Err(error) = pins.unmark_detached(only) {
+            tracing::warn!(%error, "taking back the mark of a detach that failed");
+        }
+    })?;
     let maps = only.is_none() && !pins.is_locked();
     if maps {
         pins.remove()?;
@@ -161,6 +135,30 @@ pub fn detach_interfaces(
         maps,
         cut,
     })
+}
+
+/// Why a detach does not go ahead: of the interface `name`, or of all.
+fn refusal(cut: &Cut, name: Option<&str>) -> String {
+    let flows = format!(
+        "{} on green and {} on blue {} on backends other than the VIP",
+        plural(cut.green, "flow"),
+        cut.blue,
+        if cut.blue + cut.green == 1 {
+            "is"
+        } else {
+            "are"
+        },
+    );
+    let what = match name {
+        Some(name) => format!(
+            ", and which of them come in at {name} cannot be told: those that do would be cut"
+        ),
+        None => " and would be cut".to_owned(),
+    };
+    format!(
+        "{flows}{what}{}: `shifter rollback` and wait until they have ended, or go ahead with --force",
+        idle_note(cut.idle)
+    )
 }
 
 /// Interfaces of this network namespace, which /sys may not show: index and name.

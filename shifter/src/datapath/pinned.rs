@@ -17,6 +17,7 @@ use super::{
     DatapathError,
     attach::{Ingress, Place},
     clsact,
+    inspect::{pinned_tag, stranger},
     load::{Pins, failed},
 };
 
@@ -111,6 +112,22 @@ pub fn pinned_interfaces(pins: &Pins) -> Vec<PinnedInterface> {
     interfaces
 }
 
+/// Whether anything of ours may be on an interface; what is not known may be.
+pub(super) fn has_programs(pins: &Pins, ifindex: u32) -> bool {
+    let is_pinned = |place: &Place| pins.links().join(place.pin_name(ifindex)).exists();
+    let own = pinned_tag(pins);
+    let has_filter = |place: &Place| {
+        clsact::list(ifindex, place.tc()).map_or(true, |filters| {
+            filters.iter().any(|filter| {
+                filter.name == place.program() && stranger(filter.program, own.as_deref()).is_none()
+            })
+        })
+    };
+    Place::ALL
+        .iter()
+        .any(|place| is_pinned(place) || has_filter(place))
+}
+
 /// Takes programs off the interfaces `indices`: ingress from all of them, then
 /// egress. Returns how many were on.
 pub fn detach(pins: &Pins, indices: &[u32]) -> Result<usize, DatapathError> {
@@ -124,18 +141,25 @@ pub fn detach(pins: &Pins, indices: &[u32]) -> Result<usize, DatapathError> {
             }
         }
         for ifindex in indices {
-            removed += take_filter_off(*ifindex, place)?;
+            removed += take_filter_off(pins, *ifindex, place)?;
         }
     }
     Ok(removed)
 }
 
 /// Takes our filters out of clsact of an interface; returns how many there were.
-pub(super) fn take_filter_off(ifindex: u32, place: Place) -> Result<usize, DatapathError> {
+/// One of another installation, which bears the same name, stays.
+pub(super) fn take_filter_off(
+    pins: &Pins,
+    ifindex: u32,
+    place: Place,
+) -> Result<usize, DatapathError> {
     if place == Place::Xdp {
         return Ok(0);
     }
-    clsact::remove(ifindex, place.tc(), place.program()).map_err(|error| {
+    let own = pinned_tag(pins);
+    let is_ours = |program| stranger(program, own.as_deref()).is_none();
+    clsact::remove(ifindex, place.tc(), place.program(), is_ours).map_err(|error| {
         failed(
             format!(
                 "taking {} out of clsact of interface {ifindex}",

@@ -161,6 +161,8 @@ pub struct FlowQuery {
     pub pool: Option<PoolName>,
     pub backend: Option<SocketAddr>,
     pub client: Option<IpAddr>,
+    /// Leave out those in "closing" and "reset".
+    pub open_only: bool,
     pub limit: usize,
 }
 

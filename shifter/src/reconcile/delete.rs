@@ -7,7 +7,7 @@ use super::{
     reconciler::{Reconciler, audit, check_etag, elapsed_ns, find, lock},
 };
 use crate::{
-    datapath::{FlowFilter, LONG_IDLE_S, ServiceId, idle_note},
+    datapath::{FlowFilter, LONG_IDLE_S, ServiceId, idle_note, plural},
     store::{Commit, StoreError},
 };
 
@@ -108,7 +108,8 @@ impl Reconciler {
         };
         (sum > 0).then(|| {
             format!(
-                "carries {least}{sum} flows{} on backends other than the VIP (blue {}, green {}), which would be cut",
+                "carries {least}{}{} on backends other than the VIP (blue {}, green {}), which would be cut",
+                plural(sum, "flow"),
                 idle_note(idle),
                 cut[0],
                 cut[1]

@@ -12,7 +12,7 @@ use super::{
     split::unready_warning,
 };
 use crate::{
-    datapath::{BackendId, Census, FlowFilter, FlowRow, Placement, ServiceId},
+    datapath::{BackendId, Census, FlowFilter, FlowRow, Placement, ServiceId, plural},
     model::{BackendSpec, PoolName, Protocol, weight::threshold_share},
 };
 
@@ -177,7 +177,8 @@ impl Reconciler {
         let fragments = self.fragments(entry, counters);
         if fragments > 0 {
             warnings.push(format!(
-                "{fragments} fragments to the VIP passed untouched within the last minute: they reach what listens on the VIP here, not a backend; let clients send packets that fit the path"
+                "{} to the VIP passed untouched within the last minute: such packets reach what listens on the VIP here, not a backend; let clients send packets that fit the path",
+                plural(fragments, "fragment")
             ));
         }
         if entry.adoption() == "refused" {
@@ -310,6 +311,7 @@ fn flow_filters(core: &Core, query: &FlowQuery) -> Result<Vec<FlowFilter>, Contr
         backend: None,
         client: query.client,
         client_port: None,
+        open_only: query.open_only,
         limit: match query.limit {
             0 => DEFAULT_FLOWS,
             limit => limit,

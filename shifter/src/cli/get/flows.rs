@@ -12,6 +12,9 @@ use crate::cli::{
 };
 
 /// Show live flows and where they are pinned.
+///
+/// Flows that have ended, in the states closing and reset, are kept for a minute
+/// and hidden; the last line counts them. JSON has all, with their state.
 #[derive(clap::Args, Debug)]
 pub(super) struct Flows {
     /// Name of a service; all where none is given.
@@ -25,6 +28,9 @@ pub(super) struct Flows {
     /// Only flows of this client, as in 192.0.2.7.
     #[arg(long, value_name = "ADDR")]
     client: Option<IpAddr>,
+    /// Show those too that have ended.
+    #[arg(long)]
+    all: bool,
     /// List at most so many.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
@@ -56,17 +62,19 @@ impl Flows {
                 .client
                 .map_or_else(String::new, |addr| addr.to_string()),
             limit: self.limit,
+            open_only: !self.all && !screen.json(),
         };
         let mut page = Page::default();
         loop {
             let answer = client
                 .call(client.observe().list_flows(request.clone()))
                 .await?;
+            let hidden = hidden(client, &request, &answer).await?;
             match (screen.json(), self.watch) {
                 (true, true) => screen.json_line(&answer)?,
                 (true, false) => screen.json_value(&answer)?,
-                (false, true) => page.show(lines(&answer, screen), screen)?,
-                (false, false) => print(&lines(&answer, screen), screen)?,
+                (false, true) => page.show(lines(&answer, hidden, screen), screen)?,
+                (false, false) => print(&lines(&answer, hidden, screen), screen)?,
             }
             if !self.watch {
                 return Ok(());
@@ -76,9 +84,36 @@ impl Flows {
     }
 }
 
-fn lines(answer: &ListFlowsResponse, screen: &Screen<'_>) -> Vec<String> {
+/// Flows that are not shown because they have ended.
+async fn hidden(
+    client: &Client,
+    request: &ListFlowsRequest,
+    answer: &ListFlowsResponse,
+) -> Result<u64, Failure> {
+    if !request.open_only {
+        return Ok(0);
+    }
+    let all = ListFlowsRequest {
+        open_only: false,
+        limit: 1,
+        ..request.clone()
+    };
+    let all = client.call(client.observe().list_flows(all)).await?;
+    Ok(all.matched.saturating_sub(answer.matched))
+}
+
+fn lines(answer: &ListFlowsResponse, hidden: u64, screen: &Screen<'_>) -> Vec<String> {
+    let hidden = (hidden > 0).then(|| {
+        let flows = text::plural(hidden, "closing flow");
+        format!("{flows} hidden: --all shows them")
+    });
     if answer.flows.is_empty() {
-        return vec!["no flows".to_owned()];
+        let none = if hidden.is_some() {
+            "no open flows"
+        } else {
+            "no flows"
+        };
+        return [none.to_owned()].into_iter().chain(hidden).collect();
     }
     let mut table = Table::new(&[
         "SERVICE", "CLIENT", "PROTO", "POOL", "BACKEND", "STATE", "PINNED", ">GEN", ">AGE",
@@ -109,6 +144,7 @@ fn lines(answer: &ListFlowsResponse, screen: &Screen<'_>) -> Vec<String> {
             text::count(answer.matched)
         ));
     }
+    lines.extend(hidden);
     lines
 }
 

@@ -54,7 +54,6 @@ fn refusals_carry_the_agents_words_and_their_code() {
     );
     assert_fails(&testbed, "get services nope", 1, "there are: web");
     assert_fails(&testbed, "get services nope -w", 1, "there are: web");
-    assert_fails(&testbed, "shift web --green 500%", 1, "is no weight");
     assert_fails(&testbed, "delete web", 1, "3 flows on green");
     assert_fails(&testbed, "rollback web --to 99", 1, "generation 99");
 }
@@ -69,11 +68,15 @@ fn wrong_usage_is_64_and_help_is_0() {
             "shift web --green 5% --revert-after 10",
             "write it with units",
         ),
+        ("shift web --green 500%", "is no weight"),
+        ("shift web --candidate 5", "a fraction (1/3)"),
+        ("plan web --blue half", "is no weight"),
         ("plan", "--file"),
         ("plan web", "--candidate"),
         ("plan -f x web --green 5%", "cannot be used with"),
         ("explain web nobody", "is no client"),
         ("get pods", "pods"),
+        ("get foo", "'flows'"),
         ("fly", "fly"),
         ("apply", "--file"),
     ] {

@@ -80,6 +80,8 @@ fn every_verb_answers_in_json() {
         (&flows["matched"], &flows["flows"][0]["protocol"]),
         (&json!(1), &json!("tcp"))
     );
+    let states = value(&testbed, "get flows web --pool blue", 0);
+    assert_eq!(states["flows"][1]["state"], "closing", "JSON has all");
     assert_eq!(value(&testbed, "explain web 192.0.2.7", 0)["pool"], "green");
     let status = value(&testbed, "status", 0);
     assert_eq!(status["interfaces"][0]["hook"], "tc");

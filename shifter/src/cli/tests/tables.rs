@@ -66,6 +66,17 @@ fn get_flows_shows_rows_and_says_when_there_are_more() {
         SERVICE  CLIENT           PROTO  POOL  BACKEND         STATE        PINNED  GEN    AGE  IDLE    BYTES
         web      192.0.2.7:40001  tcp    blue  10.0.0.11:8443  established  proven    1  1h02m  0.2s  1.0 MiB
         1 of 2 flows: --limit lists more
+        1 closing flow hidden: --all shows them
+        ",
+    );
+    assert_prints(
+        &testbed,
+        "get flows web --limit 1 --all",
+        0,
+        "
+        SERVICE  CLIENT           PROTO  POOL  BACKEND         STATE        PINNED  GEN    AGE  IDLE    BYTES
+        web      192.0.2.7:40001  tcp    blue  10.0.0.11:8443  established  proven    1  1h02m  0.2s  1.0 MiB
+        1 of 3 flows: --limit lists more
         ",
     );
     assert_prints(&testbed, "get flows --client 198.51.100.1", 0, "no flows");

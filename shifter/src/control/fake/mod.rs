@@ -294,12 +294,16 @@ impl Controller for FakeAgent {
 
     fn flows(&self, query: &FlowQuery) -> Result<(Vec<FlowView>, u64), ControlError> {
         let name = query.service.as_deref().unwrap_or("web");
+        let mut ended = flow(name, 40_003, PoolName::Blue);
+        ended.row.state = "closing";
         let all = [
             flow(name, 40_001, PoolName::Blue),
             flow(name, 40_002, PoolName::Green),
+            ended,
         ];
         let matching = all
             .into_iter()
+            .filter(|flow| !(query.open_only && flow.row.state == "closing"))
             .filter(|flow| query.pool.is_none_or(|pool| flow.row.pool == pool))
             .filter(|flow| {
                 query

@@ -10,7 +10,8 @@ use shifter_common::abi::{
 
 use super::{Tables, lock};
 use crate::datapath::{
-    BackendId, DatapathError, LimitUse, ServiceId, VerdictCount, backends::Plain, load::failed,
+    BackendId, DatapathError, LimitUse, ServiceId, VerdictCount, backends::Plain, flows::FlowTable,
+    load::failed,
 };
 
 /// The per-CPU maps.
@@ -95,15 +96,16 @@ impl Counters {
     }
 }
 
-/// What of each limit is used; `entries` are those of the flow table.
-pub(super) fn limits(tables: &Tables, flow_capacity: u32, entries: u64) -> Vec<LimitUse> {
+/// What of each limit is used. Flows are those of the last pass over the table:
+/// reading a limit makes none.
+pub(super) fn limits(tables: &Tables, flow_capacity: u32, flows: &FlowTable) -> Vec<LimitUse> {
     let bytes = |elements: u32, size: usize| u64::from(elements) * size as u64;
     vec![
         LimitUse {
             name: "flow_capacity",
-            used: 0,
+            used: flows.counted(),
             limit: u64::from(flow_capacity),
-            memory_bytes: entries * size_of::<abi::FlowEntry>() as u64,
+            memory_bytes: flows.entries() * size_of::<abi::FlowEntry>() as u64,
         },
         LimitUse {
             name: "services",

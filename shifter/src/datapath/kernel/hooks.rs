@@ -142,14 +142,9 @@ impl KernelDatapath {
             .iter()
             .any(|hook| hook.ifindex == ifindex && hook.hook == "xdp");
         let judged = |direction, programs: &[_], places: &[Place]| {
-            let (status, other) = judge(
-                direction,
-                programs,
-                &self.own,
-                places,
-                wants_xdp,
-                inspect::identify,
-            );
+            let (status, other) = judge(direction, programs, &self.own, places, wants_xdp, |id| {
+                self.identity(id)
+            });
             let installation = match status.state {
                 ProgramState::Ours => self.tag(),
                 _ => other,
@@ -159,30 +154,54 @@ impl KernelDatapath {
         let places = [Place::Xdp, Place::TcIngress];
         let (ingress, installation) = judged("ingress", &attached.ingress, &places);
         let (egress, of_egress) = judged("egress", &attached.egress, &[Place::TcEgress]);
+        let counted = [ingress.id, egress.id];
+        let mut beside = Vec::new();
+        for (direction, programs) in [("ingress", &attached.ingress), ("egress", &attached.egress)]
+        {
+            let of = strangers(direction, programs, &counted, |id| self.identity(id));
+            beside.extend(of);
+        }
         self.change_hook(ifindex, |hook| {
             hook.tag.clone_from(&installation);
             hook.programs = vec![ingress.clone(), egress.clone()];
+            hook.programs.extend(beside.iter().cloned());
         });
         let is_ours = [installation, of_egress].contains(&self.tag());
         Ok(Look {
             ingress,
             egress,
+            beside,
             is_ours,
         })
     }
+
+    /// Who a program is; asked of the kernel once, for an id names one program.
+    fn identity(&self, id: u32) -> ProgramIdentity {
+        let mut known = lock(&self.identities);
+        if known.len() > MOST_IDENTITIES {
+            known.clear();
+        }
+        let identity = known.entry(id).or_insert_with(|| inspect::identify(id));
+        identity.clone()
+    }
 }
+
+/// More than stand beside ours on any host; then they are asked for anew.
+const MOST_IDENTITIES: usize = 1_024;
 
 /// What runs on an interface.
 #[derive(Clone, Debug)]
 pub struct Look {
     pub ingress: ProgramStatus,
     pub egress: ProgramStatus,
+    /// Programs of shifter that this agent did not load, beside those two.
+    pub beside: Vec<ProgramStatus>,
     /// One of them uses the maps of this installation.
     pub is_ours: bool,
 }
 
 /// Which of the programs of one direction counts, and its installation if it
-/// is a stranger's. Others beside ours are their owners' business.
+/// is a stranger's.
 fn judge(
     direction: &'static str,
     programs: &[(&'static str, u32)],
@@ -229,6 +248,28 @@ fn judge(
     (absent, String::new())
 }
 
+/// Programs of shifter beside those that count: two of them on one interface
+/// handle each packet twice. What is not shifter's is its owner's business.
+fn strangers(
+    direction: &'static str,
+    programs: &[(&'static str, u32)],
+    counted: &[u32],
+    identify: impl Fn(u32) -> ProgramIdentity,
+) -> Vec<ProgramStatus> {
+    let rest = programs.iter().filter(|(_, id)| !counted.contains(id));
+    rest.map(|(at, id)| (at, id, identify(*id)))
+        .filter(|(_, _, found)| found.name.starts_with("shifter_"))
+        .map(|(at, id, found)| ProgramStatus {
+            direction,
+            at,
+            id: *id,
+            name: found.name,
+            tag: found.tag,
+            state: ProgramState::Other,
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,6 +307,15 @@ mod tests {
             state(&[("xdp", 10)], true),
             (ProgramState::Ours, 10, String::new())
         );
+    }
+
+    #[test]
+    fn another_installation_beside_ours_is_named_and_other_programs_are_not() {
+        let all = [("xdp", 99), ("tcx", 98), ("tcx", 11), ("clsact", 77)];
+        let beside = strangers("ingress", &all, &[11, 12], stranger);
+        let seen: Vec<_> = beside.iter().map(|p| (p.at, p.id, p.state)).collect();
+        assert_eq!(seen, [("clsact", 77, ProgramState::Other)]);
+        assert_eq!(strangers("ingress", &all, &[11, 77], stranger), []);
     }
 
     #[test]
