@@ -18,6 +18,7 @@ use super::{
     entry::{Entry, Split, describe, threshold_moved},
     events::Events,
     gone::Gone,
+    maintain::FilterReading,
     observe::Observer,
 };
 use crate::{
@@ -77,6 +78,7 @@ pub struct Reconciler {
     pub(super) events: Events,
     pub(super) answered: Answered,
     pub(super) gone: Mutex<Gone>,
+    pub(super) filter: Mutex<FilterReading>,
     /// Held while the host is asked for placements.
     pub(super) refreshing: Mutex<()>,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
@@ -192,6 +194,7 @@ impl Reconciler {
             events: Events::new(base),
             answered: Answered::default(),
             gone: Mutex::default(),
+            filter: Mutex::default(),
             refreshing: Mutex::default(),
             census: Mutex::new(None),
         }

@@ -109,3 +109,20 @@ fn a_request_that_failed_is_carried_out_when_it_comes_again() {
     rig.reconciler.promote("web", &context).unwrap();
     assert_eq!(rig.live(), PoolName::Green);
 }
+
+#[test]
+fn a_packet_filter_that_cannot_be_read_is_loud_and_counts_as_dnat_until_it_can() {
+    let rig = Rig::with_web();
+    let tell = |problem: Option<&str>| {
+        *lock(&rig.facts.filter_problem) = problem.map(str::to_owned);
+        rig.reconciler.maintain();
+        let loud = rig.reconciler.loud().join("; ");
+        let adoption = rig.reconciler.get("web").unwrap().adoption;
+        (loud.contains("nft failed: exit status: 1"), adoption)
+    };
+    assert_eq!(tell(Some("nft failed: exit status: 1")), (true, "refused"));
+    let refused = rig.apply(&[other("api", 11)]).unwrap_err().to_string();
+    assert!(refused.contains("nft failed: exit status: 1"), "{refused}");
+    assert_eq!(tell(None), (false, "single"));
+    rig.apply(&[other("api", 11)]).unwrap();
+}
