@@ -37,6 +37,9 @@ pub struct Settings {
     pub settle: Duration,
     /// How long after a promote a rollback undoes it.
     pub bake: Duration,
+    /// A flow is released when its socket is gone and it had no packet for so
+    /// long; whole seconds.
+    pub gone_after: Duration,
     pub flow_capacity: u32,
     pub state_dir: PathBuf,
 }
@@ -46,6 +49,7 @@ impl Default for Settings {
         Self {
             settle: config::DEFAULT_SETTLE,
             bake: config::DEFAULT_BAKE,
+            gone_after: config::DEFAULT_GONE_AFTER,
             flow_capacity: shifter_common::abi::DEFAULT_FLOW_CAPACITY,
             state_dir: "/var/lib/shifter".into(),
         }
