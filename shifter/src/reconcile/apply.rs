@@ -219,6 +219,7 @@ impl Reconciler {
             None => Ok((self.take_id(&mut core.ids)?, self.settle_until_ns())),
         }
     }
+            observed: before.and_then(|b| b.observed),
 
     pub(super) fn settle_until_ns(&self) -> u64 {
         if self.settings.settle.is_zero() {

@@ -244,7 +244,10 @@ impl Reconciler {
         match self.datapath.publish(&entry.image(), rings) {
             Ok(at_ns) => {
                 entry.note_published(at_ns);
-                self.restart_window(entry.id, at_ns);
+                let sharing = Some(entry.sharing());
+                if std::mem::replace(&mut entry.observed, sharing) != sharing {
+                    self.restart_window(entry.id, at_ns);
+                }
                 Ok(())
             }
             Err(error) => {

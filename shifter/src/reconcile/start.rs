@@ -352,6 +352,7 @@ impl Start<'_> {
             dirty: false,
             settle_until_ns,
             spec: spec.clone(),
+            observed: None,
         })
     }
 
