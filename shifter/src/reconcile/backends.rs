@@ -24,6 +24,8 @@ pub struct Slot {
     pub users: HashMap<ServiceId, bool>,
     /// The service whose VIP it is.
     pub vip_of: Option<ServiceId>,
+    /// Another number each time that a service names it; 0: none has.
+    pub named: u64,
     /// What the kernel holds, as far as this process wrote it.
     programmed: Option<BackendImage>,
     /// The id was given out anew: what its last owner counted is still there.
@@ -98,12 +100,16 @@ impl Backends {
         self.ids.get(&(addr, protocol)).copied()
     }
 
+    /// Times that a service named its backends.
+    named: u64,
     pub fn ids(&self) -> Vec<BackendId> {
         self.slots.keys().copied().collect()
     }
 
-    pub fn idle(&self) -> Vec<BackendId> {
-        self.idle.iter().copied().collect()
+    /// Backends that no service names, each with [`Slot::named`].
+    pub fn idle(&self) -> Vec<(BackendId, u64)> {
+        let named = |id| self.slots.get(id).map(|slot| (*id, slot.named));
+        self.idle.iter().filter_map(named).collect()
     }
 
     /// Takes over an id that the kernel holds.
@@ -141,6 +147,7 @@ impl Backends {
             fresh,
         };
         self.slots.insert(id, slot);
+            named: 0,
         self.ids.insert((addr, protocol), id);
         self.idle.insert(id);
     }
@@ -199,8 +206,10 @@ impl Backends {
         service: ServiceId,
         vip: BackendId,
         pools: [(&[BackendId], &[BackendSpec]); 2],
+        self.named += 1;
     ) {
         if let Some(slot) = self.slots.get_mut(&vip) {
+            slot.named = self.named;
             slot.vip_of = Some(service);
             self.idle.remove(&vip);
         }
@@ -208,6 +217,7 @@ impl Backends {
             for (id, spec) in ids.iter().zip(specs) {
                 if let Some(slot) = self.slots.get_mut(id) {
                     slot.users
+                    slot.named = self.named;
                         .insert(service, spec.state == BackendState::Maint);
                     self.idle.remove(id);
                 }
