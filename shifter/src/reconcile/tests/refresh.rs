@@ -5,7 +5,7 @@ use std::{
     thread,
 };
 
-use super::rig::{Rig, context, other};
+use super::rig::{Rig, context, other, web};
 use crate::{
     datapath::Placement,
     model::PoolName,
@@ -126,3 +126,20 @@ fn a_packet_filter_that_cannot_be_read_is_loud_and_counts_as_dnat_until_it_can()
     assert_eq!(tell(None), (false, "single"));
     rig.apply(&[other("api", 11)]).unwrap();
 }
+#[test]
+fn an_apply_that_comes_again_gets_its_first_answer_unless_it_names_something_else() {
+    let rig = Rig::with_web();
+    let mut context = context();
+    context.request_id = "a".into();
+    let mut spec = web();
+    spec.green = "5%".parse().unwrap();
+    let first = rig.reconciler.apply(&[spec.clone()], &context).unwrap();
+    rig.shift("50%").unwrap();
+    let again = rig.reconciler.apply(&[spec.clone()], &context).unwrap();
+    assert_eq!(first, again);
+    assert_eq!(rig.green(), "50%", "it was carried out a second time");
+    spec.green = "7%".parse().unwrap();
+    rig.reconciler.apply(&[spec], &context).unwrap();
+    assert_eq!(rig.green(), "7%");
+}
+
