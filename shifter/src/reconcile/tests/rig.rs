@@ -39,10 +39,17 @@ pub struct FakeFacts {
     pub asked: Mutex<Vec<(Option<i32>, HashSet<SocketAddr>)>>,
     /// Run once, in the middle of the next question that may run nft.
     pub gate: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    questions: AtomicU64,
 }
 
 impl FakeFacts {
+    /// Questions so far that may run nft.
+    pub fn questions(&self) -> u64 {
+        self.questions.load(Ordering::Relaxed)
+    }
+
     fn pass_gate(&self) {
+        self.questions.fetch_add(1, Ordering::Relaxed);
         let gate = lock(&self.gate).take();
         if let Some(gate) = gate {
             gate();
@@ -88,6 +95,7 @@ impl HostFacts for FakeFacts {
     }
 
     fn tcp_sockets(&self, netns: Option<i32>, at: &HashSet<SocketAddr>) -> io::Result<TcpSockets> {
+        self.pass_gate();
         lock(&self.asked).push((netns, at.clone()));
         let sockets = lock(&self.sockets);
         let sockets = sockets.get(&netns).cloned();
