@@ -193,7 +193,7 @@ fn only_flows_that_are_there_are_remembered() {
     left(&rig);
     assert_eq!(remembered(&rig), 2, "what is no flow of ours is not kept");
     rig.datapath.with(|k| k.flows[0].idle_s = 0.0);
-    rig.datapath.with(|k| drop(k.flows.remove(1)));
+    rig.datapath.with(|k| k.flows.remove(1));
     left(&rig);
     assert_eq!(
         remembered(&rig),
