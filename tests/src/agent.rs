@@ -117,10 +117,19 @@ impl<'lab> Agent<'lab> {
             .args(["agent", "--config"])
             .arg(self.config())
             .env("SHIFTER_BPFFS", self.lab.bpffs())
+            .env("PATH", self.path()?)
             .env("RUST_LOG", env::var("RUST_LOG").unwrap_or("info".into()));
         let log = self.lab.dir().join(format!("agent-{}.log", self.starts));
         self.process = Some(Process::start(command, log)?);
         self.wait_until_ready()
+    }
+
+    /// Programs of the lab come before those of the system.
+    fn path(&self) -> Result<std::ffi::OsString> {
+        let system = env::var_os("PATH").unwrap_or_default();
+        let paths = env::split_paths(&system);
+        let own = std::iter::once(self.lab.programs());
+        Ok(env::join_paths(own.chain(paths))?)
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {

@@ -1,9 +1,10 @@
 //! A flow whose end no packet showed counts no more once its socket is gone.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    os::fd::AsRawFd as _,
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
     time::Duration,
 };
 
@@ -13,13 +14,29 @@ use shifter_tests::{
     mover::Service,
     need,
     topology::{Family, Lab, Placement, Side},
+    traffic::requests::connect_from,
 };
 
-/// A minute of silence, a pass, and what a busy machine adds.
-const LIMIT: Duration = Duration::from_secs(120);
+/// A flow whose socket is gone counts for so long in seconds; a pass is made
+/// every second then.
+const GONE_AFTER_S: u64 = 5;
 
-/// A minute of silence, and two passes after it.
-const IDLE_AND_PASSES: Duration = Duration::from_secs(95);
+/// Silence, three passes, and what a busy machine adds.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Silence, and some passes after it.
+const IDLE_AND_PASSES: Duration = Duration::from_secs(GONE_AFTER_S + 8);
+
+/// In which every flow that can be is seen as a socket.
+const TWO_PASSES: Duration = Duration::from_secs(3);
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn settings() -> Settings {
+    let mut settings = Settings::hook("tc");
+    settings.more += &format!("gone_after = {GONE_AFTER_S}\n");
+    settings
+}
 
 /// Both ends of a connection through the VIP.
 struct Connection {
@@ -30,14 +47,14 @@ struct Connection {
 impl Connection {
     fn open(lab: &Lab, listener: &TcpListener, family: Family) -> Self {
         let vip = lab.vip(family);
-        let limit = Duration::from_secs(5);
-        let client = lab
-            .client
-            .run(|| TcpStream::connect_timeout(&vip, limit))
-            .unwrap();
+        let connect = || TcpStream::connect_timeout(&vip, PATIENCE);
+        Self::accept(lab.client.run(connect).unwrap(), listener)
+    }
+
+    fn accept(client: TcpStream, listener: &TcpListener) -> Self {
         let (server, _) = listener.accept().unwrap();
         for end in [&client, &server] {
-            end.set_read_timeout(Some(limit)).unwrap();
+            end.set_read_timeout(Some(PATIENCE)).unwrap();
         }
         let mut connection = Self { client, server };
         connection.exchange();
@@ -92,7 +109,7 @@ fn counts_no_more(placement: Placement) {
     let what = format!("{placement:?}");
     let lab = Lab::new(placement).unwrap();
     let (services, listeners) = (services(&lab), listeners(&lab));
-    let agent = Agent::start(&lab, Settings::hook("tc")).unwrap();
+    let agent = Agent::start(&lab, settings()).unwrap();
     agent.apply(&services).unwrap();
     let open = || {
         listeners
@@ -106,6 +123,7 @@ fn counts_no_more(placement: Placement) {
         let counted = eventually(Duration::from_secs(5), || green(&service.name) == 2);
         assert!(counted, "{what}: {} does not count both", service.name);
     }
+    std::thread::sleep(TWO_PASSES);
     for connection in vanished {
         connection.vanish();
     }
@@ -123,30 +141,112 @@ fn counts_no_more(placement: Placement) {
     }
 }
 
-/// A port of the host that rules lead to a container: the sockets are not
-/// where the backend's address is, though a proxy of the publisher listens there.
-fn is_left_alone() {
+/// What happens to a lab after the agent began to look.
+type Change = fn(&Lab);
+
+/// Ports of the host that rules lead to a container: the sockets are not where
+/// the backend's address is, though a proxy of the publisher listens there.
+/// Nor are they when the rules are gone, or cannot be read: conntrack still
+/// leads the connections on.
+fn are_left_alone_behind_dnat(what: &str, change: Change) {
     let lab = Lab::new(Placement::Published).unwrap();
     let (services, listeners) = (services(&lab), listeners(&lab));
     let proxies = Family::BOTH.map(|family| {
         let at = lab.backend(Side::Green, family);
         lab.host.run(|| TcpListener::bind(at)).unwrap()
     });
-    let agent = Agent::start(&lab, Settings::hook("tc")).unwrap();
+    let agent = Agent::start(&lab, settings()).unwrap();
     agent.apply(&services).unwrap();
     let mut open: Vec<_> = listeners
         .iter()
         .map(|(family, listener)| Connection::open(&lab, listener, *family))
         .collect();
+    std::thread::sleep(TWO_PASSES);
+    change(&lab);
+    // Now that nothing translates, some connections really end at the proxies,
+    // and are seen as sockets.
+    let others: Vec<_> = match what {
+        "a reload" => Family::BOTH
+            .iter()
+            .zip(&proxies)
+            .map(|(family, proxy)| Connection::open(&lab, proxy, *family))
+            .collect(),
+        _ => Vec::new(),
+    };
+    // Which reads the rules.
+    agent.apply(&services).unwrap();
     std::thread::sleep(IDLE_AND_PASSES);
+    let status = agent.done(&["status"]).unwrap();
+    let is_loud = status.contains("the packet filter is not known whole (nft failed");
+    assert_eq!(is_loud, what == "a broken nft", "{status}");
     for service in &services {
         let carried = agent.carried(&service.name).unwrap();
-        assert_eq!(carried, [0, 1], "{}", service.name);
+        let expected = if others.is_empty() { 1 } else { 2 };
+        assert_eq!(carried, [0, expected], "{what}: {}", service.name);
     }
-    for connection in &mut open {
+    for connection in open.iter_mut() {
         connection.exchange();
     }
-    drop(proxies);
+    drop((proxies, others));
+}
+
+/// A firewall reload takes the rules of a published port out.
+fn delete_dnat(lab: &Lab) {
+    lab.host
+        .nft("flush chain ip publish pre\nflush chain ip6 publish pre\n")
+        .unwrap();
+}
+
+/// From now on nft shows nothing, and says that it failed.
+fn break_nft(lab: &Lab) {
+    let path = lab.programs().join("nft");
+    fs::create_dir_all(lab.programs()).unwrap();
+    fs::write(&path, "#!/bin/sh\nexit 1\n").unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    // The kernel tells of a change, so the rules are read anew.
+    lab.host.nft("add table ip another\n").unwrap();
+}
+
+/// Some clients are masqueraded before a container's own address, others are
+/// not: what the sockets of these say does not hold for those.
+fn masqueraded_ones_are_left_alone() {
+    let lab = Lab::new(Placement::Container).unwrap();
+    lab.host
+        .nft(
+            "table ip some {
+               chain post { type nat hook postrouting priority srcnat;
+                 ip saddr 10.82.0.3 masquerade
+               }
+             }\n",
+        )
+        .unwrap();
+    let at = lab.listen(Side::Green, Family::V4);
+    let bind = || TcpListener::bind(at);
+    let listener = lab.server_ns(Side::Green).run(bind).unwrap();
+    let service = Service::of(&lab, "tcp", Family::V4).with_green("100%");
+    let agent = Agent::start(&lab, settings()).unwrap();
+    agent.apply(std::slice::from_ref(&service)).unwrap();
+    let open = |from: &str| {
+        let client = {
+            let (vip, from) = (lab.vip(Family::V4), from.parse().unwrap());
+            lab.client.run(|| connect_from(vip, from)).unwrap()
+        };
+        Connection::accept(client, &listener)
+    };
+    let mut seen = open("10.82.0.2");
+    let mut masqueraded = open("10.82.0.3");
+    let peers = [&seen, &masqueraded].map(|c| c.server.peer_addr().unwrap().ip().to_string());
+    assert_eq!(peers[0], "10.82.0.2");
+    assert_ne!(peers[1], "10.82.0.3", "the rule does not masquerade");
+    std::thread::sleep(IDLE_AND_PASSES);
+    assert_eq!(agent.carried(&service.name).unwrap(), [0, 2]);
+    masqueraded.exchange();
+    seen.exchange();
+    // What was seen is released when it is gone, all the same.
+    seen.vanish();
+    let released = eventually(LIMIT, || agent.carried(&service.name).unwrap() == [0, 1]);
+    assert!(released, "the flow that was seen still counts");
+    masqueraded.exchange();
 }
 
 #[test]
@@ -157,6 +257,14 @@ fn flows_without_a_socket_count_no_more_and_those_behind_dnat_do() {
         for placement in [Placement::HostPorts, Placement::Container] {
             scope.spawn(move || counts_no_more(placement));
         }
-        scope.spawn(is_left_alone);
+        let changes: [(&str, Change); 3] = [
+            ("a rule that stays", |_| {}),
+            ("a reload", delete_dnat),
+            ("a broken nft", break_nft),
+        ];
+        for (what, change) in changes {
+            scope.spawn(move || are_left_alone_behind_dnat(what, change));
+        }
+        scope.spawn(masqueraded_ones_are_left_alone);
     });
 }

@@ -30,6 +30,12 @@ impl HostFacts for Host {
     fn vip_is_translated(&self, vip: &Vip) -> bool {
         self.0.vip_is_translated(vip)
     }
+    fn filter_problem(&self, anew: bool) -> Option<String> {
+        match anew {
+            true => self.0.filter_problem(),
+            false => self.0.standing_filter_problem(),
+        }
+    }
     fn backend_warnings(&self, addr: SocketAddr, protocol: Protocol) -> Vec<String> {
         self.0.backend_warnings(addr, protocol)
     }

@@ -97,6 +97,7 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let settings = Settings {
         settle: config.settle,
         bake: config.bake,
+        gone_after: config.gone_after,
         state_dir: config.state_dir.clone(),
         flow_capacity: config.flow_capacity,
     };

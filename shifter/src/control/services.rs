@@ -22,8 +22,6 @@ use crate::{
 
 type Answer<T> = Result<Response<T>, Status>;
 
-/// Above this number of services a request leaves the thread that answers others.
-const SHORT_REQUEST: usize = 16;
 /// How often the first flow under a generation is looked for.
 const FIRST_FLOW_PAUSE: Duration = Duration::from_millis(5);
 
@@ -124,7 +122,8 @@ impl Services for ServicesApi {
     }
 
     async fn get(&self, request: Request<proto::GetServiceRequest>) -> Answer<proto::Service> {
-        let view = self.0.controller.get(&request.into_inner().name)?;
+        let name = request.into_inner().name;
+        let view = long(&self.0.controller, move |controller| controller.get(&name)).await?;
         Ok(Response::new(convert::service(&view)))
     }
 
@@ -145,11 +144,8 @@ impl Services for ServicesApi {
             }
             controller.apply(&specs(&services)?, &context)
         };
-        let result = if many <= SHORT_REQUEST {
-            apply(&*self.0.controller)
-        } else {
-            long(&self.0.controller, apply).await
-        };
+        // It asks the host, whose nft may be slow: a rollback needs this thread.
+        let result = long(&self.0.controller, apply).await;
         let (receipts, changes) = result.map_err(|error| self.refusal("apply", error))?;
         if !validate_only {
             for receipt in &receipts {

@@ -107,7 +107,8 @@ impl Watcher {
         let views = if self.name.is_empty() {
             long(&self.controller, |controller| controller.list()).await?
         } else {
-            match self.controller.get(&self.name) {
+            let name = self.name.clone();
+            match long(&self.controller, move |controller| controller.get(&name)).await {
                 Ok(view) => vec![view],
                 Err(ControlError::NotFound { .. }) => Vec::new(),
                 Err(error) => return Err(Some(error)),
@@ -127,7 +128,8 @@ impl Watcher {
             if !self.name.is_empty() && event.service != self.name {
                 continue;
             }
-            match self.controller.get(&event.service) {
+            let name = event.service.clone();
+            match long(&self.controller, move |controller| controller.get(&name)).await {
                 Ok(view) => self.send(event.version, "changed", Some(&view)).await?,
                 // Deleted by this event or by one that is yet to be read.
                 Err(ControlError::NotFound { .. }) => self.send_deleted(&event).await?,

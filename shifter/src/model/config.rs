@@ -44,6 +44,8 @@ pub struct AgentConfig {
     pub settle: Duration,
     /// How long after a promote a rollback undoes it.
     pub bake: Duration,
+    /// How long a flow whose socket is gone counts on without a packet.
+    pub gone_after: Duration,
     /// Seconds, in the order of `shifter_common::abi::config`.
     pub timeouts_s: [u32; TIMEOUTS],
     pub unix: PathBuf,
@@ -60,6 +62,8 @@ pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 pub const DEFAULT_SETTLE: Duration = Duration::from_secs(60);
 /// Default of `bake`.
 pub const DEFAULT_BAKE: Duration = Duration::from_secs(600);
+/// Default of `gone_after`.
+pub const DEFAULT_GONE_AFTER: Duration = Duration::from_secs(60);
 
 /// Keys of `[agent.timeouts]`, in the order of the indices in `abi::config`.
 const TIMEOUT_KEYS: [&str; 7] = [
@@ -83,6 +87,7 @@ impl Default for AgentConfig {
             state_dir: "/var/lib/shifter".into(),
             settle: DEFAULT_SETTLE,
             bake: DEFAULT_BAKE,
+            gone_after: DEFAULT_GONE_AFTER,
             timeouts_s: DEFAULT_TIMEOUTS_S,
             unix: "/run/shifter/shifter.sock".into(),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9464))),
@@ -134,6 +139,7 @@ fn agent(at: usize, node: &super::tree::Node, config: &mut AgentConfig) -> Resul
             "state_dir",
             "settle",
             "bake",
+            "gone_after",
             "timeouts",
             "hook_egress",
             "bpffs",
@@ -180,6 +186,10 @@ fn agent(at: usize, node: &super::tree::Node, config: &mut AgentConfig) -> Resul
     }
     if let Some(bake) = seconds(&table, "bake", 0)? {
         config.bake = Duration::from_secs(u64::from(bake));
+    }
+    // Below, a connection that is about to end would be asked for too often.
+    if let Some(gone_after) = seconds(&table, "gone_after", 4)? {
+        config.gone_after = Duration::from_secs(u64::from(gone_after));
     }
     if let Some(entry) = table.find("timeouts") {
         let timeouts = Table::of(&entry.node, "[agent.timeouts]", &TIMEOUT_KEYS)?;
@@ -321,6 +331,7 @@ hook = "tc"
 flow_capacity = 65_536
 state_dir = "/tmp/s"
 settle = 5
+gone_after = "2m"
 [agent.timeouts]
 half_open = "1m15s"
 established = 7_200
@@ -339,6 +350,7 @@ pools = { blue = ["10.0.0.1:80"] }
         assert_eq!(config.interfaces, ["eth0", "eth1"]);
         assert_eq!(config.hook, HookChoice::Tc);
         assert_eq!(config.settle, Duration::from_secs(5));
+        assert_eq!(config.gone_after, Duration::from_secs(120));
         assert_eq!(config.timeouts_s[..3], [75, 7_200, 60]);
         assert_eq!(config.metrics.unwrap().port(), 9465);
         assert_eq!(config.services.len(), 1);

@@ -200,6 +200,7 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
             ),
         ));
     };
+    refuse_service_keys(&pools.node)?;
     let pools = Table::of(&pools.node, "pools", &["blue", "green"])?;
     let (blue_pool, blue_places) = pool(&pools, "blue")?;
     let (green_pool, green_places) = pool(&pools, "green")?;
@@ -372,6 +373,26 @@ impl<'a> Table<'a> {
                 ),
             )),
         }
+    }
+}
+
+/// In TOML a key below `[service.pools]` is one of the pools, whatever was meant.
+fn refuse_service_keys(pools: &Node) -> Result<(), Fault> {
+    let Value::Table(entries) = &pools.value else {
+        return Ok(());
+    };
+    let is_misplaced = |entry: &&Entry| {
+        let key = entry.key.as_str();
+        !["blue", "green"].contains(&key) && SERVICE_KEYS.contains(&key)
+    };
+    match entries.iter().find(is_misplaced) {
+        Some(Entry { key, at, .. }) => Err(Fault::new(
+            *at,
+            format!(
+                "pools has no key {key:?}: it belongs to the service: write it above [service.pools]"
+            ),
+        )),
+        None => Ok(()),
     }
 }
 

@@ -178,3 +178,25 @@ fn a_file_that_is_cut_off_anywhere_is_read_or_refused_but_never_panics() {
     }
     assert!(refusals > GOOD.len() / 2);
 }
+
+#[test]
+fn a_key_of_the_service_below_its_pools_is_told_where_it_belongs() {
+    for key in [
+        "split = \"exact\"",
+        "live = \"blue\"",
+        "affinity = \"client\"",
+    ] {
+        let text = format!(
+            "[[service]]\nname = \"web\"\nvip = \"203.0.113.10:443/tcp\"\n\
+             [service.pools]\nblue = [\"10.0.0.1:8443\"]\n{key}\n"
+        );
+        let error = parse_services(&text, "f", Format::Toml).unwrap_err();
+        let name = key.split_once(' ').unwrap().0;
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "f:6:1: pools has no key {name:?}: it belongs to the service: write it above [service.pools]"
+            )
+        );
+    }
+}

@@ -30,8 +30,10 @@ impl fmt::Display for Obstacle {
 
 impl Network {
     /// Whether conntrack may translate (DNAT) packets to the VIP, as it does
-    /// for a published container port. Errs on the side of yes. May run nft
-    /// and iptables-save (some ms): call it off the async threads.
+    /// for a published container port. Yes too where the rules could not be
+    /// read whole ([`Network::filter_problem`] says why). May run nft and
+    /// iptables-save (some ms, at worst seconds): call it off the async threads
+    /// and under no lock that a request needs.
     pub fn vip_is_translated(&self, vip: &Vip) -> bool {
         let probe = Probe {
             address: vip.addr.ip(),
@@ -41,7 +43,7 @@ impl Network {
             output: None,
             local: self.is_local(vip.addr.ip()),
         };
-        self.rules.get().translates(&probe).is_some()
+        self.rules.get().may_translate(&probe)
     }
 
     /// [`Network::backend_obstacles`] as text.
@@ -134,9 +136,16 @@ impl Network {
         }
     }
 
-    /// Why the packet filter could not be read whole; `None` if it was.
+    /// Why the packet filter could not be read whole; `None` if it was. Reads
+    /// it where nobody did yet, as above.
     pub fn filter_problem(&self) -> Option<String> {
         self.rules.get().problem.clone()
+    }
+
+    /// Why the packet filter could not be read whole when it was last read.
+    /// Reads nothing and waits for nothing.
+    pub fn standing_filter_problem(&self) -> Option<String> {
+        self.rules.standing_problem()
     }
 }
 

@@ -5,9 +5,10 @@ use std::{collections::HashSet, sync::Arc};
 use shifter_common::abi::MAX_RING_SLOTS;
 
 use super::{
+    asked::Asked,
     controller::{Change, ControlError, Receipt, WriteContext},
     entry::{Entry, local_backends},
-    plan::Step,
+    plan::{Step, check_specs},
     reconciler::{Core, Reconciler, audit, check_etag, describe_spec, elapsed_ns, finish, lock},
 };
 use crate::{
@@ -26,13 +27,15 @@ struct Undo {
 
 impl Reconciler {
     pub(super) fn do_plan(&self, specs: &[ServiceSpec]) -> Result<Vec<Change>, ControlError> {
+        check_specs(specs)?;
+        let asked = Asked::of(specs, &*self.facts);
         let census = self.census();
         let mut core = lock(&self.core);
         for spec in specs {
             self.record_passed_dead_man(&mut core, &spec.name);
         }
         // A plan is not refused for what force would let through: it says so.
-        let steps = self.prepare(&core, specs, true, &census)?;
+        let steps = self.prepare(&core, specs, true, &asked, &census)?;
         Ok(steps.into_iter().map(|step| step.change).collect())
     }
 
@@ -41,25 +44,32 @@ impl Reconciler {
         specs: &[ServiceSpec],
         context: &WriteContext,
     ) -> Result<(Vec<Receipt>, Vec<Change>), ControlError> {
+        check_specs(specs)?;
+        // What the host says now holds until it is in force: placements are
+        // asked for anew before or after, and then know these backends. A
+        // rollback takes no turn: it waits for the core alone.
+        let _turn = lock(&self.refreshing);
+        let asked = Asked::of(specs, &*self.facts);
         let census = self.census();
         let mut core = lock(&self.core);
         for spec in specs {
             self.record_passed_dead_man(&mut core, &spec.name);
         }
         check_apply_etag(&core, specs, context)?;
-        let steps = self.prepare(&core, specs, context.force, &census)?;
+        let steps = self.prepare(&core, specs, context.force, &asked, &census)?;
         if context.validate_only {
             let receipts = steps.iter().map(|s| preview(&core, s, context)).collect();
             return Ok((receipts, steps.into_iter().map(|s| s.change).collect()));
         }
-        self.carry_out(&mut core, steps, context)
+        self.carry_out(&mut core, steps, &asked, context)
     }
 
     /// Publishes and commits prepared steps.
-    pub(super) fn carry_out(
+    fn carry_out(
         &self,
         core: &mut Core,
         steps: Vec<Step>,
+        asked: &Asked,
         context: &WriteContext,
     ) -> Result<(Vec<Receipt>, Vec<Change>), ControlError> {
         let changed: Vec<&Step> = steps.iter().filter(|s| !s.is_unchanged()).collect();
@@ -75,7 +85,7 @@ impl Reconciler {
                 .note_pending(&noted)
                 .map_err(|error| ControlError::Internal(format!("{error}; nothing was changed")))?;
             for step in &changed {
-                if let Err(error) = self.put(core, step, &mut undo) {
+                if let Err(error) = self.put(core, step, asked, &mut undo) {
                     self.undo(core, undo);
                     core.store.clear_pending().ok();
                     return Err(error.into());
@@ -108,9 +118,15 @@ impl Reconciler {
     }
 
     /// Brings one step into the kernel. What it changed is in `undo` even if it fails.
-    fn put(&self, core: &mut Core, step: &Step, undo: &mut Vec<Undo>) -> Result<(), DatapathError> {
+    fn put(
+        &self,
+        core: &mut Core,
+        step: &Step,
+        asked: &Asked,
+        undo: &mut Vec<Undo>,
+    ) -> Result<(), DatapathError> {
         let before = core.services.get(&step.spec.name).cloned();
-        let entry = self.next_entry(core, step, before.as_ref())?;
+        let entry = self.next_entry(core, step, asked, before.as_ref())?;
         let removed: Vec<BackendId> = match &before {
             Some(before) => {
                 let now: HashSet<BackendId> = entry.named().into_iter().collect();
@@ -161,16 +177,17 @@ impl Reconciler {
         &self,
         core: &mut Core,
         step: &Step,
+        asked: &Asked,
         before: Option<&Entry>,
     ) -> Result<Entry, DatapathError> {
         let spec = &step.spec;
         let protocol = spec.vip.protocol;
-        let facts = &*self.facts;
-        let vip_backend = core.backends.acquire(spec.vip.addr, protocol, facts)?;
+        let answer = |addr| asked.answer(addr, protocol);
+        let vip_backend = core.backends.acquire(answer(spec.vip.addr))?;
         let mut pools = [Vec::new(), Vec::new()];
         for pool in [PoolName::Blue, PoolName::Green] {
             for backend in spec.pool(pool) {
-                pools[pool.index()].push(core.backends.acquire(backend.addr, protocol, facts)?);
+                pools[pool.index()].push(core.backends.acquire(answer(backend.addr))?);
             }
         }
         let rings = match (&step.rings, before) {
@@ -202,6 +219,7 @@ impl Reconciler {
             promoted: before.and_then(|b| b.promoted.filter(|_| b.spec.live == spec.live)),
             translated: step.translated,
             published: before.map(|b| b.published.clone()).unwrap_or_default(),
+            observed: before.and_then(|b| b.observed),
             dirty: false,
             settle_until_ns,
             spec: spec.clone(),

@@ -24,6 +24,8 @@ pub struct Slot {
     pub users: HashMap<ServiceId, bool>,
     /// The service whose VIP it is.
     pub vip_of: Option<ServiceId>,
+    /// Another number each time that a service names it; 0: none has.
+    pub named: u64,
     /// What the kernel holds, as far as this process wrote it.
     programmed: Option<BackendImage>,
     /// The id was given out anew: what its last owner counted is still there.
@@ -59,11 +61,12 @@ impl Slot {
 }
 
 /// What the host says of an address.
+#[derive(Clone, Debug)]
 pub struct Answer {
     addr: SocketAddr,
     protocol: Protocol,
     placement: Placement,
-    warnings: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 impl Answer {
@@ -74,6 +77,16 @@ impl Answer {
             protocol,
             placement: facts.placement(addr),
             warnings: facts.backend_warnings(addr, protocol),
+        }
+    }
+
+    /// For an address that the host was not asked for.
+    pub fn unknown(addr: SocketAddr, protocol: Protocol) -> Self {
+        Self {
+            addr,
+            protocol,
+            placement: Placement::Kernel { netns: None },
+            warnings: Vec::new(),
         }
     }
 }
@@ -87,6 +100,8 @@ pub struct Backends {
     next: BackendId,
     /// Slots that no service names; freed when no flow names them either.
     idle: BTreeSet<BackendId>,
+    /// Times that a service named its backends.
+    named: u64,
 }
 
 impl Backends {
@@ -102,41 +117,37 @@ impl Backends {
         self.slots.keys().copied().collect()
     }
 
-    pub fn idle(&self) -> Vec<BackendId> {
-        self.idle.iter().copied().collect()
+    /// Backends that no service names, each with [`Slot::named`].
+    pub fn idle(&self) -> Vec<(BackendId, u64)> {
+        let named = |id| self.slots.get(id).map(|slot| (*id, slot.named));
+        self.idle.iter().filter_map(named).collect()
     }
 
     /// Takes over an id that the kernel holds.
-    pub fn adopt(
-        &mut self,
-        id: BackendId,
-        addr: SocketAddr,
-        protocol: Protocol,
-        facts: &dyn HostFacts,
-    ) {
+    pub fn adopt(&mut self, id: BackendId, answer: Answer) {
         for unused in self.next.max(1)..id {
             self.free.insert(unused);
         }
         self.next = self.next.max(id + 1);
         self.free.remove(&id);
-        self.insert(id, addr, protocol, facts, false);
+        self.insert(id, answer, false);
     }
 
-    fn insert(
-        &mut self,
-        id: BackendId,
-        addr: SocketAddr,
-        protocol: Protocol,
-        facts: &dyn HostFacts,
-        fresh: bool,
-    ) {
+    fn insert(&mut self, id: BackendId, answer: Answer, fresh: bool) {
+        let Answer {
+            addr,
+            protocol,
+            placement,
+            warnings,
+        } = answer;
         let slot = Slot {
             addr,
             protocol,
-            placement: facts.placement(addr),
-            warnings: facts.backend_warnings(addr, protocol),
+            placement,
+            warnings,
             users: HashMap::new(),
             vip_of: None,
+            named: 0,
             programmed: None,
             fresh,
         };
@@ -147,13 +158,8 @@ impl Backends {
 
     /// The id of an address, a new one if it has none. It is idle until a
     /// service names it, so that nothing has to be undone when a write fails.
-    pub fn acquire(
-        &mut self,
-        addr: SocketAddr,
-        protocol: Protocol,
-        facts: &dyn HostFacts,
-    ) -> Result<BackendId, DatapathError> {
-        if let Some(id) = self.id(addr, protocol) {
+    pub fn acquire(&mut self, answer: Answer) -> Result<BackendId, DatapathError> {
+        if let Some(id) = self.id(answer.addr, answer.protocol) {
             return Ok(id);
         }
         let id = match self.free.pop_first() {
@@ -170,7 +176,7 @@ impl Backends {
                 });
             }
         };
-        self.insert(id, addr, protocol, facts, true);
+        self.insert(id, answer, true);
         Ok(id)
     }
 
@@ -200,8 +206,10 @@ impl Backends {
         vip: BackendId,
         pools: [(&[BackendId], &[BackendSpec]); 2],
     ) {
+        self.named += 1;
         if let Some(slot) = self.slots.get_mut(&vip) {
             slot.vip_of = Some(service);
+            slot.named = self.named;
             self.idle.remove(&vip);
         }
         for (ids, specs) in pools {
@@ -209,6 +217,7 @@ impl Backends {
                 if let Some(slot) = self.slots.get_mut(id) {
                     slot.users
                         .insert(service, spec.state == BackendState::Maint);
+                    slot.named = self.named;
                     self.idle.remove(id);
                 }
             }

@@ -11,14 +11,21 @@ use super::{
         Change, ControlError, Controller, Explanation, FlowQuery, FlowView, InfoView, Receipt,
         ServiceEvent, ServiceView, WeightChange, WriteContext,
     },
+    entry::hash_text,
     reconciler::{Reconciler, find, lock},
 };
-use crate::model::{Protocol, ServiceSpec, Vip};
+use crate::model::{Protocol, ServiceSpec, Vip, file};
 
-/// Answers that are remembered for a request that comes again.
+/// Answers that are remembered for a request that comes again…
 const REMEMBERED: usize = 256;
+/// …as long as they have no more receipts than this between them. The latest
+/// answer is remembered whatever its size.
+const REMEMBERED_RECEIPTS: usize = 16_384;
 
-/// Receipts of the latest requests that had an id.
+/// What a write answers: the changes are of an apply.
+type Answer = (Vec<Receipt>, Vec<Change>);
+
+/// Answers to the latest requests that had an id.
 #[derive(Default)]
 pub struct Answered {
     requests: Mutex<Requests>,
@@ -31,7 +38,9 @@ struct Requests {
     running: HashSet<String>,
     #[cfg(test)]
     begun: u64,
-    answers: VecDeque<(String, Receipt)>,
+    answers: VecDeque<(String, Answer)>,
+    /// Receipts of all of them.
+    receipts: usize,
 }
 
 /// A request that runs; others under its key wait until this goes.
@@ -49,16 +58,16 @@ impl Answered {
 
     /// The answer that a request had, or the right to carry it out. While
     /// another one carries it out, waits for that one's answer.
-    fn begin(&self, key: String) -> Result<Receipt, Running<'_>> {
+    fn begin(&self, key: String) -> Result<Answer, Running<'_>> {
         let mut requests = lock(&self.requests);
         #[cfg(test)]
         {
             requests.begun += 1;
         }
         loop {
-            let known = |(k, receipt): &(String, Receipt)| (*k == key).then(|| receipt.clone());
-            if let Some(receipt) = requests.answers.iter().find_map(known) {
-                return Ok(receipt);
+            let known = |(k, answer): &(String, Answer)| (*k == key).then(|| answer.clone());
+            if let Some(answer) = requests.answers.iter().find_map(known) {
+                return Ok(answer);
             }
             if requests.running.insert(key.clone()) {
                 return Err(Running {
@@ -74,12 +83,17 @@ impl Answered {
 
 impl Running<'_> {
     /// Remembers the answer. Without it the next request is carried out.
-    fn answer(&self, receipt: &Receipt) {
+    fn answer(&self, answer: &Answer) {
         let mut requests = lock(&self.answered.requests);
-        let answer = (self.key.clone(), receipt.clone());
-        requests.answers.push_back(answer);
-        if requests.answers.len() > REMEMBERED {
-            requests.answers.pop_front();
+        requests.receipts += answer.0.len();
+        let remembered = (self.key.clone(), answer.clone());
+        requests.answers.push_back(remembered);
+        while requests.answers.len() > REMEMBERED
+            || requests.receipts > REMEMBERED_RECEIPTS && requests.answers.len() > 1
+        {
+            if let Some((_, (receipts, _))) = requests.answers.pop_front() {
+                requests.receipts -= receipts.len();
+            }
         }
     }
 }
@@ -101,17 +115,30 @@ impl Reconciler {
         context: &WriteContext,
         write: impl FnOnce() -> Result<Receipt, ControlError>,
     ) -> Result<Receipt, ControlError> {
+        let write = || write().map(|receipt| (vec![receipt], Vec::new()));
+        let (receipts, _) = self.once_of_all(|| format!("{verb} {name}"), context, write)?;
+        let receipt = receipts.into_iter().next();
+        receipt.ok_or_else(|| ControlError::Internal(format!("{verb} {name} had no receipt")))
+    }
+
+    /// The same for what has several receipts; `what` is requested.
+    fn once_of_all(
+        &self,
+        what: impl FnOnce() -> String,
+        context: &WriteContext,
+        write: impl FnOnce() -> Result<Answer, ControlError>,
+    ) -> Result<Answer, ControlError> {
         if context.request_id.is_empty() || context.validate_only {
             return write();
         }
-        let key = format!("{verb} {name} {}", context.request_id);
+        let key = format!("{} {}", what(), context.request_id);
         let running = match self.answered.begin(key) {
-            Ok(receipt) => return Ok(receipt),
+            Ok(answer) => return Ok(answer),
             Err(running) => running,
         };
-        let receipt = write()?;
-        running.answer(&receipt);
-        Ok(receipt)
+        let answer = write()?;
+        running.answer(&answer);
+        Ok(answer)
     }
 }
 
@@ -129,7 +156,12 @@ impl Controller for Reconciler {
         specs: &[ServiceSpec],
         context: &WriteContext,
     ) -> Result<(Vec<Receipt>, Vec<Change>), ControlError> {
-        self.do_apply(specs, context)
+        // Other services under an id that was used are another request.
+        let what = || {
+            let texts: Vec<String> = specs.iter().map(file::spec_to_json).collect();
+            format!("apply {:016x}", hash_text(&texts.join("\n")))
+        };
+        self.once_of_all(what, context, || self.do_apply(specs, context))
     }
 
     fn plan(&self, specs: &[ServiceSpec]) -> Result<Vec<Change>, ControlError> {

@@ -10,7 +10,7 @@ use shifter_common::{
 use super::{backends::Backends, clock::Clock};
 use crate::{
     datapath::{BackendId, DeadManImage, ServiceId, ServiceImage},
-    model::{PoolName, Seed, ServiceSpec, Weight, file},
+    model::{Affinity, PoolName, Seed, ServiceSpec, SplitMethod, Weight, file},
     store::{Promoted, Row, StoredDeadMan},
 };
 
@@ -31,6 +31,16 @@ pub struct Split {
     pub green: Weight,
     pub dead_man: Option<DeadMan>,
     pub promoted: Option<Promoted>,
+}
+
+/// What new flows are shared by: shares observed under another say nothing
+/// about this one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sharing {
+    threshold: u64,
+    live: PoolName,
+    split: SplitMethod,
+    affinity: Affinity,
 }
 
 /// See the module.
@@ -54,6 +64,8 @@ pub struct Entry {
     pub translated: bool,
     /// `(generation, CLOCK_MONOTONIC ns)`, newest last.
     pub published: VecDeque<(u32, u64)>,
+    /// What the window of observed shares was begun under.
+    pub observed: Option<Sharing>,
     /// The store has not what the kernel has.
     pub dirty: bool,
 }
@@ -105,6 +117,15 @@ impl Entry {
         self.spec.green = split.green;
         self.dead_man = split.dead_man;
         self.promoted = split.promoted;
+    }
+
+    pub fn sharing(&self) -> Sharing {
+        Sharing {
+            threshold: self.spec.green.threshold(),
+            live: self.spec.live,
+            split: self.spec.split,
+            affinity: self.spec.affinity,
+        }
     }
 
     pub fn seed(&self) -> Seed {

@@ -12,9 +12,11 @@ use crate::{
     network::TcpSockets,
 };
 
-/// The host as netlink, sysctls and netfilter show it. Calls are answered from
-/// what is known, without a system call each: an apply of 5,000 services asks
-/// for every one of them.
+/// The host as netlink, sysctls and netfilter show it. `is_local` and
+/// `interface_for` are answered from what is known. The others ask the kernel
+/// or run nft: some µs for the most part, some seconds where nft is slow. So
+/// they are called under no lock that a request needs; DESIGN §5: a rollback
+/// waits for nothing.
 pub trait HostFacts: Send + Sync + 'static {
     /// Whether an interface of this host has the address.
     fn is_local(&self, ip: IpAddr) -> bool;
@@ -22,8 +24,12 @@ pub trait HostFacts: Send + Sync + 'static {
     fn interface_for(&self, ip: IpAddr) -> Option<String>;
     /// Where packets for a backend go now.
     fn placement(&self, addr: SocketAddr) -> Placement;
-    /// Whether DNAT stands in front of the VIP, as for a published container port.
+    /// Whether DNAT stands in front of the VIP, as for a published container
+    /// port; yes where that is not known.
     fn vip_is_translated(&self, vip: &Vip) -> bool;
+    /// Why the packet filter is not known whole: as read last, which waits for
+    /// nothing, or read `anew`.
+    fn filter_problem(&self, anew: bool) -> Option<String>;
     /// What stands between this host and a backend, one sentence each with its remedy.
     fn backend_warnings(&self, addr: SocketAddr, protocol: Protocol) -> Vec<String>;
     /// The TCP sockets at these addresses, here or in the namespace with this

@@ -30,7 +30,7 @@ impl Reconciler {
         // Most of what waits here waits for flows: the grace period, which
         // takes some ms, is for what could go.
         let named = self.datapath.named_ids();
-        backends.retain(|id| !named.backends.contains(id));
+        backends.retain(|(id, _)| !named.backends.contains(id));
         if services.is_empty() && backends.is_empty() {
             return;
         }
@@ -44,9 +44,9 @@ impl Reconciler {
                 self.free_service(id);
             }
         }
-        for id in backends {
+        for (id, since) in backends {
             if !named.backends.contains(&id) {
-                self.free_backend(id);
+                self.free_backend(id, since);
             }
         }
     }
@@ -56,10 +56,13 @@ impl Reconciler {
         lock(&self.core).ids.release(id);
     }
 
-    fn free_backend(&self, id: BackendId) {
+    /// `since`: as the slot was when the flows were counted.
+    pub(super) fn free_backend(&self, id: BackendId, since: u64) {
         let mut core = lock(&self.core);
-        // A write may have named it since, or put an orphan back.
-        let in_use = core.backends.get(id).is_none_or(|slot| slot.in_use());
+        // A write may have named it since, even if another took that back:
+        // flows may have begun in between. Or one put an orphan back.
+        let slot = core.backends.get(id);
+        let in_use = slot.is_none_or(|slot| slot.in_use() || slot.named != since);
         if in_use || !core.orphans.is_empty() {
             return;
         }

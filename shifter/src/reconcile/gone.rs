@@ -4,17 +4,22 @@
 //! count as carried for days. Where its backend is on this host, the kernel
 //! knows whether the socket is still there. A flow is released only if
 //!
-//! - it had no packet for [`IDLE_S`],
-//! - the sockets of the namespace could be read whole, and none in any state
-//!   has the flow's two ends,
-//! - its backend's flows are known to end there: no DNAT stands in front of
-//!   the backend, and another of its flows was found as a socket (on this host
-//!   a listener does). What masquerades clients, or leads on to another
-//!   namespace, shows no flow as a socket and is left alone.
+//! - itself, by its backend and client, was seen as a socket there once: what
+//!   conntrack or a masquerade leads elsewhere never is, whatever listens
+//!   here, whatever other flows show, and whether its rule is still there,
+//! - since then two whole answers in a row named no such socket in any state
+//!   (an answer of several datagrams can miss one),
+//! - no DNAT stands in front of the backend, as far as that is known,
+//! - it had no packet for `gone_after`.
+//!
+//! All others stay until a packet or their time ends them. A pass reads the
+//! flow table once and each namespace's sockets once, under no lock that a
+//! request or packet needs, and rests for [`REST`] times as long as it took.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
 };
 
 use super::reconciler::{Reconciler, lock};
@@ -24,10 +29,12 @@ use crate::{
     network::TcpSockets,
 };
 
-/// A flow is asked for after this long in seconds without a packet.
-const IDLE_S: u32 = 60;
-/// Between two passes, in ns.
-const EVERY_NS: u64 = 15_000_000_000;
+/// The longest pause between two passes; shorter where `gone_after` is short.
+const PAUSE: Duration = Duration::from_secs(15);
+/// A pass rests for so many times its own length: 5% of a CPU at most.
+const REST: u32 = 20;
+/// Whole answers in a row without a flow's socket.
+const MISSES: u8 = 2;
 
 /// Where a backend's sockets are looked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,62 +43,106 @@ struct Home {
     netns: Option<i32>,
 }
 
-/// What is asked of one namespace.
-#[derive(Default)]
-struct Asked {
-    backends: BTreeSet<BackendId>,
-    idle: Vec<IdleFlow>,
+type Homes = HashMap<BackendId, Home>;
+
+/// A flow by what its socket would be found by, in 20 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Pair {
+    backend: BackendId,
+    port: u16,
+    /// IPv4 as mapped to IPv6.
+    ip: [u8; 16],
 }
 
-/// What the passes remember.
-#[derive(Default)]
-pub struct Gone {
-    due_ns: u64,
-    /// Backends of which a flow was found as a socket there.
-    seen: HashMap<BackendId, Home>,
-}
-
-impl Reconciler {
-    /// Releases flows whose socket is gone, now and again.
-    pub(super) fn release_gone(&self) {
-        let now_ns = self.clock.monotonic_ns();
-        {
-            let mut gone = lock(&self.gone);
-            if now_ns < gone.due_ns {
-                return;
-            }
-            gone.due_ns = now_ns + EVERY_NS;
-        }
-        let homes = self.homes();
-        lock(&self.gone)
-            .seen
-            .retain(|id, home| homes.get(id) == Some(home));
-        let ids: BTreeSet<BackendId> = homes.keys().copied().collect();
-        if ids.is_empty() {
-            return;
-        }
-        let mut namespaces: BTreeMap<Option<i32>, Asked> = BTreeMap::new();
-        for flow in self.datapath.idle_flows(&ids, IDLE_S) {
-            let asked = namespaces.entry(homes[&flow.backend].netns).or_default();
-            asked.backends.insert(flow.backend);
-            asked.idle.push(flow);
-        }
-        // Without an idle flow the sockets are asked for all the same until
-        // one was seen: later, only those that ended may be left.
-        let carrying = self.datapath.named_ids().backends;
-        for id in carrying.intersection(&ids) {
-            if !lock(&self.gone).seen.contains_key(id) {
-                let asked = namespaces.entry(homes[id].netns).or_default();
-                asked.backends.insert(*id);
-            }
-        }
-        for (netns, asked) in namespaces {
-            self.release_in(netns, asked, &homes);
+impl Pair {
+    fn of(flow: &IdleFlow) -> Self {
+        let ip = match flow.client.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        Self {
+            backend: flow.backend,
+            port: flow.client.port(),
+            ip: ip.octets(),
         }
     }
 
+    fn client(&self) -> SocketAddr {
+        SocketAddr::new(IpAddr::from(self.ip).to_canonical(), self.port)
+    }
+}
+
+/// What the passes remember: no more than the flows of local backends.
+#[derive(Default)]
+pub struct Gone {
+    due_ns: u64,
+    /// Where the backends were in the last pass.
+    homes: Homes,
+    /// Flows that were seen as sockets, and the whole answers without them since.
+    seen: HashMap<Pair, u8>,
+}
+
+#[cfg(test)]
+impl Gone {
+    /// Flows that are remembered.
+    pub fn remembered(&self) -> usize {
+        self.seen.len()
+    }
+}
+
+impl Reconciler {
+    /// Releases flows whose socket is gone, now and again. One caller at a time.
+    pub(super) fn release_gone(&self) {
+        let now_ns = self.clock.monotonic_ns();
+        // No request takes this lock.
+        let mut gone = lock(&self.gone);
+        if now_ns < gone.due_ns {
+            return;
+        }
+        let began = Instant::now();
+        let flows = self.look_for_sockets(&mut gone);
+        let took = began.elapsed();
+        let pause = PAUSE.min(self.settings.gone_after / 4).max(took * REST);
+        gone.due_ns = now_ns + pause.as_nanos() as u64;
+        tracing::debug!(
+            flows,
+            seen = gone.seen.len(),
+            took_ms = took.as_millis() as u64,
+            "looked for the sockets of flows"
+        );
+    }
+
+    /// One pass; the number of flows it looked at.
+    fn look_for_sockets(&self, gone: &mut Gone) -> usize {
+        let homes = self.homes();
+        // What was seen where a backend no longer is says nothing.
+        let before = std::mem::take(&mut gone.homes);
+        gone.seen
+            .retain(|pair, _| homes.get(&pair.backend) == before.get(&pair.backend));
+        gone.homes = homes;
+        if gone.homes.is_empty() {
+            gone.seen.clear();
+            return 0;
+        }
+        let ids: BTreeSet<BackendId> = gone.homes.keys().copied().collect();
+        // All of them, before the sockets: one that begins later has nothing
+        // to be missed by. Only a packet in this very tick hides a flow.
+        let flows = self.datapath.idle_flows(&ids, 0);
+        self.forget_ended(gone, &flows);
+        let count = flows.len();
+        let mut namespaces: BTreeMap<Option<i32>, Vec<IdleFlow>> = BTreeMap::new();
+        for flow in flows {
+            let netns = gone.homes[&flow.backend].netns;
+            namespaces.entry(netns).or_default().push(flow);
+        }
+        for (netns, flows) in namespaces {
+            self.release_in(gone, netns, flows);
+        }
+        count
+    }
+
     /// TCP backends whose sockets can be asked for.
-    fn homes(&self) -> HashMap<BackendId, Home> {
+    fn homes(&self) -> Homes {
         let core = lock(&self.core);
         let home = |id: BackendId| {
             let slot = core.backends.get(id)?;
@@ -106,9 +157,24 @@ impl Reconciler {
         core.backends.ids().into_iter().filter_map(home).collect()
     }
 
-    fn release_in(&self, netns: Option<i32>, asked: Asked, homes: &HashMap<BackendId, Home>) {
-        let Asked { backends, idle } = asked;
-        let at: HashSet<SocketAddr> = backends.iter().map(|id| homes[id].addr).collect();
+    /// Keeps what was seen of flows that are still there.
+    fn forget_ended(&self, gone: &mut Gone, flows: &[IdleFlow]) {
+        if gone.seen.is_empty() {
+            return;
+        }
+        let listed: HashSet<Pair> = flows.iter().map(Pair::of).collect();
+        gone.seen.retain(|pair, _| {
+            listed.contains(pair) || self.datapath.carries(pair.backend, pair.client())
+        });
+        if gone.seen.capacity() > 4 * gone.seen.len() {
+            gone.seen.shrink_to_fit();
+        }
+    }
+
+    /// Looks for the flows of one namespace.
+    fn release_in(&self, gone: &mut Gone, netns: Option<i32>, flows: Vec<IdleFlow>) {
+        let Gone { homes, seen, .. } = gone;
+        let at: HashSet<SocketAddr> = flows.iter().map(|f| homes[&f.backend].addr).collect();
         let sockets = match self.facts.tcp_sockets(netns, &at) {
             Ok(sockets) => sockets,
             Err(error) => {
@@ -116,43 +182,53 @@ impl Reconciler {
                 return;
             }
         };
-        let known: HashSet<BackendId> = backends
+        let mut ended: Vec<IdleFlow> = flows
             .into_iter()
-            .filter(|id| self.ends_there(*id, homes[id], &sockets))
+            .filter(|flow| is_missed(seen, flow, homes[&flow.backend].addr, &sockets))
             .collect();
-        let is_gone = |flow: &IdleFlow| {
-            known.contains(&flow.backend) && !sockets.has(homes[&flow.backend].addr, flow.client)
-        };
-        let gone: Vec<IdleFlow> = idle.into_iter().filter(is_gone).collect();
-        // A backend that has moved meanwhile has its sockets elsewhere.
-        if gone.is_empty() || self.homes() != *homes {
+        if ended.is_empty() {
             return;
         }
-        let released = self.datapath.release(&gone, IDLE_S);
-        tracing::info!(
-            flows = released,
-            ?netns,
-            "released flows whose socket is gone"
-        );
+        let mut ends_here: HashMap<BackendId, bool> = HashMap::new();
+        ended.retain(|flow| {
+            let ask = || !self.is_translated(homes[&flow.backend].addr);
+            *ends_here.entry(flow.backend).or_insert_with(ask)
+        });
+        // A backend that has moved meanwhile has its sockets elsewhere.
+        let now = self.homes();
+        ended.retain(|flow| now.get(&flow.backend) == homes.get(&flow.backend));
+        let gone_after_s = self.settings.gone_after.as_secs() as u32;
+        let released = self.datapath.release(&ended, gone_after_s);
+        if released > 0 {
+            tracing::info!(
+                flows = released,
+                ?netns,
+                "released flows whose socket is gone"
+            );
+        }
     }
 
-    /// Whether the flows of a backend are known to end in sockets there.
-    fn ends_there(&self, id: BackendId, home: Home, sockets: &TcpSockets) -> bool {
-        let found = sockets
-            .peers(home.addr)
-            .any(|client| self.datapath.carries(id, client));
-        let seen = {
-            let mut gone = lock(&self.gone);
-            if found {
-                gone.seen.insert(id, home);
-            }
-            gone.seen.contains_key(&id)
-        };
-        let evident = seen || home.netns.is_none() && sockets.listens(home.addr);
-        let vip = Vip {
-            addr: home.addr,
-            protocol: Protocol::Tcp,
-        };
-        evident && !self.facts.vip_is_translated(&vip)
+    fn is_translated(&self, addr: SocketAddr) -> bool {
+        let protocol = Protocol::Tcp;
+        self.facts.vip_is_translated(&Vip { addr, protocol })
     }
+}
+
+/// Notes whether a flow is there as a socket; true if it was once, and is
+/// missed for long enough.
+fn is_missed(
+    seen: &mut HashMap<Pair, u8>,
+    flow: &IdleFlow,
+    at: SocketAddr,
+    sockets: &TcpSockets,
+) -> bool {
+    let pair = Pair::of(flow);
+    if sockets.has(at, flow.client) {
+        seen.insert(pair, 0);
+        return false;
+    }
+    seen.get_mut(&pair).is_some_and(|misses| {
+        *misses = misses.saturating_add(1);
+        *misses >= MISSES
+    })
 }

@@ -9,6 +9,17 @@ use super::{
 };
 use crate::{datapath::BackendId, model::Vip, store::Commit};
 
+/// A packet filter that could not be read is read again this often, in ns.
+const FILTER_RETRY_NS: u64 = 30_000_000_000;
+
+/// What is known of reading the packet filter.
+#[derive(Default)]
+pub struct FilterReading {
+    /// Why it could not be read whole.
+    pub problem: Option<String>,
+    retry_ns: u64,
+}
+
 impl Reconciler {
     /// The agent calls it once a second.
     pub fn maintain(&self) {
@@ -27,6 +38,31 @@ impl Reconciler {
         }
         self.free_unused();
         self.release_gone();
+        self.follow_filter_problem();
+    }
+
+    /// Keeps what cannot be read of the packet filter loud, and asks again
+    /// until it can. When it begins or ends the host has other answers.
+    fn follow_filter_problem(&self) {
+        let now_ns = self.clock.monotonic_ns();
+        let due = lock(&self.filter).retry_ns <= now_ns;
+        let standing = self.facts.filter_problem(false);
+        let problem = match standing {
+            Some(_) if due => self.facts.filter_problem(true),
+            standing => standing,
+        };
+        let changed = {
+            let mut filter = lock(&self.filter);
+            if due {
+                filter.retry_ns = now_ns + FILTER_RETRY_NS;
+            }
+            let changed = filter.problem.is_some() != problem.is_some();
+            filter.problem = problem;
+            changed
+        };
+        if changed {
+            self.refresh_placements();
+        }
     }
 
     /// Drops old history and audit records; once an hour is enough.

@@ -1,6 +1,7 @@
 //! The one place where model, store and datapath meet.
 
 mod apply;
+mod asked;
 mod backends;
 pub mod clock;
 mod control;

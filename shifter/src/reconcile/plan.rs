@@ -3,6 +3,7 @@
 use std::{collections::HashMap, io::Read as _, net::SocketAddr};
 
 use super::{
+    asked::Asked,
     controller::{Change, ControlError},
     entry::{Entry, adoption, base_hash, threshold_moved},
     reconciler::{Core, Reconciler},
@@ -49,6 +50,19 @@ fn invalid(error: &SpecError) -> ControlError {
     ControlError::Invalid(error.to_string())
 }
 
+/// Refuses what is wrong whatever the host and other services are.
+pub(super) fn check_specs(specs: &[ServiceSpec]) -> Result<(), ControlError> {
+    if specs.is_empty() {
+        return Err(ControlError::Invalid(
+            "the request names no service: give at least one".into(),
+        ));
+    }
+    for spec in specs {
+        validate::service(spec).map_err(|error| invalid(&error))?;
+    }
+    validate::set(specs).map_err(|(_, error)| invalid(&error))
+}
+
 /// A fresh seed.
 fn random_seed() -> Result<Seed, ControlError> {
     let mut bytes = [0; 16];
@@ -70,23 +84,15 @@ impl Reconciler {
         core: &Core,
         specs: &[ServiceSpec],
         force: bool,
+        asked: &Asked,
         census: &Census,
     ) -> Result<Vec<Step>, ControlError> {
-        if specs.is_empty() {
-            return Err(ControlError::Invalid(
-                "the request names no service: give at least one".into(),
-            ));
-        }
-        for spec in specs {
-            validate::service(spec).map_err(|error| invalid(&error))?;
-        }
-        validate::set(specs).map_err(|(_, error)| invalid(&error))?;
         let batch: HashMap<&str, ()> = specs.iter().map(|s| (s.name.as_str(), ())).collect();
         specs
             .iter()
             .map(|spec| {
                 check_neighbours(core, spec, &batch)?;
-                self.step(core, spec, force, census)
+                self.step(core, spec, force, asked, census)
             })
             .collect()
     }
@@ -96,6 +102,7 @@ impl Reconciler {
         core: &Core,
         spec: &ServiceSpec,
         force: bool,
+        asked: &Asked,
         census: &Census,
     ) -> Result<Step, ControlError> {
         let entry = core.services.get(&spec.name);
@@ -128,7 +135,7 @@ impl Reconciler {
         } else {
             step.change.action = "create";
         }
-        self.check_host(entry, &mut step, force)?;
+        self.check_host(entry, &mut step, force, asked)?;
         step.whole = entry.is_none_or(|e| e.base_hash != step.base_hash);
         self.measure(core, entry, &mut step);
         step.change.details = details(entry, &step);
@@ -149,6 +156,7 @@ impl Reconciler {
         entry: Option<&Entry>,
         step: &mut Step,
         force: bool,
+        asked: &Asked,
     ) -> Result<(), ControlError> {
         let spec = &step.spec;
         let (name, vip) = (&spec.name, spec.vip);
@@ -158,11 +166,17 @@ impl Reconciler {
                 self.vip_not_local(vip.ip())
             )));
         }
-        step.translated = self.facts.vip_is_translated(&vip);
+        step.translated = asked.is_translated(&vip);
         let was = entry.map(Entry::adoption);
         if adoption(spec, step.translated) == "refused" && was != Some("refused") {
+            let stands = match &asked.filter_problem {
+                None => "stands".to_owned(),
+                Some(problem) => {
+                    format!("may stand, for the packet filter is not known whole ({problem}),")
+                }
+            };
             let text = format!(
-                "service {name:?}: DNAT stands in front of {vip} (as for a published container port) and the live pool {live} does not hold the VIP itself, so flows that are under way would be cut: name {addr} in {live}, or apply with force",
+                "service {name:?}: DNAT {stands} in front of {vip} (as for a published container port) and the live pool {live} does not hold the VIP itself, so flows that are under way would be cut: name {addr} in {live}, or apply with force",
                 live = spec.live,
                 addr = vip.addr,
             );
@@ -172,7 +186,7 @@ impl Reconciler {
             step.warnings.push(text);
         }
         for backend in spec.blue_pool.iter().chain(&spec.green_pool) {
-            for warning in self.facts.backend_warnings(backend.addr, vip.protocol) {
+            for warning in asked.answer(backend.addr, vip.protocol).warnings {
                 step.warnings
                     .push(format!("backend {}: {warning}", backend.addr));
             }

@@ -18,6 +18,7 @@ use super::{
     entry::{Entry, Split, describe, threshold_moved},
     events::Events,
     gone::Gone,
+    maintain::FilterReading,
     observe::Observer,
 };
 use crate::{
@@ -36,6 +37,9 @@ pub struct Settings {
     pub settle: Duration,
     /// How long after a promote a rollback undoes it.
     pub bake: Duration,
+    /// A flow is released when its socket is gone and it had no packet for so
+    /// long; whole seconds.
+    pub gone_after: Duration,
     pub flow_capacity: u32,
     pub state_dir: PathBuf,
 }
@@ -45,6 +49,7 @@ impl Default for Settings {
         Self {
             settle: config::DEFAULT_SETTLE,
             bake: config::DEFAULT_BAKE,
+            gone_after: config::DEFAULT_GONE_AFTER,
             flow_capacity: shifter_common::abi::DEFAULT_FLOW_CAPACITY,
             state_dir: "/var/lib/shifter".into(),
         }
@@ -77,6 +82,7 @@ pub struct Reconciler {
     pub(super) events: Events,
     pub(super) answered: Answered,
     pub(super) gone: Mutex<Gone>,
+    pub(super) filter: Mutex<FilterReading>,
     /// Held while the host is asked for placements.
     pub(super) refreshing: Mutex<()>,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
@@ -192,6 +198,7 @@ impl Reconciler {
             events: Events::new(base),
             answered: Answered::default(),
             gone: Mutex::default(),
+            filter: Mutex::default(),
             refreshing: Mutex::default(),
             census: Mutex::new(None),
         }
@@ -237,7 +244,10 @@ impl Reconciler {
         match self.datapath.publish(&entry.image(), rings) {
             Ok(at_ns) => {
                 entry.note_published(at_ns);
-                self.restart_window(entry.id, at_ns);
+                let sharing = Some(entry.sharing());
+                if std::mem::replace(&mut entry.observed, sharing) != sharing {
+                    self.restart_window(entry.id, at_ns);
+                }
                 Ok(())
             }
             Err(error) => {

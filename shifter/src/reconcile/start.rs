@@ -9,7 +9,7 @@ use std::{
 use super::{
     Clock, HostFacts, SystemClock,
     apply::slots,
-    backends::Backends,
+    backends::{Answer, Backends},
     entry::{DeadMan, Entry, all_to, base_hash, desired_hash, local_backends},
     reconciler::{Core, Reconciler, ServiceIds, Settings, StartError, describe_spec},
 };
@@ -62,7 +62,8 @@ impl Reconciler {
         };
         let mut known: Vec<BackendId> = Vec::new();
         for (id, addr, protocol) in inventory.backends {
-            core.backends.adopt(id, addr, protocol, &*facts);
+            let answer = Answer::ask(addr, protocol, &*facts);
+            core.backends.adopt(id, answer);
             known.push(id);
         }
         known.sort_unstable();
@@ -321,11 +322,13 @@ impl Start<'_> {
         let spec = &found.service.spec;
         let protocol = spec.vip.protocol;
         let facts = &*self.reconciler.facts;
-        let vip_backend = core.backends.acquire(spec.vip.addr, protocol, facts)?;
+        // Nobody else has the lock yet: the host may be slow.
+        let ask = |addr| Answer::ask(addr, protocol, facts);
+        let vip_backend = core.backends.acquire(ask(spec.vip.addr))?;
         let mut pools = [Vec::new(), Vec::new()];
         for pool in [PoolName::Blue, PoolName::Green] {
             for backend in spec.pool(pool) {
-                pools[pool.index()].push(core.backends.acquire(backend.addr, protocol, facts)?);
+                pools[pool.index()].push(core.backends.acquire(ask(backend.addr))?);
             }
         }
         let (id, settle_until_ns) = match image {
@@ -349,6 +352,7 @@ impl Start<'_> {
             promoted: found.service.promoted,
             translated: facts.vip_is_translated(&spec.vip),
             published: Default::default(),
+            observed: None,
             dirty: false,
             settle_until_ns,
             spec: spec.clone(),

@@ -260,6 +260,11 @@ impl Reconciler {
                 census.live
             ));
         }
+        if let Some(problem) = &lock(&self.filter).problem {
+            warnings.push(format!(
+                "the packet filter is not known whole ({problem}): DNAT is taken to stand in front of every VIP that the live pool does not hold, and no flow is released because its socket is gone"
+            ));
+        }
         warnings.extend(self.datapath.warnings());
         warnings
     }

@@ -211,6 +211,11 @@ impl Lab {
         &self.directory.path
     }
 
+    /// Where a scenario puts programs that the agent shall find before the system's.
+    pub fn programs(&self) -> PathBuf {
+        self.dir().join("bin")
+    }
+
     /// Directory of the lab's own BPF file system.
     pub fn bpffs(&self) -> PathBuf {
         self.directory.path.join("bpf")

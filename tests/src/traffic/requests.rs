@@ -33,7 +33,8 @@ pub fn ask(to: SocketAddr, source: Option<IpAddr>) -> io::Result<u8> {
     judge(&answer)
 }
 
-fn connect_from(to: SocketAddr, source: IpAddr) -> io::Result<TcpStream> {
+/// A blocking connection from an address of the client's.
+pub fn connect_from(to: SocketAddr, source: IpAddr) -> io::Result<TcpStream> {
     let stream = super::poll::connect(to, Some(source))?;
     let mut poll = super::poll::Poll::new()?;
     poll.add(&stream, 0, libc::EPOLLOUT as u32)?;

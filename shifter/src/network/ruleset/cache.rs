@@ -3,7 +3,7 @@
 use std::{
     io::{self, Read as _},
     process::{Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
@@ -29,28 +29,38 @@ struct Cached {
     has_iptables: bool,
 }
 
+impl Cached {
+    /// Whether it still says what there is. Only a whole read lasts until the
+    /// kernel tells of a change: one that failed says nothing of the rules.
+    fn holds(&self, generation: Option<u32>, age: Duration) -> bool {
+        let whole = self.ruleset.problem.is_none();
+        let told = whole && generation.is_some() && !self.has_iptables;
+        (told || age < KEEP) && self.generation == generation
+    }
+}
+
 /// The packet filter as last read.
 #[derive(Default)]
-pub(in crate::network) struct RulesetCache(Mutex<Option<Cached>>);
+pub(in crate::network) struct RulesetCache {
+    cached: Mutex<Option<Cached>>,
+    /// What the last read could not read; no read is waited for to know it.
+    problem: Mutex<Option<String>>,
+}
 
 impl RulesetCache {
     /// The rules as they are now: read anew when nf_tables changed, or when
     /// some seconds have passed and rules may have changed without a sign.
     /// Runs programs then, which takes some ms and at most some seconds.
     pub(in crate::network) fn get(&self) -> Arc<Ruleset> {
-        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = lock(&self.cached);
         let generation = nft_generation();
-        if let Some(cached) = &*cached {
-            let told = generation.is_some() && !cached.has_iptables;
-            let fresh = told || cached.read_at.elapsed() < KEEP;
-            if fresh && cached.generation == generation {
-                return Arc::clone(&cached.ruleset);
-            }
+        if let Some(cached) = &*cached
+            && cached.holds(generation, cached.read_at.elapsed())
+        {
+            return Arc::clone(&cached.ruleset);
         }
         let (ruleset, has_iptables) = read();
-        if let Some(problem) = &ruleset.problem {
-            tracing::warn!("the packet filter is not known whole: {problem}");
-        }
+        self.note(ruleset.problem.as_ref());
         let ruleset = Arc::new(ruleset);
         *cached = Some(Cached {
             ruleset: Arc::clone(&ruleset),
@@ -60,6 +70,28 @@ impl RulesetCache {
         });
         ruleset
     }
+
+    /// What the last read could not read, at once.
+    pub(in crate::network) fn standing_problem(&self) -> Option<String> {
+        lock(&self.problem).clone()
+    }
+
+    /// Says what cannot be read when it begins or changes, and when it ends.
+    fn note(&self, problem: Option<&String>) {
+        let mut standing = lock(&self.problem);
+        match problem {
+            Some(problem) if standing.as_ref() != Some(problem) => {
+                tracing::warn!("the packet filter could not be read whole: {problem}");
+            }
+            None if standing.is_some() => tracing::info!("the packet filter could be read again"),
+            _ => {}
+        }
+        *standing = problem.cloned();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Generation of nf_tables; `None` where the kernel does not tell.
@@ -169,5 +201,44 @@ fn run(program: &'static str, arguments: &[&str]) -> Result<Option<String>, Netw
             ),
             "run it by hand as root to see why",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cached(problem: Option<&str>, has_iptables: bool) -> Cached {
+        Cached {
+            ruleset: Arc::new(Ruleset {
+                problem: problem.map(str::to_owned),
+                ..Ruleset::default()
+            }),
+            generation: Some(7),
+            read_at: Instant::now(),
+            has_iptables,
+        }
+    }
+
+    #[test]
+    fn a_read_that_failed_does_not_last_until_the_rules_change() {
+        let (young, old) = (KEEP / 2, KEEP * 2);
+        let (whole, failed) = (cached(None, false), cached(Some("nft failed"), false));
+        assert!(whole.holds(Some(7), old) && failed.holds(Some(7), young));
+        assert!(!failed.holds(Some(7), old));
+        assert!(!whole.holds(Some(8), young), "the kernel told of a change");
+        assert!(!cached(None, true).holds(Some(7), old));
+        assert!(!whole.holds(None, old));
+    }
+
+    #[test]
+    fn a_problem_stands_until_a_read_was_whole_and_is_told_during_one() {
+        let cache = RulesetCache::default();
+        assert_eq!(cache.standing_problem(), None);
+        let _reading = lock(&cache.cached);
+        cache.note(Some(&"nft failed".to_owned()));
+        assert_eq!(cache.standing_problem().as_deref(), Some("nft failed"));
+        cache.note(None);
+        assert_eq!(cache.standing_problem(), None);
     }
 }

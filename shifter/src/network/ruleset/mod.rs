@@ -145,6 +145,12 @@ impl Ruleset {
             .map(|(chain, _)| chain.path())
     }
 
+    /// Whether packets to the VIP may be translated. What was not read whole
+    /// says nothing of what is missing: then they may.
+    pub(super) fn may_translate(&self, probe: &Probe) -> bool {
+        self.problem.is_some() || self.translates(probe).is_some()
+    }
+
     /// What the filter chains of a hook do with the packet.
     pub(super) fn fate(&self, hook: Hook, probe: &Probe) -> Fate {
         let mut bases: Vec<_> = self

@@ -298,3 +298,11 @@ fn subnets_end_where_they_should() {
     assert!(holds("fd00::", 64, "fd00::ffff") && !holds("fd00::", 64, "fd00:0:0:1::"));
     assert!(holds("::", 0, "ffff::") && holds("::1", 128, "::1"));
 }
+
+#[test]
+fn rules_that_could_not_be_read_whole_may_translate() {
+    let mut rules = Ruleset::default();
+    assert!(!rules.may_translate(&probe("10.1.0.1", 8080)));
+    rules.problem = Some("nft failed: exit status: 1".into());
+    assert!(rules.may_translate(&probe("10.1.0.1", 8080)));
+}

@@ -3,7 +3,10 @@
 use shifter_common::abi::{BackendCounters, PoolCounters};
 
 use super::rig::{Rig, context, other, web};
-use crate::{model::PoolName, reconcile::Controller as _};
+use crate::{
+    model::PoolName,
+    reconcile::{Controller as _, reconciler::lock},
+};
 
 fn deleted(rig: &Rig) {
     let mut force = context();
@@ -128,4 +131,23 @@ fn a_backend_taken_out_of_a_pool_stays_until_its_flows_have_ended() {
     rig.datapath.with(|k| k.flows.clear());
     rig.reconciler.maintain();
     assert!(!rig.datapath.with(|k| k.backends.contains_key(&old)));
+}
+
+#[test]
+fn a_backend_that_was_named_while_flows_were_counted_is_not_freed() {
+    let rig = Rig::with_web();
+    let mut spec = web();
+    spec.green_pool[0].addr = "10.0.1.2:8443".parse().unwrap();
+    rig.apply(&[spec.clone()]).unwrap();
+    let old = rig.backend("10.0.1.1:8443");
+    let counted = lock(&rig.reconciler.core).backends.idle();
+    rig.apply(&[web()]).unwrap();
+    rig.apply(&[spec]).unwrap();
+    let kept = |rig: &Rig| rig.datapath.with(|k| k.backends.contains_key(&old));
+    for (id, since) in counted {
+        rig.reconciler.free_backend(id, since);
+    }
+    assert!(kept(&rig), "a flow may have begun in between");
+    rig.reconciler.maintain();
+    assert!(!kept(&rig));
 }

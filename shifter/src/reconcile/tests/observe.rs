@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::rig::{Rig, other, web};
+use super::rig::{Rig, context, other, web};
 use crate::{
-    model::{Affinity, PoolName, Protocol},
+    datapath::Placement,
+    model::{Affinity, PoolName, Protocol, SplitMethod},
     reconcile::{
         Controller as _,
         controller::{ControlError, FlowQuery},
@@ -38,6 +39,29 @@ fn the_observed_share_counts_new_flows_since_the_last_shift() {
     );
     let (share, low, high) = observed.interval.unwrap();
     assert!(share == 0.05 && low < 0.05 && high > 0.05);
+}
+
+#[test]
+fn what_changes_no_share_lets_the_window_go_on() {
+    let rig = Rig::with_web();
+    let total = || rig.reconciler.get("web").unwrap().observed.total;
+    rig.shift_for("5%", 600 * SECOND);
+    rig.datapath
+        .with(|k| k.pool_counters.entry(0).or_default()[0].new_flows += 100);
+    let publications = rig.datapath.with(|k| k.publications);
+    rig.reconciler.confirm("web", &context()).unwrap();
+    rig.reconciler.settle_again();
+    let green = "10.0.1.1:8443".parse().unwrap();
+    lock(&rig.facts.placements).insert(green, Placement::Host);
+    rig.reconciler.refresh_placements();
+    let mut spec = rig.reconciler.get("web").unwrap().spec;
+    spec.green_pool[0].weight = 2;
+    rig.apply(&[spec.clone()]).unwrap();
+    assert_eq!(rig.datapath.with(|k| k.publications) - publications, 4);
+    assert_eq!(total(), 100);
+    spec.split = SplitMethod::Exact;
+    rig.apply(&[spec]).unwrap();
+    assert_eq!(total(), 0, "another split method");
 }
 
 #[test]

@@ -30,14 +30,31 @@ use crate::{
 #[derive(Default)]
 pub struct FakeFacts {
     pub translated: Mutex<HashSet<SocketAddr>>,
+    pub filter_problem: Mutex<Option<String>>,
     pub placements: Mutex<HashMap<SocketAddr, Placement>>,
     pub warnings: Mutex<HashMap<SocketAddr, String>>,
     /// By namespace; none: the dump fails.
     pub sockets: Mutex<HashMap<Option<i32>, TcpSockets>>,
     /// What was asked of `tcp_sockets`.
     pub asked: Mutex<Vec<(Option<i32>, HashSet<SocketAddr>)>>,
-    /// Run once, in the middle of the next question for warnings.
+    /// Run once, in the middle of the next question that may run nft.
     pub gate: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    questions: AtomicU64,
+}
+
+impl FakeFacts {
+    /// Questions so far that may run nft.
+    pub fn questions(&self) -> u64 {
+        self.questions.load(Ordering::Relaxed)
+    }
+
+    fn pass_gate(&self) {
+        self.questions.fetch_add(1, Ordering::Relaxed);
+        let gate = lock(&self.gate).take();
+        if let Some(gate) = gate {
+            gate();
+        }
+    }
 }
 
 impl HostFacts for FakeFacts {
@@ -59,14 +76,16 @@ impl HostFacts for FakeFacts {
     }
 
     fn vip_is_translated(&self, vip: &Vip) -> bool {
-        lock(&self.translated).contains(&vip.addr)
+        self.pass_gate();
+        lock(&self.filter_problem).is_some() || lock(&self.translated).contains(&vip.addr)
+    }
+
+    fn filter_problem(&self, _anew: bool) -> Option<String> {
+        lock(&self.filter_problem).clone()
     }
 
     fn backend_warnings(&self, addr: SocketAddr, protocol: Protocol) -> Vec<String> {
-        let gate = lock(&self.gate).take();
-        if let Some(gate) = gate {
-            gate();
-        }
+        self.pass_gate();
         let warnings = lock(&self.warnings);
         let warning = warnings.get(&addr);
         warning
@@ -76,6 +95,7 @@ impl HostFacts for FakeFacts {
     }
 
     fn tcp_sockets(&self, netns: Option<i32>, at: &HashSet<SocketAddr>) -> io::Result<TcpSockets> {
+        self.pass_gate();
         lock(&self.asked).push((netns, at.clone()));
         let sockets = lock(&self.sockets);
         let sockets = sockets.get(&netns).cloned();
