@@ -361,7 +361,8 @@ fn row(entry: &FlowEntry, now: u32) -> FlowRow {
     }
 }
 
-fn state_name(state: u8) -> &'static str {
+/// The word for a state.
+pub fn state_name(state: u8) -> &'static str {
     match state {
         STATE_HALF_OPEN => "half_open",
         STATE_ADOPTED => "adopted",

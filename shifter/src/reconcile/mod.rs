@@ -17,6 +17,7 @@ mod maintain;
 mod observe;
 mod plan;
 mod reconciler;
+mod shed;
 mod split;
 mod start;
 mod view;

@@ -19,6 +19,7 @@ use super::{
     events::Events,
     gone::Gone,
     observe::Observer,
+    shed::Shed,
 };
 use crate::{
     datapath::{Census, Datapath, DatapathError, ServiceId, ServiceImage},
@@ -79,6 +80,7 @@ pub struct Reconciler {
     pub(super) gone: Mutex<Gone>,
     /// Held while the host is asked for placements.
     pub(super) refreshing: Mutex<()>,
+    pub(super) shed: Mutex<Shed>,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
 }
 
@@ -193,6 +195,7 @@ impl Reconciler {
             answered: Answered::default(),
             gone: Mutex::default(),
             refreshing: Mutex::default(),
+            shed: Mutex::default(),
             census: Mutex::new(None),
         }
     }

@@ -1,6 +1,6 @@
 //! Services, flows and the agent as they stand.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::{collections::HashMap, net::SocketAddr, time::Instant};
 
 use super::{
     controller::{
@@ -9,6 +9,7 @@ use super::{
     entry::Entry,
     observe::NewClients,
     reconciler::{Core, Reconciler, find, lock},
+    shed,
     split::unready_warning,
 };
 use crate::{
@@ -258,6 +259,10 @@ impl Reconciler {
                 "the flow table holds {} flows of {capacity}: new ones will soon find no room; a larger flow_capacity needs a new table: shift to the pool that holds the VIP, wait, `shifter detach`, then raise it in shifter.toml and start the agent",
                 census.live
             ));
+        }
+        let shed = census.evicted.values().sum();
+        if let Some(lately) = lock(&self.shed).note(shed, Instant::now()) {
+            warnings.push(shed::warning(lately, shed));
         }
         warnings.extend(self.datapath.warnings());
         warnings
