@@ -13,6 +13,7 @@ use shifter_common::{
         config::{TICK_SHIFT, TIMEOUTS, ticks_of_seconds},
         flow::*,
     },
+    life::freed,
     table::{flow_hash, idle_ticks, is_due, places},
 };
 
@@ -313,9 +314,8 @@ impl FlowTable {
 
 /// From a state that was read to free, by one compare-and-swap.
 fn free(control: &AtomicU64, word: u64, now: u32) -> bool {
-    let free = control_word(STATE_FREE, 0, control_sequence(word), now as u16);
     control
-        .compare_exchange(word, free, Ordering::AcqRel, Ordering::Relaxed)
+        .compare_exchange(word, freed(word, now), Ordering::AcqRel, Ordering::Relaxed)
         .is_ok()
 }
 
