@@ -17,7 +17,7 @@ use shifter::{
     },
     model::{PoolName, Protocol, SplitMethod},
 };
-use shifter_common::abi::flow::{FlowSet, STATE_CLAIMING, control_state};
+use shifter_common::abi::flow::{FlowEntry, FlowSet, STATE_CLAIMING, control_state, is_live};
 use shifter_tests::{
     need,
     need::scaled,
@@ -298,5 +298,50 @@ fn contend(datapath: &KernelDatapath, cpus: &mut [Cpu], round: u64, counts: [&At
             assert_eq!(torn, None, "the agent read a torn entry");
         }
         stop.store(true, Relaxed);
+    });
+}
+
+/// The only live entry; with `rest_s` it was last seen so long ago from now on.
+fn only_entry(scene: &Scene, rest_s: u64) -> FlowEntry {
+    let sets = shifter::datapath::load::flow_sets(CAPACITY);
+    let map = scene.map::<FlowSet>("FLOWS", sets);
+    let mut found = None;
+    for set in 0..sets {
+        let mut entries: [FlowEntry; 16] = map.read(set);
+        for entry in &mut entries {
+            let rest = ((rest_s * 1_000_000_000) >> 24) as u32;
+            entry.last_seen = entry.last_seen.wrapping_sub(rest);
+            if is_live(control_state(entry.control)) {
+                assert!(found.replace(*entry).is_none(), "one flow, one entry");
+            }
+        }
+        map.write(set, entries);
+    }
+    found.expect("the flow has its entry")
+}
+
+#[test]
+fn a_packet_after_a_rest_renews_the_word_that_the_sweeper_compares() {
+    need!();
+    in_scene(CAPACITY, TIMEOUTS_S, |scene| {
+        services(scene);
+        let mut cpu = Cpu::new(&scene.datapath, 0, Place::TcIngress);
+        let from = protected(0);
+        for green in [false, true] {
+            cpu.handshake(from, backend(backend_id(TCP, green)));
+        }
+        let ack = Packet::tcp(from, vip(TCP), ACK).seq(1_001, 5_001);
+        // Long enough for the clock to tick.
+        thread::sleep(Duration::from_millis(100));
+        let before = only_entry(scene, 0);
+        cpu.give(&ack);
+        let after = only_entry(scene, 60);
+        assert_eq!(after.control, before.control, "a busy flow's word stays");
+        assert!(after.last_seen != before.last_seen);
+        cpu.give(&ack);
+        let rested = only_entry(scene, 0);
+        assert_ne!(rested.control, before.control, "it was idle for a minute");
+        let is_same = |mask| rested.control & mask == before.control & mask;
+        assert!(is_same(0x0000_ffff_ffff_ffff), "only the stamp is new");
     });
 }
