@@ -7,6 +7,7 @@
 
 pub mod abi;
 pub mod hash;
+pub mod life;
 pub mod packet;
 pub mod select;
 pub mod table;

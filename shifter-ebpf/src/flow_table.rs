@@ -5,13 +5,19 @@ use core::mem::offset_of;
 use shifter_common::{
     abi::{Config, flow::*},
     hash::address_words,
+    life::{
+        RIVAL_HIGHER, RIVAL_LIVE, RIVAL_LOWER, RIVAL_NONE, claimed, freed, gives_up, moved, rival,
+    },
     table::{
         Places, RANK_CLOSING, RANK_FREE, RANK_NONE, RANK_UNPROVEN, flow_hash, idle_ticks,
         is_expired, places, rank,
     },
 };
 
-use crate::{atomic, maps::FLOWS};
+use crate::{
+    atomic,
+    maps::{EVICTED, FLOWS},
+};
 
 /// A client's side of a flow, and where its entry may lie.
 #[repr(C)]
@@ -288,11 +294,7 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *const NewFlow) -> u64 {
     let (Some(key), Some(new)) = (unsafe { (key.as_ref(), new.as_ref()) }) else {
         return INSERT_FULL << INSERT_SHIFT;
     };
-    let (Some(config), Some(first), Some(second)) = (
-        crate::stage::classify::config(),
-        set_of(&key.places, 0),
-        set_of(&key.places, 1),
-    ) else {
+    let (Some(first), Some(second)) = (set_of(&key.places, 0), set_of(&key.places, 1)) else {
         return INSERT_FULL << INSERT_SHIFT;
     };
     let mut best = best_place(first, key.places.homes[0], new.now);
@@ -316,22 +318,23 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *const NewFlow) -> u64 {
     let place = place_of(index, home, distance);
     let entry = at(set, home, distance);
     let control = get!(entry, control);
-    if rank(control, get!(entry, last_seen), new.now, &config.timeouts) == RANK_NONE {
-        // It came to life since.
+    if score(control, get!(entry, last_seen), new.now, distance) < best {
+        // It came to life since, or went to another flow.
         return INSERT_PENDING << INSERT_SHIFT;
     }
-    let claim = claim_of(key, control, new.now);
+    let claim = claimed(control, key.places.tag, new.now);
     // SAFETY: an entry is aligned to 64.
     if unsafe { atomic::compare_exchange(&raw mut (*entry).control, control, claim) } != control {
         return INSERT_PENDING << INSERT_SHIFT;
     }
+    count_evicted(control_state(control));
     fill(entry, key, new);
     mark(at(set, home, 0), 1 << distance);
     if which == 1 {
         mark(at(first, key.places.homes[0], 0), HOME_OVERFLOW);
     }
-    if yields(key, new.service, &Claim { which, distance }) {
-        let free = control_word(STATE_FREE, 0, control_sequence(claim), new.now as u16);
+    if yields(key, new, &Claim { which, distance }) {
+        let free = freed(claim, new.now);
         // SAFETY: as above.
         unsafe { atomic::compare_exchange(&raw mut (*entry).control, claim, free) };
         let rival = find_place(key, 0, u32::from(new.service));
@@ -351,24 +354,26 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *const NewFlow) -> u64 {
 
 /// Whether another packet of the flow goes before a claim.
 #[inline(always)]
-fn yields(key: &FlowKey, service: u16, own: &Claim) -> bool {
-    let mut pass = 0;
-    while pass < RIVAL_PASSES {
-        match rival_of(key, service, own) {
-            RIVAL_NONE => return false,
-            RIVAL_HIGHER => {}
-            _ => return true,
+fn yields(key: &FlowKey, new: &NewFlow, own: &Claim) -> bool {
+    let mut passes = 1;
+    loop {
+        let rival = rival_of(key, new, own);
+        if let Some(gives_up) = gives_up(rival, passes) {
+            return gives_up;
         }
-        pass += 1;
+        passes += 1;
     }
-    false
 }
 
-/// The control word that claims an entry seen as `control`.
+/// Counts a flow that gave way to a new one.
 #[inline(always)]
-fn claim_of(key: &FlowKey, control: u64, now: u32) -> u64 {
-    let sequence = control_sequence(control).wrapping_add(1);
-    control_word(STATE_CLAIMING, key.places.tag, sequence, now as u16)
+fn count_evicted(state: u8) {
+    if is_live(state)
+        && let Some(counter) = EVICTED.get_ptr_mut(u32::from(state))
+    {
+        // SAFETY: per CPU, and programs of one CPU do not interleave.
+        unsafe { *counter += 1 };
+    }
 }
 
 /// Sets bits of the `home` word, which shares eight aligned bytes with `high`.
@@ -406,12 +411,7 @@ fn fill(entry: *mut FlowEntry, key: &FlowKey, new: &NewFlow) {
 /// another packet took it.
 #[inline(always)]
 fn publish(entry: *mut FlowEntry, claim: u64, new: &NewFlow) -> bool {
-    let live = control_word(
-        new.state,
-        control_tag(claim),
-        control_sequence(claim),
-        new.now as u16,
-    );
+    let live = moved(claim, new.state, new.now);
     // SAFETY: as in `insert_at`.
     unsafe { atomic::compare_exchange(&raw mut (*entry).control, claim, live) == claim }
 }
@@ -422,21 +422,10 @@ struct Claim {
     distance: u32,
 }
 
-/// How often a packet looks whether a rival at a higher place gave up.
-const RIVAL_PASSES: u32 = 4;
-
-const RIVAL_NONE: u32 = 0;
-/// The flow has a visible entry already.
-const RIVAL_LIVE: u32 = 1;
-/// Another packet claims a lower place: it wins.
-const RIVAL_LOWER: u32 = 2;
-/// Another packet claims a higher place: it will give up.
-const RIVAL_HIGHER: u32 = 3;
-
 /// Looks at both sets again for another entry of the same flow: a live one
 /// wins, of two claims the one at the lower place.
 #[inline(never)]
-fn rival_of(key: &FlowKey, service: u16, own: &Claim) -> u32 {
+fn rival_of(key: &FlowKey, new: &NewFlow, own: &Claim) -> u32 {
     let mut higher = RIVAL_NONE;
     let mut which = 0;
     while which < 2 {
@@ -450,19 +439,15 @@ fn rival_of(key: &FlowKey, service: u16, own: &Claim) -> u32 {
             if mark >> distance & 1 != 0 {
                 let entry = at(set, home, distance);
                 let control = get!(entry, control);
-                if control_tag(control) == key.places.tag {
-                    if is_live(control_state(control)) {
-                        if key.is_of(entry, Match::Service(service)) {
-                            return RIVAL_LIVE;
-                        }
-                    } else if control_state(control) == STATE_CLAIMING {
-                        if which < own.which || (which == own.which && distance < own.distance) {
-                            return RIVAL_LOWER;
-                        }
-                        if which != own.which || distance != own.distance {
-                            higher = RIVAL_HIGHER;
-                        }
+                let is_lower = which < own.which || (which == own.which && distance < own.distance);
+                let is_own = which == own.which && distance == own.distance;
+                match rival(control, key.places.tag, new.now, is_lower) {
+                    RIVAL_LIVE if key.is_of(entry, Match::Service(new.service)) => {
+                        return RIVAL_LIVE;
                     }
+                    RIVAL_LOWER => return RIVAL_LOWER,
+                    RIVAL_HIGHER if !is_own => higher = RIVAL_HIGHER,
+                    _ => {}
                 }
             }
             distance += 1;
@@ -478,7 +463,7 @@ fn rival_of(key: &FlowKey, service: u16, own: &Claim) -> u32 {
 /// Moves an entry from the state it was seen in to another.
 #[inline(always)]
 pub fn transition(entry: *mut FlowEntry, seen: u64, state: u8, now: u32) -> bool {
-    let word = control_word(state, control_tag(seen), control_sequence(seen), now as u16);
+    let word = moved(seen, state, now);
     // SAFETY: as in `insert_at`.
     unsafe { atomic::compare_exchange(&raw mut (*entry).control, seen, word) == seen }
 }

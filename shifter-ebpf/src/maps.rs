@@ -89,6 +89,10 @@ pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters> =
 #[map]
 pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HOOKS * REASONS, 0);
 
+/// Flows that gave way to new ones, by the state they were in. Written by packets.
+#[map]
+pub static EVICTED: PerCpuArray<u64> = PerCpuArray::with_max_entries(stats::STATES, 0);
+
 /// What one packet needs and the stack has no room for. Programs of one CPU do
 /// not interleave: each runs with softirqs off.
 pub struct Scratch {

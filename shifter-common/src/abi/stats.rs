@@ -67,6 +67,9 @@ pub const HOOKS: u32 = 3;
 /// Reasons per hook.
 pub const REASONS: u32 = 64;
 
+/// Elements of the counters of flows that gave way, by `STATE_*`.
+pub const STATES: u32 = 16;
+
 /// Why a packet ended as it did. Numbers are never reused; new ones are appended.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

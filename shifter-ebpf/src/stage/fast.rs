@@ -15,6 +15,7 @@ use shifter_common::{
         flow::*,
         stats::{HOOK_EGRESS, HOOK_XDP, Verdict},
     },
+    life::needs_stamp,
     packet::{
         checksum::{Delta, fold64},
         parse::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
@@ -446,6 +447,10 @@ fn track<const V6: bool>(
     length: u32,
     now: u32,
 ) -> Option<()> {
+    let last_seen = get!(entry, last_seen);
+    if last_seen != now && needs_stamp(last_seen, now) {
+        return None;
+    }
     if frame.protocol == TCP {
         let flags = get!(entry, flags);
         if flags & BOTH_FINS == BOTH_FINS || (way == Way::Reply && flags & FLOW_REPLIED == 0) {
@@ -469,7 +474,7 @@ fn track<const V6: bool>(
             }
         }
     }
-    if get!(entry, last_seen) != now {
+    if last_seen != now {
         set!(entry, last_seen, now);
     }
     let units = get!(entry, high).saturating_add((length + 15) >> 4);

@@ -77,7 +77,7 @@ pub fn forward<H: Hook>(hook: &mut H, packet: &mut Packet) -> Outcome {
     if let Some(entry) = found {
         let control = get!(entry, control);
         if !is_over(headers, entry, control, now, config) {
-            return go_on(hook, headers, body, entry, now);
+            return go_on(hook, headers, body, entry, key.places.tag, now);
         }
         // Its place is free for whatever is chosen now; where another packet
         // was first, that one's entry is found on insert.
@@ -265,8 +265,8 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
         tries += 1;
     }
     match inserted {
-        Inserted::New(entry) => begin(hook, headers, body, entry, choice, now),
-        Inserted::Existing(entry) => go_on(hook, headers, body, entry, now),
+        Inserted::New(entry) => begin(hook, headers, body, entry, choice, key.places.tag, now),
+        Inserted::Existing(entry) => go_on(hook, headers, body, entry, key.places.tag, now),
         Inserted::Pending => unpinned(hook, headers, body, choice),
         Inserted::Full => {
             let is_vip = choice.backend == body.vip_backend;
@@ -308,6 +308,7 @@ fn begin<H: Hook>(
     body: &ServiceBody,
     entry: *mut FlowEntry,
     choice: &Choice,
+    tag: u32,
     now: u32,
 ) -> Outcome {
     let origin = choice.origin;
@@ -333,7 +334,7 @@ fn begin<H: Hook>(
             return send(hook, headers, body, choice);
         }
     }
-    go_on(hook, headers, body, entry, now)
+    go_on(hook, headers, body, entry, tag, now)
 }
 
 /// Writes when the first flow of a generation was chosen, once.
@@ -359,11 +360,12 @@ fn go_on<H: Hook>(
     headers: &Headers,
     body: &ServiceBody,
     entry: *mut FlowEntry,
+    tag: u32,
     now: u32,
 ) -> Outcome {
     let choice = choice_of(entry);
     let length = hook.length().wrapping_sub(headers.l3 as u32);
-    track(hook, headers, entry, From::Client, length, now);
+    track(hook, headers, entry, tag, From::Client, length, now);
     send(hook, headers, body, &choice)
 }
 

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use core::mem::size_of;
 use shifter_common::{
-    abi::{Config, FlowEntry, NextHop, NextHopKey, next_hop::NO_NEXT_HOP},
+    abi::{Config, FlowEntry, NextHop, NextHopKey, flow::control_tag, next_hop::NO_NEXT_HOP},
     packet::parse::{Headers, Kind, narrow},
 };
 
@@ -43,7 +43,7 @@ pub fn to_client<H: Hook>(
     headers: &Headers,
     config: &Config,
     entry: *mut FlowEntry,
-    source: &[u8; 16],
+    tag: u32,
     client: &[u8; 16],
 ) -> Option<NextHop> {
     // SAFETY: a word of a map that the agent writes.
@@ -53,7 +53,7 @@ pub fn to_client<H: Hook>(
     {
         return Some(hop);
     }
-    let hop = look_up(hook, headers, source, client)?;
+    let hop = look_up(hook, headers, &headers.source, client)?;
     let key = NextHopKey {
         ifindex: hop.ifindex,
         destination: hop.destination,
@@ -67,6 +67,10 @@ pub fn to_client<H: Hook>(
         {
             set!(entry, next_hop, *id as u16);
             set!(entry, route_generation, generation);
+            if control_tag(get!(entry, control)) != tag {
+                // It went to another flow meanwhile, which has to look for itself.
+                set!(entry, route_generation, generation.wrapping_sub(1));
+            }
             return Some(known);
         }
     }

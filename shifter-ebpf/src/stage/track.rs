@@ -2,6 +2,7 @@
 
 use shifter_common::{
     abi::flow::*,
+    life::needs_stamp,
     packet::parse::{Headers, Kind, tcp_segment},
     tcp_state::TcpState,
 };
@@ -10,6 +11,12 @@ use crate::{
     flow_table::{get, raise_flags, set, transition},
     hook::Hook,
 };
+
+/// Whether the entry is still the flow's.
+#[inline(always)]
+fn is_of(control: u64, tag: u32) -> bool {
+    is_live(control_state(control)) && control_tag(control) == tag
+}
 
 /// Both directions have ended.
 const BOTH_FINS: u16 = FLOW_FIN_CLIENT | FLOW_FIN_BACKEND;
@@ -28,6 +35,7 @@ pub fn track<H: Hook>(
     hook: &H,
     headers: &Headers,
     entry: *mut FlowEntry,
+    tag: u32,
     from: From,
     length: u32,
     now: u32,
@@ -35,12 +43,22 @@ pub fn track<H: Hook>(
     if headers.kind != Kind::Segment {
         return;
     }
-    let control = get!(entry, control);
-    if !is_live(control_state(control)) {
+    let mut control = get!(entry, control);
+    // Since it was found the entry may have gone to another flow.
+    if !is_of(control, tag) {
         return;
     }
-    if get!(entry, last_seen) != now {
+    let last_seen = get!(entry, last_seen);
+    if last_seen != now {
         set!(entry, last_seen, now);
+        if needs_stamp(last_seen, now) {
+            // Whoever is about to free it for being idle has read another word.
+            transition(entry, control, control_state(control), now);
+            control = get!(entry, control);
+            if !is_of(control, tag) {
+                return;
+            }
+        }
     }
     if headers.protocol == 17 {
         if from == From::Backend && control_state(control) == STATE_UDP_UNANSWERED {
@@ -81,7 +99,9 @@ fn track_tcp<H: Hook>(
     if is.state != was.state && !transition(entry, control, is.state, now) {
         // The other direction moved it first: its view is as good as ours,
         // but for the flags, which both may raise.
-        raise_flags(entry, is.flags & !was.flags);
+        if control_tag(get!(entry, control)) == control_tag(control) {
+            raise_flags(entry, is.flags & !was.flags);
+        }
         return;
     }
     if is.flags != was.flags {

@@ -112,12 +112,13 @@ fn print_agent(info: &Info, services: usize, screen: &mut Screen<'_>) -> Result<
         (
             "flow table",
             format!(
-                "{} of {} flows ({} proven, {} unproven, {} closing), {}",
+                "{} of {} flows ({} proven, {} unproven, {} closing), {} gave way, {}",
                 text::count(table.live),
                 text::count(table.capacity),
                 text::count(table.proven),
                 text::count(table.unproven),
                 text::count(table.closing),
+                text::count(table.evicted),
                 text::bytes(table.memory_bytes)
             ),
         ),

@@ -347,6 +347,7 @@ pub(super) fn table(census: &Census, capacity: u64, memory_bytes: u64) -> proto:
         unproven: census.unproven,
         closing: census.closing,
         memory_bytes,
+        evicted: census.evicted.values().sum(),
     }
 }
 

@@ -14,6 +14,7 @@ use shifter_common::{
         flow::*,
     },
     hash::address_words,
+    life::freed,
     table::{flow_hash, idle_ticks, is_due, places},
 };
 
@@ -327,9 +328,8 @@ impl FlowTable {
 
 /// From a state that was read to free, by one compare-and-swap.
 fn free(control: &AtomicU64, word: u64, now: u32) -> bool {
-    let free = control_word(STATE_FREE, 0, control_sequence(word), now as u16);
     control
-        .compare_exchange(word, free, Ordering::AcqRel, Ordering::Relaxed)
+        .compare_exchange(word, freed(word, now), Ordering::AcqRel, Ordering::Relaxed)
         .is_ok()
 }
 
@@ -375,7 +375,8 @@ fn row(entry: &FlowEntry, now: u32) -> FlowRow {
     }
 }
 
-fn state_name(state: u8) -> &'static str {
+/// The word for a state.
+pub fn state_name(state: u8) -> &'static str {
     match state {
         STATE_HALF_OPEN => "half_open",
         STATE_ADOPTED => "adopted",

@@ -147,6 +147,7 @@ impl KernelDatapath {
             pools: Mutex::new(typed(&mut ebpf, "POOL_COUNTERS")?),
             backends: Mutex::new(typed(&mut ebpf, "BACKEND_COUNTERS")?),
             verdicts: typed(&mut ebpf, "VERDICTS")?,
+            evicted: typed(&mut ebpf, "EVICTED")?,
         };
         let attacher = Attacher::new(ebpf, pins, setup.egress);
         Ok(Self {
@@ -319,7 +320,10 @@ impl Datapath for KernelDatapath {
     }
 
     fn census(&self) -> Census {
-        self.flows.census()
+        Census {
+            evicted: self.counters.evicted(),
+            ..self.flows.census()
+        }
     }
 
     fn named_ids(&self) -> NamedIds {

@@ -77,6 +77,7 @@ pub fn shapes(flow_capacity: u32) -> Vec<MapShape> {
         array::<u64>("SPLIT_ERRORS", abi::MAX_SERVICES),
         array::<abi::BackendCounters>("BACKEND_COUNTERS", abi::MAX_BACKEND_IDS),
         array::<u64>("VERDICTS", abi::stats::HOOKS * abi::stats::REASONS),
+        array::<u64>("EVICTED", abi::stats::STATES),
     ]
 }
 

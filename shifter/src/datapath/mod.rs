@@ -191,6 +191,8 @@ pub struct Census {
     pub idle: HashMap<ServiceId, [u64; 2]>,
     /// Live flows (not closing) by backend.
     pub backends: HashMap<BackendId, u64>,
+    /// Flows that gave way to new ones so far, by the state they were in.
+    pub evicted: BTreeMap<&'static str, u64>,
     /// Time of the pass in ns.
     pub took_ns: u64,
 }

@@ -18,6 +18,7 @@ mod maintain;
 mod observe;
 mod plan;
 mod reconciler;
+mod shed;
 mod split;
 mod start;
 mod view;

@@ -20,6 +20,7 @@ use super::{
     gone::Gone,
     maintain::FilterReading,
     observe::Observer,
+    shed::Shed,
 };
 use crate::{
     datapath::{Census, Datapath, DatapathError, ServiceId, ServiceImage},
@@ -85,6 +86,7 @@ pub struct Reconciler {
     pub(super) filter: Mutex<FilterReading>,
     /// Held while the host is asked for placements.
     pub(super) refreshing: Mutex<()>,
+    pub(super) shed: Mutex<Shed>,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
 }
 
@@ -200,6 +202,7 @@ impl Reconciler {
             gone: Mutex::default(),
             filter: Mutex::default(),
             refreshing: Mutex::default(),
+            shed: Mutex::default(),
             census: Mutex::new(None),
         }
     }

@@ -1,6 +1,6 @@
 //! Services, flows and the agent as they stand.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::{collections::HashMap, net::SocketAddr, time::Instant};
 
 use super::{
     controller::{
@@ -9,6 +9,7 @@ use super::{
     entry::Entry,
     observe::NewClients,
     reconciler::{Core, Reconciler, find, lock},
+    shed,
     split::unready_warning,
 };
 use crate::{
@@ -264,6 +265,10 @@ impl Reconciler {
             warnings.push(format!(
                 "the packet filter is not known whole ({problem}): DNAT is taken to stand in front of every VIP that the live pool does not hold, and no flow is released because its socket is gone"
             ));
+        }
+        let shed = census.evicted.values().sum();
+        if let Some(lately) = lock(&self.shed).note(shed, Instant::now()) {
+            warnings.push(shed::warning(lately, shed));
         }
         warnings.extend(self.datapath.warnings());
         warnings

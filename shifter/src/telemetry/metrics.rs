@@ -439,6 +439,14 @@ fn table(page: &mut Page, info: &InfoView) {
     ] {
         family.sample(&[("state", state)], flows);
     }
+    let mut family = page.family(
+        "shifter_flow_table_evicted_total",
+        Counter,
+        "Flows that gave way to new ones, by the state they were in.",
+    );
+    for (state, flows) in &census.evicted {
+        family.sample(&[("state", state)], *flows);
+    }
     page.family(
         "shifter_flow_table_capacity_flows",
         Gauge,

@@ -64,6 +64,7 @@ fn every_number_of_a_service_is_on_the_page() {
         "shifter_backend_up{service=\"web\",pool=\"blue\",backend=\"10.0.0.11:8443\"} 1",
         "shifter_verdict_packets_total{hook=\"tc\",reason=\"table_full\",drop=\"1\"} 15",
         "shifter_flow_table_flows{state=\"proven\"} 90",
+        "shifter_flow_table_evicted_total{state=\"half_open\"} 7",
         "shifter_flow_table_capacity_flows 1048576",
         "shifter_limit_used{limit=\"services\"} 1",
         "shifter_writes_total{verb=\"apply\",result=\"ok\"} 1",

@@ -2,7 +2,9 @@
 
 pub mod bulk;
 pub mod echo;
+pub mod flood;
 pub mod frame;
+pub mod hold;
 pub mod poll;
 pub mod requests;
 pub mod server;

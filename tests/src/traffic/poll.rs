@@ -98,6 +98,29 @@ pub fn connect(to: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> 
     Ok(stream)
 }
 
+/// A connection that stands within `limit`, blocking from then on.
+pub fn connect_within(
+    to: SocketAddr,
+    source: Option<IpAddr>,
+    limit: Duration,
+) -> io::Result<TcpStream> {
+    let stream = connect(to, source)?;
+    let mut poll = libc::pollfd {
+        fd: stream.as_raw_fd(),
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one pollfd, which outlives the call.
+    if check(unsafe { libc::poll(&raw mut poll, 1, limit.as_millis() as i32) })? == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 /// A non-blocking UDP socket bound to `source` and connected to `to`.
 pub fn connect_udp(to: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSocket> {
     let any: IpAddr = match to {

@@ -58,10 +58,10 @@ fn words(value: u64) -> [u16; 4] {
 /// Sends SYNs out of one interface of a namespace.
 #[derive(Debug)]
 pub struct Sender {
-    socket: OwnedFd,
+    pub(super) socket: OwnedFd,
     interface: i32,
-    source_mac: [u8; 6],
-    next_hop_mac: [u8; 6],
+    pub(super) source_mac: [u8; 6],
+    pub(super) next_hop_mac: [u8; 6],
 }
 
 impl Sender {
@@ -127,12 +127,18 @@ impl Sender {
         Ok(())
     }
 
-    fn send_frame(&self, frame: &[u8]) -> Result<()> {
+    /// Where its frames go, as the kernel is told.
+    pub(super) fn address(&self) -> libc::sockaddr_ll {
         // SAFETY: all zero is a valid sockaddr_ll.
         let mut addr: libc::sockaddr_ll = unsafe { zeroed() };
         addr.sll_family = libc::AF_PACKET as u16;
         addr.sll_ifindex = self.interface;
         addr.sll_halen = 6;
+        addr
+    }
+
+    fn send_frame(&self, frame: &[u8]) -> Result<()> {
+        let addr = self.address();
         // SAFETY: frame and address are valid for the lengths given.
         let sent = unsafe {
             libc::sendto(

@@ -220,7 +220,7 @@ fn status_shows_hooks_limits_table_and_what_is_loud() {
     let testbed = Testbed::with_web();
     let ran = ask(&testbed, "status --verdicts");
     for line in [
-        "flow table  100 of 1,048,576 flows (90 proven, 6 unproven, 4 closing), 128 MiB",
+        "flow table  100 of 1,048,576 flows (90 proven, 6 unproven, 4 closing), 7 gave way, 128 MiB",
         "eth0       tc    tcx     up    t1   ingress 41 0f01020304050607, egress NONE  auto: veth",
         "services     1  8,192  3.0 MiB",
         "tc    table_full             15",

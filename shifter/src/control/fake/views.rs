@@ -189,6 +189,7 @@ pub(super) fn info(services: u64) -> InfoView {
             proven: 90,
             unproven: 6,
             closing: 4,
+            evicted: [("half_open", 7)].into(),
             took_ns: 1_500_000,
             ..Census::default()
         },

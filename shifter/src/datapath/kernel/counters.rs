@@ -1,16 +1,19 @@
 //! Counters of packets, summed over CPUs, and what of each limit is used.
 
-use std::sync::Mutex;
+use std::{collections::BTreeMap, sync::Mutex};
 
 use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
 use shifter_common::abi::{
     self, BackendCounters, PoolCounters,
+    flow::{STATE_HALF_OPEN, STATE_RESET},
     stats::{HOOKS, REASONS, VERDICTS},
 };
 
 use super::{Tables, lock};
 use crate::datapath::{
-    BackendId, DatapathError, LimitUse, ServiceId, VerdictCount, backends::Plain, flows::FlowTable,
+    BackendId, DatapathError, LimitUse, ServiceId, VerdictCount,
+    backends::Plain,
+    flows::{FlowTable, state_name},
     load::failed,
 };
 
@@ -19,6 +22,7 @@ pub(super) struct Counters {
     pub pools: Mutex<PerCpuArray<MapData, Plain<PoolCounters>>>,
     pub backends: Mutex<PerCpuArray<MapData, Plain<BackendCounters>>>,
     pub verdicts: PerCpuArray<MapData, u64>,
+    pub evicted: PerCpuArray<MapData, u64>,
 }
 
 impl Counters {
@@ -69,6 +73,18 @@ impl Counters {
     pub fn zero_backend(&self, id: BackendId) -> Result<(), DatapathError> {
         let mut counters = lock(&self.backends);
         zero(&mut counters, u32::from(id), "a backend's counters")
+    }
+
+    /// Flows that gave way, by the state they were in; zeros included.
+    pub fn evicted(&self) -> BTreeMap<&'static str, u64> {
+        let count = |state: u8| {
+            // An array's element is always there.
+            let values = self.evicted.get(&u32::from(state), 0).ok();
+            values.map_or(0, |values| values.iter().sum())
+        };
+        (STATE_HALF_OPEN..=STATE_RESET)
+            .map(|state| (state_name(state), count(state)))
+            .collect()
     }
 
     /// Every verdict, zeros included.
