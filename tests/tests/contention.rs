@@ -158,12 +158,8 @@ impl Cpu {
 
 fn all() -> FlowFilter {
     FlowFilter {
-        service: None,
-        pool: None,
-        backend: None,
-        client: None,
-        client_port: None,
         limit: usize::MAX,
+        ..FlowFilter::default()
     }
 }
 
