@@ -31,6 +31,8 @@ const CAPACITY: u64 = 16_384;
 const FEW: u64 = 8_192;
 /// Proven flows that a flood is to leave alone.
 const HELD: u32 = 10_000;
+/// How old the agent's counts of the table may be, and a little.
+const COUNTS_AGE: Duration = Duration::from_millis(1_200);
 /// New honest connections after each flood.
 const HONEST: u32 = 100;
 
@@ -144,13 +146,15 @@ impl<'lab> Scenario<'lab> {
         let (seen_before, evicted_before) = (seen(self), self.evicted(""));
         let (busy, idle) = self.held.split_at_mut(HELD as usize / 2);
         let stop = AtomicBool::new(false);
-        let (sent, mut lost) = thread::scope(|scope| {
+        let (sent, mut lost, ended) = thread::scope(|scope| {
             let busy = scope.spawn(|| ask_until(busy, &stop));
             let sent = flood(&self.gun);
             stop.store(true, Relaxed);
-            (sent, busy.join().unwrap())
+            let ended = Instant::now();
+            (sent, busy.join().unwrap(), ended)
         });
         add(&mut lost, ask_all(idle));
+        thread::sleep(COUNTS_AGE.saturating_sub(ended.elapsed()));
         let arrived = seen(self) - seen_before;
         let evicted = self.evicted("") - evicted_before;
         let mut text = String::new();

@@ -206,7 +206,12 @@ impl Template {
             sum += halves((chance >> 32) as u32) + halves(chance as u32);
             TCP_SUM
         };
-        out[sum_at..sum_at + 2].copy_from_slice(&(!fold(sum)).to_be_bytes());
+        let sum = match !fold(sum) {
+            // RFC 768: a checksum of 0 is sent as all ones.
+            0 if self.is_udp => 0xffff,
+            sum => sum,
+        };
+        out[sum_at..sum_at + 2].copy_from_slice(&sum.to_be_bytes());
         length
     }
 }
