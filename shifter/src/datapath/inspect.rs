@@ -194,11 +194,10 @@ pub fn pinned_tag(pins: &Pins) -> Option<String> {
 }
 
 /// The tag of the installation that a program belongs to, if it is known not
-/// to be `own`. Asked of programs that bear the name of one of ours.
+/// to be `own`; without one of its own, an installation owns no program.
 pub fn stranger(program: u32, own: Option<&str>) -> Option<String> {
     let found = identify(program).installation;
-    own.filter(|own| !found.is_empty() && found != *own)?;
-    Some(found)
+    (!found.is_empty() && own != Some(found.as_str())).then_some(found)
 }
 
 /// How an installation is shown.
