@@ -53,16 +53,18 @@ pub fn claim() -> Result<Alone> {
     })
 }
 
+/// How long a holder of the name may take to answer: an agent always listens.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Refuses if the holder may be an agent. Anybody may take the name, but an
-/// agent is root's or this user's: nobody else keeps this one from starting.
+/// agent answers, and is root's or this user's: nobody else keeps this one from
+/// starting.
 fn refuse_beside(name: &SocketAddr) -> Result<()> {
-    let peer = UnixStream::connect_addr(name)
-        .ok()
-        .and_then(|stream| peer(&stream));
-    let Some(peer) = peer else {
-        bail!(
-            "another process is the agent of this network namespace already (it holds the abstract socket {NAME:?}, see `ss -xlp`): stop it first"
+    let Some(peer) = holder(name) else {
+        tracing::warn!(
+            "a process that is no agent holds the abstract socket {NAME:?} and does not answer (see `ss -xap`): a second agent would not be noticed"
         );
+        return Ok(());
     };
     // SAFETY: it cannot fail and touches no memory.
     let own = unsafe { libc::geteuid() };
@@ -78,6 +80,19 @@ fn refuse_beside(name: &SocketAddr) -> Result<()> {
         "a process that is no agent holds the abstract socket {NAME:?}: a second agent would not be noticed"
     );
     Ok(())
+}
+
+/// Who answers to the name. Asked in a thread of its own, which a full queue may
+/// hold for as long as the process that keeps it full likes.
+fn holder(name: &SocketAddr) -> Option<libc::ucred> {
+    let (answer, answered) = std::sync::mpsc::channel();
+    let name = name.clone();
+    std::thread::spawn(move || {
+        let stream = UnixStream::connect_addr(&name).ok();
+        // Nobody may be waiting any more.
+        let _ = answer.send(stream.and_then(|stream| peer(&stream)));
+    });
+    answered.recv_timeout(PATIENCE).ok().flatten()
 }
 
 /// Whoever called listen at the other end.
