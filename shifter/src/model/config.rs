@@ -65,6 +65,20 @@ pub const DEFAULT_BAKE: Duration = Duration::from_secs(600);
 /// Default of `gone_after`.
 pub const DEFAULT_GONE_AFTER: Duration = Duration::from_secs(60);
 
+/// Keys of `[agent]`.
+const AGENT_KEYS: [&str; 10] = [
+    "interfaces",
+    "hook",
+    "hook_egress",
+    "bpffs",
+    "flow_capacity",
+    "state_dir",
+    "settle",
+    "bake",
+    "gone_after",
+    "timeouts",
+];
+
 /// Keys of `[agent.timeouts]`, in the order of the indices in `abi::config`.
 const TIMEOUT_KEYS: [&str; 7] = [
     "half_open",
@@ -129,22 +143,7 @@ fn no_interfaces(at: usize) -> Fault {
 }
 
 fn agent(at: usize, node: &super::tree::Node, config: &mut AgentConfig) -> Result<(), Fault> {
-    let table = Table::of(
-        node,
-        "[agent]",
-        &[
-            "interfaces",
-            "hook",
-            "flow_capacity",
-            "state_dir",
-            "settle",
-            "bake",
-            "gone_after",
-            "timeouts",
-            "hook_egress",
-            "bpffs",
-        ],
-    )?;
+    let table = Table::of(node, "[agent]", &AGENT_KEYS)?;
     config.interfaces = interfaces(at, &table)?;
     if let Some((text, at)) = table.string("hook")? {
         config.hook = match text {
@@ -320,6 +319,22 @@ fn seconds(table: &Table<'_>, key: &str, low: u32) -> Result<Option<u32>, Fault>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_packaged_file_shows_every_key_with_its_default() {
+        let text = include_str!("../../../packaging/shifter.toml");
+        let config = parse_config(text, "shifter.toml").unwrap();
+        let default = AgentConfig {
+            interfaces: vec!["eth0".into()],
+            ..AgentConfig::default()
+        };
+        assert_eq!(format!("{config:?}"), format!("{default:?}"));
+        for key in TIMEOUT_KEYS.iter().chain(&AGENT_KEYS) {
+            let line = format!("{key} = ");
+            let is_shown = text.lines().any(|l| l.starts_with(&line));
+            assert!(is_shown || *key == "timeouts", "{key} is not shown");
+        }
+    }
 
     #[test]
     fn the_example_of_the_documentation_is_read() {
