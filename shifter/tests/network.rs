@@ -184,10 +184,14 @@ fn neighbour_on_an_attached_interface_becomes_a_next_hop_once_resolved() {
             Placement::Kernel { .. }
         ));
         for backend in ["10.1.0.2:80", "[fd01::2]:80"] {
-            network.solicit(at(backend).ip());
-            let hop = until("resolved", || match network.placement(at(backend)) {
-                Placement::NextHop(hop) => Some(hop),
-                _ => None,
+            let hop = until(&format!("{backend} resolved"), || {
+                // As the agent does at every change of the network: a probe may be
+                // lost while the other end comes up.
+                network.solicit(at(backend).ip());
+                match network.placement(at(backend)) {
+                    Placement::NextHop(hop) => Some(hop),
+                    _ => None,
+                }
             });
             assert_eq!(hop, wire_hop(&network));
         }
