@@ -4,37 +4,11 @@ use std::net::IpAddr;
 
 use shifter_tests::{
     need,
-    packet::{ACK, Packet, SYN},
+    packet::{Packet, SYN},
     scene::Action,
 };
 
 use crate::{EGRESS, INGRESS, check, row, untouched, world::*};
-
-fn opening(case: &Case) -> Packet {
-    if case.is_udp {
-        Packet::udp(case.client, case.vip)
-    } else {
-        Packet::tcp(case.client, case.vip, SYN)
-    }
-}
-
-/// A later packet of the backend, as the client's side sees it: from the VIP.
-fn from_vip(case: &Case) -> Packet {
-    if case.is_udp {
-        Packet::udp(case.vip, case.client)
-    } else {
-        Packet::tcp(case.vip, case.client, ACK)
-    }
-}
-
-/// A later packet of the client, as the backend's side sees it.
-fn to_backend(case: &Case) -> Packet {
-    if case.is_udp {
-        Packet::udp(case.client, case.backend)
-    } else {
-        Packet::tcp(case.client, case.backend, ACK)
-    }
-}
 
 fn router(case: &Case) -> IpAddr {
     if case.vip.is_ipv4() {

@@ -9,15 +9,6 @@ use shifter_tests::{
 
 use crate::{EGRESS, INGRESS, Row, check, row, untouched, world::*};
 
-/// The first packet of a flow.
-fn opening(case: &Case) -> Packet {
-    if case.is_udp {
-        Packet::udp(case.client, case.vip)
-    } else {
-        Packet::tcp(case.client, case.vip, SYN)
-    }
-}
-
 /// What the backend answers to the client.
 fn answer(case: &Case) -> Packet {
     if case.is_udp {

@@ -8,7 +8,7 @@ use shifter::{
 };
 use shifter_common::abi::config::DEFAULT_TIMEOUTS_S;
 use shifter_tests::{
-    packet::addr,
+    packet::{ACK, Packet, SYN, addr},
     scene::{Scene, image, in_scene, neighbour},
 };
 
@@ -111,4 +111,31 @@ pub fn service(id: u16) -> ServiceImage {
 /// Lets replies be redirected; see [`Scene::route_to_clients`].
 pub fn route_to_clients(scene: &Scene, mtu: u32) -> NextHopImage {
     scene.route_to_clients(78, mtu)
+}
+
+/// The first packet of a flow.
+pub fn opening(case: &Case) -> Packet {
+    if case.is_udp {
+        Packet::udp(case.client, case.vip)
+    } else {
+        Packet::tcp(case.client, case.vip, SYN)
+    }
+}
+
+/// A later packet of the backend, as the client's side sees it: from the VIP.
+pub fn from_vip(case: &Case) -> Packet {
+    if case.is_udp {
+        Packet::udp(case.vip, case.client)
+    } else {
+        Packet::tcp(case.vip, case.client, ACK)
+    }
+}
+
+/// A later packet of the client, as the backend's side sees it.
+pub fn to_backend(case: &Case) -> Packet {
+    if case.is_udp {
+        Packet::udp(case.client, case.backend)
+    } else {
+        Packet::tcp(case.client, case.backend, ACK)
+    }
 }
