@@ -35,6 +35,53 @@ struct TestRun {
     pad: u32,
 }
 
+/// What a test run gave.
+#[derive(Clone, Copy, Debug)]
+pub struct Ran {
+    /// What the program returned for the last packet.
+    pub action: i32,
+    /// Bytes written to the buffer.
+    pub length: usize,
+    /// Mean time of a packet, cut to whole ns.
+    pub packet_ns: u32,
+}
+
+/// Runs a program `repeat` times on a frame; what it left goes to `out`, if that
+/// has room.
+pub fn test_run(program: BorrowedFd, frame: &[u8], out: &mut [u8], repeat: u32) -> io::Result<Ran> {
+    let mut attr = TestRun {
+        program: program.as_raw_fd().cast_unsigned(),
+        data_size_in: frame.len() as u32,
+        data_size_out: out.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        data_out: if out.is_empty() {
+            0
+        } else {
+            out.as_mut_ptr() as u64
+        },
+        repeat,
+        ..TestRun::default()
+    };
+    // SAFETY: both buffers are valid for the lengths given, and `attr` is laid
+    // out as the kernel reads it; what it does not know must be zero.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            PROG_TEST_RUN,
+            &raw mut attr,
+            size_of::<TestRun>(),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Ran {
+        action: attr.result.cast_signed(),
+        length: attr.data_size_out as usize,
+        packet_ns: attr.duration,
+    })
+}
+
 /// One loaded program, ready to be given frames.
 pub struct Trial {
     program: OwnedFd,
@@ -53,38 +100,19 @@ impl Trial {
     /// by this namespace's loopback interface. Returns the action and the frame
     /// as the program left it; a redirect is answered, not carried out.
     pub fn run(&mut self, frame: &[u8]) -> Result<(i32, &[u8]), DatapathError> {
-        let mut attr = TestRun {
-            program: self.program.as_raw_fd().cast_unsigned(),
-            data_size_in: frame.len() as u32,
-            data_size_out: self.out.len() as u32,
-            data_in: frame.as_ptr() as u64,
-            data_out: self.out.as_mut_ptr() as u64,
-            repeat: 1,
-            ..TestRun::default()
-        };
-        // SAFETY: both buffers are valid for the lengths given, and `attr` is
-        // laid out as the kernel reads it; what it does not know must be zero.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                PROG_TEST_RUN,
-                &raw mut attr,
-                size_of::<TestRun>(),
-            )
-        };
-        if result != 0 {
-            return Err(failed(
+        let ran = test_run(self.program.as_fd(), frame, &mut self.out, 1);
+        let ran = ran.map_err(|error| {
+            failed(
                 format!(
                     "trying {} on a frame of {} bytes",
                     self.place.program(),
                     frame.len()
                 ),
-                io::Error::last_os_error(),
+                error,
                 "a frame has 14 to 3,500 bytes",
-            ));
-        }
-        let length = attr.data_size_out as usize;
-        Ok((attr.result.cast_signed(), &self.out[..length]))
+            )
+        })?;
+        Ok((ran.action, &self.out[..ran.length]))
     }
 }
 

@@ -1,28 +1,8 @@
 //! Repeated test runs of the driver, and what a packet cost in them.
 
-use std::{
-    io,
-    os::fd::{AsRawFd as _, BorrowedFd},
-};
+use std::{io, os::fd::BorrowedFd};
 
-/// `BPF_PROG_TEST_RUN` of the kernel's `uapi/linux/bpf.h`.
-const PROG_TEST_RUN: libc::c_int = 10;
-
-/// `union bpf_attr` as BPF_PROG_TEST_RUN reads it, up to what is used here.
-#[repr(C)]
-#[derive(Default)]
-struct TestRun {
-    program: u32,
-    result: u32,
-    data_size_in: u32,
-    data_size_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration: u32,
-    context: [u64; 3],
-    rest: [u32; 4],
-}
+use shifter::datapath::trial::test_run;
 
 /// Time of a run.
 #[derive(Clone, Copy, Debug)]
@@ -37,32 +17,14 @@ pub struct Took {
 
 /// Runs a program on `packets` packets. Being preempted costs caches, not time.
 pub fn run(program: BorrowedFd, frame: &[u8], packets: u32) -> io::Result<Took> {
-    let mut attr = TestRun {
-        program: program.as_raw_fd().cast_unsigned(),
-        data_size_in: frame.len() as u32,
-        data_in: frame.as_ptr() as u64,
-        repeat: packets,
-        ..TestRun::default()
-    };
     let start = thread_ns();
-    // SAFETY: the frame is valid for its length, and `attr` is laid out as the
-    // kernel reads it; what it does not know is zero.
-    let failed = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            PROG_TEST_RUN,
-            &raw mut attr,
-            size_of::<TestRun>(),
-        )
-    };
+    let ran = test_run(program, frame, &mut [], packets);
     let thread_ns = thread_ns() - start;
-    if failed != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let ran = ran?;
     Ok(Took {
         thread_ns,
-        packet_ns: attr.duration,
-        action: attr.result.cast_signed(),
+        packet_ns: ran.packet_ns,
+        action: ran.action,
     })
 }
 
