@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use aya::{
@@ -196,15 +196,8 @@ impl Attacher {
                     id.and_then(|id| program.take_link(id))
                         .map_err(|error| error.to_string())
                 });
-            match replaced {
-                Ok(link) => {
-                    drop(link);
-                    return Ok(());
-                }
-                Err(error) => {
-                    tracing::debug!(error, interface = name, "a pinned link is of no use");
-                    unpin(&path)?;
-                }
+            if is_replaced(replaced.map(drop), name, &path)? {
+                return Ok(());
             }
         }
         let remedy = format!(
@@ -251,15 +244,8 @@ impl Attacher {
                     id.and_then(|id| program.take_link(id))
                         .map_err(|error| error.to_string())
                 });
-            match replaced {
-                Ok(link) => {
-                    drop(link);
-                    return Ok(());
-                }
-                Err(error) => {
-                    tracing::debug!(error, interface = name, "a pinned link is of no use");
-                    unpin(&path)?;
-                }
+            if is_replaced(replaced.map(drop), name, &path)? {
+                return Ok(());
             }
         }
         let fail = |error: Box<dyn std::error::Error + Send + Sync>| {
@@ -396,4 +382,18 @@ fn refuse_stranger(
 pub fn has_tcx() -> bool {
     aya::util::KernelVersion::current()
         .is_ok_and(|version| version >= aya::util::KernelVersion::new(6, 6, 0))
+}
+
+/// Whether a pinned link runs the new program. One that is of no use loses its pin.
+fn is_replaced(
+    replaced: Result<(), String>,
+    name: &str,
+    path: &Path,
+) -> Result<bool, DatapathError> {
+    let Err(error) = replaced else {
+        return Ok(true);
+    };
+    tracing::debug!(error, interface = name, "a pinned link is of no use");
+    unpin(path)?;
+    Ok(false)
 }
