@@ -143,6 +143,10 @@ async fn serve(config: AgentConfig) -> Result<()> {
         Arc::clone(&hooks),
         Arc::clone(&reconciler),
     ));
+    tokio::spawn(follow_placements(
+        Arc::clone(&network),
+        Arc::clone(&reconciler),
+    ));
     let keeper = std::thread::Builder::new().name("maintain".into()).spawn({
         let (reconciler, stopped) = (Arc::clone(&reconciler), stopped.clone());
         let (datapath, hooks, network) = (datapath, Arc::clone(&hooks), network);
@@ -226,7 +230,7 @@ fn resolve_backends(datapath: &KernelDatapath, network: &Network) {
     }
 }
 
-/// Follows netlink: hooks on interfaces that come and go, next hops, placements.
+/// Follows netlink: hooks on interfaces that come and go, and next hops.
 async fn follow_network(network: Arc<Network>, hooks: Arc<Hooks>, reconciler: Arc<Reconciler>) {
     let mut changes = network.changes();
     let mut events = network.link_events();
@@ -265,15 +269,26 @@ async fn follow_network(network: Arc<Network>, hooks: Arc<Hooks>, reconciler: Ar
                 }
                 let generation = network.route_generation();
                 let routes_changed = std::mem::replace(&mut route_generation, generation) != generation;
-                let (hooks, reconciler) = (Arc::clone(&hooks), Arc::clone(&reconciler));
-                let done = tokio::task::spawn_blocking(move || {
-                    hooks.refresh_next_hops(routes_changed);
-                    reconciler.refresh_placements();
-                });
+                let hooks = Arc::clone(&hooks);
+                let done =
+                    tokio::task::spawn_blocking(move || hooks.refresh_next_hops(routes_changed));
                 if done.await.is_err() {
                     tracing::error!("following a change of the network panicked");
                 }
             }
+        }
+    }
+}
+
+/// Where backends are, after each change of the network. A task of its own: it
+/// asks netlink and nft and waits for applies, while next hops must not.
+async fn follow_placements(network: Arc<Network>, reconciler: Arc<Reconciler>) {
+    let mut changes = network.changes();
+    while changes.changed().await.is_ok() {
+        let reconciler = Arc::clone(&reconciler);
+        let done = tokio::task::spawn_blocking(move || reconciler.refresh_placements());
+        if done.await.is_err() {
+            tracing::error!("asking where the backends are panicked");
         }
     }
 }
