@@ -181,8 +181,15 @@ impl KernelDatapath {
         if known.len() > MOST_IDENTITIES {
             known.clear();
         }
-        let identity = known.entry(id).or_insert_with(|| inspect::identify(id));
-        identity.clone()
+        if let Some(identity) = known.get(&id) {
+            return identity.clone();
+        }
+        let identity = inspect::identify(id);
+        // A failure is not kept: the next look may succeed.
+        if !identity.name.is_empty() {
+            known.insert(id, identity.clone());
+        }
+        identity
     }
 }
 
