@@ -49,10 +49,25 @@ pub trait Hook: Packet {
     fn ifindex(&self) -> u32;
     /// Bytes from the Ethernet header on.
     fn length(&self) -> u32;
+    /// Where what can be read directly begins.
+    fn data(&self) -> usize;
+    /// Where it ends.
+    fn data_end(&self) -> usize;
     /// The first byte, where at least `N` can be read and written directly.
-    fn head<const N: usize>(&self) -> Option<usize>;
+    #[inline(always)]
+    fn head<const N: usize>(&self) -> Option<usize> {
+        let data = self.data();
+        if data + N > self.data_end() {
+            None
+        } else {
+            Some(data)
+        }
+    }
     /// Bytes that can be read directly.
-    fn linear(&self) -> u32;
+    #[inline(always)]
+    fn linear(&self) -> u32 {
+        (self.data_end() - self.data()) as u32
+    }
     /// Mends the checksum of TCP or UDP in a plain frame that begins at `head`
     /// by sums of 32-bit words, not folded: of addresses and of what it covers
     /// directly. Comes last, as [`Packet::transport_checksum`].
@@ -92,12 +107,6 @@ fn bounded(data: usize, end: usize, offset: usize, size: usize) -> Option<usize>
     }
     let at = atomic::add(data, offset);
     if at + size > end { None } else { Some(at) }
-}
-
-/// `data`, where `N` bytes from it lie before `end`.
-#[inline(always)]
-fn reachable<const N: usize>(data: usize, end: usize) -> Option<usize> {
-    if data + N > end { None } else { Some(data) }
 }
 
 /// RFC 768: a UDP checksum of 0 would say that there is none.
@@ -182,19 +191,6 @@ macro_rules! direct_access {
 /// A frame in the driver, before there is an skb.
 pub struct XdpFrame(pub *mut xdp_md);
 
-impl XdpFrame {
-    #[inline(always)]
-    fn data(&self) -> usize {
-        // SAFETY: the kernel hands the program a valid context.
-        unsafe { atomic::context_pointer::<{ offset_of!(xdp_md, data) }>(self.0 as usize) }
-    }
-    #[inline(always)]
-    fn data_end(&self) -> usize {
-        // SAFETY: as above.
-        unsafe { atomic::context_pointer::<{ offset_of!(xdp_md, data_end) }>(self.0 as usize) }
-    }
-}
-
 impl Packet for XdpFrame {
     direct_access!();
 
@@ -208,6 +204,16 @@ impl Hook for XdpFrame {
     const NUMBER: u32 = HOOK_XDP;
 
     #[inline(always)]
+    fn data(&self) -> usize {
+        // SAFETY: the kernel hands the program a valid context.
+        unsafe { atomic::context_pointer::<{ offset_of!(xdp_md, data) }>(self.0 as usize) }
+    }
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { atomic::context_pointer::<{ offset_of!(xdp_md, data_end) }>(self.0 as usize) }
+    }
+    #[inline(always)]
     fn context(&self) -> *mut c_void {
         self.0.cast()
     }
@@ -220,14 +226,6 @@ impl Hook for XdpFrame {
     fn length(&self) -> u32 {
         // SAFETY: as above; the helper counts fragments of a multi-buffer frame.
         unsafe { bpf_xdp_get_buff_len(self.0) as u32 }
-    }
-    #[inline(always)]
-    fn head<const N: usize>(&self) -> Option<usize> {
-        reachable::<N>(self.data(), self.data_end())
-    }
-    #[inline(always)]
-    fn linear(&self) -> u32 {
-        (self.data_end() - self.data()) as u32
     }
     #[inline(always)]
     fn mend_checksum<const V6: bool>(
@@ -323,16 +321,6 @@ impl<const EGRESS: bool> TcPacket<EGRESS> {
         }
         packet
     }
-    #[inline(always)]
-    fn data(&self) -> usize {
-        // SAFETY: the kernel hands the program a valid context.
-        unsafe { atomic::context_pointer::<{ offset_of!(__sk_buff, data) }>(self.0 as usize) }
-    }
-    #[inline(always)]
-    fn data_end(&self) -> usize {
-        // SAFETY: as above.
-        unsafe { atomic::context_pointer::<{ offset_of!(__sk_buff, data_end) }>(self.0 as usize) }
-    }
 }
 
 impl<const EGRESS: bool> Packet for TcPacket<EGRESS> {
@@ -378,6 +366,16 @@ impl<const EGRESS: bool> Hook for TcPacket<EGRESS> {
     const NUMBER: u32 = if EGRESS { HOOK_EGRESS } else { HOOK_TC };
 
     #[inline(always)]
+    fn data(&self) -> usize {
+        // SAFETY: the kernel hands the program a valid context.
+        unsafe { atomic::context_pointer::<{ offset_of!(__sk_buff, data) }>(self.0 as usize) }
+    }
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { atomic::context_pointer::<{ offset_of!(__sk_buff, data_end) }>(self.0 as usize) }
+    }
+    #[inline(always)]
     fn context(&self) -> *mut c_void {
         self.0.cast()
     }
@@ -390,14 +388,6 @@ impl<const EGRESS: bool> Hook for TcPacket<EGRESS> {
     fn length(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0).len }
-    }
-    #[inline(always)]
-    fn head<const N: usize>(&self) -> Option<usize> {
-        reachable::<N>(self.data(), self.data_end())
-    }
-    #[inline(always)]
-    fn linear(&self) -> u32 {
-        (self.data_end() - self.data()) as u32
     }
     #[inline(always)]
     fn mend_checksum<const V6: bool>(

@@ -3,15 +3,12 @@
 use shifter_common::{
     abi::{
         Config, FirstFlow, FlowEntry, ServiceBody,
-        backend::{BACKEND_REDIRECT, BACKEND_SOCKETS, NETNS_CURRENT, NO_BACKEND},
+        backend::{BACKEND_SOCKETS, NETNS_CURRENT, NO_BACKEND},
         flow::*,
         service::{LOCAL_BACKENDS, SERVICE_LIVE_HAS_VIP},
         stats::Verdict,
     },
-    packet::{
-        parse::{Headers, Kind, TCP_RST},
-        rewrite::{Side, decrement_hop_limit, rewrite},
-    },
+    packet::parse::{Headers, Kind, TCP_RST},
     tcp_state::is_opening,
 };
 
@@ -21,8 +18,9 @@ use crate::{
     hook::Hook,
     maps::{BACKEND_COUNTERS, FIRST_FLOW, POOL_COUNTERS},
     stage::{
-        classify, route,
+        classify,
         select::{self, Choice, Origin},
+        send::send,
         socket,
         track::{From, track},
     },
@@ -409,116 +407,6 @@ fn no_backend<H: Hook>(hook: &H, body: &ServiceBody) -> Outcome {
         Outcome::pass(hook, Verdict::ForwardVip)
     } else {
         Outcome::drop(hook, Verdict::NoBackend)
-    }
-}
-
-/// Rewrites the destination and sends the packet to its backend.
-#[inline(never)]
-fn send<H: Hook>(hook: &mut H, headers: &Headers, body: &ServiceBody, choice: &Choice) -> Outcome {
-    let length = hook.length().wrapping_sub(headers.l3 as u32);
-    let id = choice.backend;
-    count(body, id, choice.pool, length);
-    if id == body.vip_backend {
-        let is_error = headers.kind == Kind::Error;
-        let verdict = if is_error {
-            Verdict::IcmpForward
-        } else {
-            Verdict::ForwardVip
-        };
-        return Outcome::pass(hook, verdict);
-    }
-    let Some(backend) = select::record(id) else {
-        return Outcome::pass(hook, Verdict::GoneBackend);
-    };
-    let is_error = headers.kind == Kind::Error;
-    let mut verdict = if is_error {
-        Verdict::IcmpForward
-    } else {
-        Verdict::ForwardKernel
-    };
-    let mut hop = None;
-    if backend.flags & BACKEND_REDIRECT != 0 && !hook.is_tagged(headers) {
-        hop = route::next_hop(backend.next_hop);
-        let reachable = match (hop, classify::config()) {
-            (Some(next), Some(config)) => hook.can_leave_by(config, next.ifindex),
-            _ => false,
-        };
-        if !reachable {
-            hop = None;
-        }
-        if let Some(next) = hop {
-            if hook.wire_length(headers) > next.mtu {
-                verdict = Verdict::TooBig;
-                hop = None;
-            } else if headers.hop_limit <= 1 {
-                verdict = Verdict::TtlExpired;
-                hop = None;
-            }
-        }
-    }
-    let Some(next) = hop else {
-        let written = rewrite(
-            hook,
-            headers,
-            Side::Destination,
-            &backend.key.addr,
-            backend.key.port,
-        );
-        return match written {
-            Some(()) => Outcome::pass(hook, verdict),
-            None => Outcome::drop(hook, Verdict::RewriteFailed),
-        };
-    };
-    if !is_error {
-        verdict = Verdict::ForwardRedirect;
-    }
-    let written = leave(hook, headers, &next).and_then(|()| {
-        rewrite(
-            hook,
-            headers,
-            Side::Destination,
-            &backend.key.addr,
-            backend.key.port,
-        )
-    });
-    match written {
-        Some(()) => Outcome {
-            verdict,
-            action: hook.redirect(next.ifindex),
-        },
-        None => Outcome::drop(hook, Verdict::RewriteFailed),
-    }
-}
-
-/// One hop less, and the MACs of the next hop.
-#[inline(always)]
-pub fn leave<H: Hook>(
-    hook: &mut H,
-    headers: &Headers,
-    next: &shifter_common::abi::NextHop,
-) -> Option<()> {
-    let delta = decrement_hop_limit(hook, headers)?;
-    hook.put6(0, next.destination)?;
-    hook.put6(6, next.source)?;
-    hook.header_changed(delta);
-    Some(())
-}
-
-#[inline(always)]
-fn count(body: &ServiceBody, id: u16, pool: usize, length: u32) {
-    if let Some(counters) = POOL_COUNTERS.get_ptr_mut(body.service * 2 + pool as u32) {
-        // SAFETY: per CPU.
-        unsafe {
-            (*counters).forward_packets += 1;
-            (*counters).forward_bytes += u64::from(length);
-        }
-    }
-    if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(u32::from(id)) {
-        // SAFETY: per CPU.
-        unsafe {
-            (*counters).forward_packets += 1;
-            (*counters).forward_bytes += u64::from(length);
-        }
     }
 }
 

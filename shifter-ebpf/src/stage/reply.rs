@@ -17,11 +17,11 @@ use crate::{
     clock,
     flow_table::{self, FlowKey, Match, get},
     hook::Hook,
-    maps::{BACKEND_COUNTERS, POOL_COUNTERS},
     stage::{
-        classify,
-        forward::{leave, pool_of},
+        classify, count,
+        forward::pool_of,
         route, select,
+        send::leave,
         track::{From, track},
     },
     verdict::Outcome,
@@ -151,21 +151,7 @@ fn count_and_track<H: Hook>(
     id: u16,
 ) {
     let length = hook.length().wrapping_sub(headers.l3 as u32);
-    let pool = pool_of(entry) as u32;
-    if let Some(counters) = POOL_COUNTERS.get_ptr_mut(body.service * 2 + pool) {
-        // SAFETY: per CPU.
-        unsafe {
-            (*counters).reply_packets += 1;
-            (*counters).reply_bytes += u64::from(length);
-        }
-    }
-    if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(u32::from(id)) {
-        // SAFETY: per CPU.
-        unsafe {
-            (*counters).reply_packets += 1;
-            (*counters).reply_bytes += u64::from(length);
-        }
-    }
+    count::packet(body.service, pool_of(entry), id, From::Backend, length);
     track(
         hook,
         headers,

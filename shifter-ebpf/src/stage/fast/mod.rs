@@ -5,7 +5,15 @@
 //! that neither is looked up. What is not so leaves with nothing changed, for
 //! the stages to look at.
 
-use core::mem::{offset_of, size_of};
+/// A value by family: offsets of loads and stores must be constants.
+macro_rules! by {
+    ($six:expr, $four:expr) => {
+        if V6 { $six } else { $four }
+    };
+}
+
+mod frame;
+mod write;
 
 use aya_ebpf::maps::HashMap;
 use shifter_common::{
@@ -13,27 +21,24 @@ use shifter_common::{
         AddressKey, Backend, Config, FlowEntry, NextHop, ServiceBody,
         backend::BACKEND_REDIRECT,
         flow::*,
-        stats::{HOOK_EGRESS, HOOK_XDP, Verdict},
+        stats::{HOOK_EGRESS, Verdict},
     },
     life::needs_stamp,
-    packet::{
-        checksum::{Delta, fold64},
-        parse::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
-    },
+    packet::parse::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     table::{flow_hash, places},
 };
 
 use crate::{
-    atomic::{
-        load8_at, load16_at, load32_at, load64_at, store8_at, store16_at, store32_at, store64_at,
-    },
+    atomic::{load8_at, load16_at, load32_at},
     clock,
     flow_table::{at, client_words, expired, get, set},
     hook::Hook,
-    maps::{BACKEND_COUNTERS, BACKEND_IDS, FLOWS, POOL_COUNTERS, VIPS},
-    stage::{classify, route, select},
+    maps::{BACKEND_IDS, FLOWS, VIPS},
+    stage::{classify, count, forward::pool_of, route, select, track::From},
     verdict::{Outcome, conclude},
 };
+use frame::{Frame, Side, length_of, read};
+use write::write;
 
 /// Where the IP header begins: behind Ethernet.
 const L3: usize = 14;
@@ -42,8 +47,6 @@ const UDP: u8 = 17;
 /// EtherTypes as they lie in memory.
 const IPV4: u16 = 0x0800u16.to_be();
 const IPV6: u16 = 0x86ddu16.to_be();
-/// More fragments, or an offset (RFC 791), as it lies in memory.
-const FRAGMENT: u16 = 0x3fffu16.to_be();
 /// Segments that change more than the last acknowledgement.
 const TURNS: u8 = TCP_SYN | TCP_FIN | TCP_RST;
 /// With both set, the next packet closes the flow.
@@ -52,66 +55,6 @@ const BOTH_FINS: u16 = FLOW_FIN_CLIENT | FLOW_FIN_BACKEND;
 const DONE: u64 = 1 << 32;
 /// Places of a key's first set that are looked at.
 const PLACES: u32 = 4;
-
-/// One side of a packet as it lies in memory, and as an [`AddressKey`] has it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Side {
-    addr: [u64; 2],
-    /// Port, protocol and family.
-    rest: u32,
-}
-
-impl Side {
-    #[inline(always)]
-    fn new<const V6: bool>(addr: [u64; 2], port: u16, protocol: u8) -> Self {
-        let family: u32 = if V6 { 6 } else { 4 };
-        Self {
-            addr,
-            rest: u32::from(port) | u32::from(protocol) << 16 | family << 24,
-        }
-    }
-
-    /// In three loads: a key is aligned to nothing.
-    #[inline(always)]
-    fn of(key: &AddressKey) -> Self {
-        const { assert!(size_of::<AddressKey>() == 20 && offset_of!(AddressKey, port) == 16) };
-        const { assert!(offset_of!(AddressKey, protocol) == 18) };
-        let at = core::ptr::from_ref(key) as usize;
-        // SAFETY: within the key.
-        unsafe {
-            Self {
-                addr: [load64_at::<0>(at), load64_at::<8>(at)],
-                rest: load32_at::<16>(at),
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn port(self) -> u16 {
-        self.rest as u16
-    }
-}
-
-/// What a frame says.
-#[derive(Clone, Copy)]
-struct Frame {
-    /// Its first byte.
-    at: usize,
-    source: Side,
-    destination: Side,
-    protocol: u8,
-    hop_limit: u8,
-    tcp_flags: u8,
-    /// Of the IP packet by its own account; 0: it has none.
-    length: u32,
-}
-
-/// Which way a packet goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Forward,
-    Reply,
-}
 
 /// Handles a packet of an established flow, or one that is none of ours; 0: it
 /// is for the stages. A function of its own, so that its frame on the stack is
@@ -135,78 +78,6 @@ fn take<H: Hook>(hook: &mut H) -> Option<Outcome> {
             look::<H, true>(hook, at)
         }
         _ => None,
-    }
-}
-
-/// A value by family: offsets of loads and stores must be constants.
-macro_rules! by {
-    ($six:expr, $four:expr) => {
-        if V6 { $six } else { $four }
-    };
-}
-
-/// Reads a frame whose headers are of the plain kind and whole.
-#[inline(always)]
-fn read<const V6: bool>(at: usize) -> Option<Frame> {
-    // SAFETY: `take` has checked that the headers can be read.
-    unsafe {
-        let version = load8_at::<14>(at);
-        if V6 {
-            if version >> 4 != 6 {
-                return None;
-            }
-        } else if version != 0x45 || load16_at::<20>(at) & FRAGMENT != 0 {
-            return None;
-        }
-        let protocol = by!(load8_at::<20>(at), load8_at::<23>(at));
-        let (tcp_flags, header) = match protocol {
-            TCP => (by!(load8_at::<67>(at), load8_at::<47>(at)), 20),
-            UDP => (0, 8),
-            _ => return None,
-        };
-        // An aggregated skb may be too long for the field, which is 0 then.
-        let field = u32::from(u16::from_be(by!(load16_at::<18>(at), load16_at::<16>(at))));
-        let length = match field {
-            0 => 0,
-            length => length + by!(40, 0),
-        };
-        if length != 0 && length < header + by!(40, 20) {
-            return None;
-        }
-        let (source, destination) = if V6 {
-            (
-                [load64_at::<22>(at), load64_at::<30>(at)],
-                [load64_at::<38>(at), load64_at::<46>(at)],
-            )
-        } else {
-            (
-                [u64::from(load32_at::<26>(at)), 0],
-                [u64::from(load32_at::<30>(at)), 0],
-            )
-        };
-        let source_port = by!(load16_at::<54>(at), load16_at::<34>(at));
-        let destination_port = by!(load16_at::<56>(at), load16_at::<36>(at));
-        Some(Frame {
-            at,
-            source: Side::new::<V6>(source, source_port, protocol),
-            destination: Side::new::<V6>(destination, destination_port, protocol),
-            protocol,
-            hop_limit: by!(load8_at::<21>(at), load8_at::<22>(at)),
-            tcp_flags,
-            length,
-        })
-    }
-}
-
-/// Bytes from the IP header on. Those in one piece, where the packet is no
-/// longer by its own account: the kernel is asked for the others only.
-#[inline(always)]
-fn length_of<H: Hook>(hook: &H, frame: &Frame) -> u32 {
-    let linear = hook.linear().wrapping_sub(L3 as u32);
-    if H::NUMBER == HOOK_XDP && frame.length != 0 && frame.length <= linear {
-        linear
-    } else {
-        hook.length().wrapping_sub(L3 as u32)
     }
 }
 
@@ -337,13 +208,13 @@ fn forward<H: Hook, const V6: bool>(
             backend.next_hop,
         )?);
     }
-    track::<V6>(frame, entry, Way::Forward, length, now)?;
-    count(entry, body, id, Way::Forward, length);
+    track::<V6>(frame, (entry, control), From::Client, length, now)?;
+    count::packet(body.service, pool_of(entry), id, From::Client, length);
     if is_vip {
         return Some(Outcome::pass(hook, Verdict::ForwardVip));
     }
     let to = Side::of(&backend.key);
-    if write::<H, V6>(hook, frame, Way::Forward, to, hop).is_none() {
+    if write::<H, V6>(hook, frame, From::Client, to, hop).is_none() {
         return Some(Outcome::drop(hook, Verdict::RewriteFailed));
     }
     Some(match hop {
@@ -383,13 +254,13 @@ fn reply<H: Hook, const V6: bool>(hook: &mut H, frame: &Frame, config: &Config) 
         hop = Some(way_out::<H, V6>(hook, frame, config, length, next_hop)?);
     }
     let now = clock::tick(clock::coarse_ns());
-    track::<V6>(frame, entry, Way::Reply, length, now)?;
-    count(entry, body, id, Way::Reply, length);
+    track::<V6>(frame, (entry, control), From::Backend, length, now)?;
+    count::packet(body.service, pool_of(entry), id, From::Backend, length);
     if is_vip {
         return Some(Outcome::pass(hook, Verdict::ReplyVip));
     }
     let to = Side::of(&body.vip);
-    if write::<H, V6>(hook, frame, Way::Reply, to, hop).is_none() {
+    if write::<H, V6>(hook, frame, From::Backend, to, hop).is_none() {
         return Some(Outcome::drop(hook, Verdict::RewriteFailed));
     }
     Some(match hop {
@@ -438,35 +309,40 @@ fn way_out<H: Hook, const V6: bool>(
 }
 
 /// Brings the entry up to date: what `track` does to a segment that turns
-/// nothing. `None`, and nothing written, where it would do more.
+/// nothing. `None`, and nothing written, where it would do more, or where the
+/// entry is no longer what it was when it was found: what was read of it since
+/// may then be another flow's.
 #[inline(always)]
 fn track<const V6: bool>(
     frame: &Frame,
-    entry: *mut FlowEntry,
-    way: Way,
+    (entry, control): (*mut FlowEntry, u64),
+    from: From,
     length: u32,
     now: u32,
 ) -> Option<()> {
+    if get!(entry, control) != control {
+        return None;
+    }
     let last_seen = get!(entry, last_seen);
     if last_seen != now && needs_stamp(last_seen, now) {
         return None;
     }
     if frame.protocol == TCP {
         let flags = get!(entry, flags);
-        if flags & BOTH_FINS == BOTH_FINS || (way == Way::Reply && flags & FLOW_REPLIED == 0) {
+        if flags & BOTH_FINS == BOTH_FINS || (from == From::Backend && flags & FLOW_REPLIED == 0) {
             return None;
         }
         if frame.tcp_flags & TCP_ACK != 0 {
             // SAFETY: `take` has checked that the headers can be read.
             let last =
                 u32::from_be(unsafe { by!(load32_at::<62>(frame.at), load32_at::<42>(frame.at)) });
-            match way {
-                Way::Forward => {
+            match from {
+                From::Client => {
                     if get!(entry, seq_a) != last {
                         set!(entry, seq_a, last);
                     }
                 }
-                Way::Reply => {
+                From::Backend => {
                     if get!(entry, seq_b) != last {
                         set!(entry, seq_b, last);
                     }
@@ -480,125 +356,4 @@ fn track<const V6: bool>(
     let units = get!(entry, high).saturating_add((length + 15) >> 4);
     set!(entry, high, units);
     Some(())
-}
-
-#[inline(always)]
-fn count(entry: *const FlowEntry, body: &ServiceBody, id: u16, way: Way, length: u32) {
-    let pool = u32::from(get!(entry, flags) & FLOW_GREEN != 0);
-    let bytes = u64::from(length);
-    let pool = POOL_COUNTERS.get_ptr_mut(body.service * 2 + pool);
-    let backend = BACKEND_COUNTERS.get_ptr_mut(u32::from(id));
-    // SAFETY: per CPU.
-    unsafe {
-        if let Some(pool) = pool {
-            match way {
-                Way::Forward => {
-                    (*pool).forward_packets += 1;
-                    (*pool).forward_bytes += bytes;
-                }
-                Way::Reply => {
-                    (*pool).reply_packets += 1;
-                    (*pool).reply_bytes += bytes;
-                }
-            }
-        }
-        if let Some(backend) = backend {
-            match way {
-                Way::Forward => {
-                    (*backend).forward_packets += 1;
-                    (*backend).forward_bytes += bytes;
-                }
-                Way::Reply => {
-                    (*backend).reply_packets += 1;
-                    (*backend).reply_bytes += bytes;
-                }
-            }
-        }
-    }
-}
-
-/// Change of a ones' complement sum from one address to another, in sums of
-/// 32-bit words, not folded.
-#[inline(always)]
-fn address_change<const V6: bool>(old: [u64; 2], new: [u64; 2]) -> u64 {
-    let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
-    if V6 {
-        halves(!old[0]) + halves(!old[1]) + halves(new[0]) + halves(new[1])
-    } else {
-        u64::from(!(old[0] as u32)) + new[0]
-    }
-}
-
-/// MACs of the next hop, and one hop less. What changed beside the address.
-///
-/// # Safety
-/// `at` must have been checked to be writable for the headers.
-#[inline(always)]
-unsafe fn leave<const V6: bool>(at: usize, hop_limit: u8, hop: &NextHop) -> u64 {
-    const { assert!(offset_of!(NextHop, destination) == 8 && offset_of!(NextHop, source) == 14) };
-    let from = core::ptr::from_ref(hop) as usize;
-    let less = hop_limit - 1;
-    // SAFETY: the caller's promise; `from` is a whole next hop.
-    unsafe {
-        store64_at::<0>(at, load64_at::<8>(from));
-        store32_at::<8>(at, load32_at::<16>(from));
-        by!(store8_at::<21>(at, less), store8_at::<22>(at, less));
-    }
-    // Beside it lies a byte that stays.
-    let word = |limit| u64::from(u16::from_ne_bytes(by!([0, limit], [limit, 0])));
-    (word(hop_limit) ^ 0xffff) + word(less)
-}
-
-/// Writes one side of the packet, its checksums, and where it is redirected to.
-#[inline(always)]
-fn write<H: Hook, const V6: bool>(
-    hook: &mut H,
-    frame: &Frame,
-    way: Way,
-    to: Side,
-    hop: Option<&NextHop>,
-) -> Option<()> {
-    let at = frame.at;
-    let old = match way {
-        Way::Forward => frame.destination,
-        Way::Reply => frame.source,
-    };
-    let addresses = address_change::<V6>(old.addr, to.addr);
-    // SAFETY: `take` has checked that the headers can be reached.
-    unsafe {
-        let header = match hop {
-            Some(hop) => leave::<V6>(at, frame.hop_limit, hop),
-            None => 0,
-        };
-        if V6 {
-            match way {
-                Way::Forward => {
-                    store64_at::<38>(at, to.addr[0]);
-                    store64_at::<46>(at, to.addr[1]);
-                    store16_at::<56>(at, to.port());
-                }
-                Way::Reply => {
-                    store64_at::<22>(at, to.addr[0]);
-                    store64_at::<30>(at, to.addr[1]);
-                    store16_at::<54>(at, to.port());
-                }
-            }
-            hook.header_changed(Delta(header as u32));
-        } else {
-            let sum = u64::from(!load16_at::<24>(at)) + addresses + header;
-            store16_at::<24>(at, !fold64(sum));
-            match way {
-                Way::Forward => {
-                    store32_at::<30>(at, to.addr[0] as u32);
-                    store16_at::<36>(at, to.port());
-                }
-                Way::Reply => {
-                    store32_at::<26>(at, to.addr[0] as u32);
-                    store16_at::<34>(at, to.port());
-                }
-            }
-        }
-    }
-    let ports = u64::from(!old.port()) + u64::from(to.port());
-    hook.mend_checksum::<V6>(at, frame.protocol == UDP, addresses, ports)
 }
