@@ -1,6 +1,6 @@
 //! The life of an entry of the flow table as pure functions: which control word
 //! follows which, and who gives way where two packets of one flow make an entry
-//! at once. Packets, the agent and the exhaustive check (tests/life.rs) call them.
+//! at once. Packets, the agent and the exhaustive check (tests/life/) call them.
 
 use crate::{
     abi::flow::*,
