@@ -105,7 +105,7 @@ pub const DEMO_PACKAGES: [Package; 2] = [
 ];
 
 /// The scenarios' besides the demo's.
-pub const TEST_PACKAGES: [Package; 10] = [
+pub const TEST_PACKAGES: [Package; 6] = [
     Package {
         program: "nginx",
         name: "nginx-light",
@@ -122,19 +122,9 @@ pub const TEST_PACKAGES: [Package; 10] = [
         why: "a real database",
     },
     Package {
-        program: "iperf3",
-        name: "iperf3",
-        why: "bulk transfers",
-    },
-    Package {
         program: "nft",
         name: "nftables",
         why: "the rules of container engines",
-    },
-    Package {
-        program: "tcpdump",
-        name: "tcpdump",
-        why: "what is on the wire",
     },
     Package {
         program: "prometheus",
@@ -146,21 +136,18 @@ pub const TEST_PACKAGES: [Package; 10] = [
         name: "bpftool",
         why: "what is loaded, by another's eyes",
     },
-    Package {
-        program: "python3",
-        name: "python3",
-        why: "small clients and servers",
-    },
-    Package {
-        program: "ps",
-        name: "procps",
-        why: "which processes are left",
-    },
 ];
 
 /// What the bench compares with, besides the scenarios' packages.
-pub const BENCH_PACKAGES: [Package; 1] = [Package {
-    program: "haproxy",
-    name: "haproxy",
-    why: "a proxy to compare with",
-}];
+pub const BENCH_PACKAGES: [Package; 2] = [
+    Package {
+        program: "haproxy",
+        name: "haproxy",
+        why: "a proxy to compare with",
+    },
+    Package {
+        program: "iperf3",
+        name: "iperf3",
+        why: "bulk transfers",
+    },
+];
