@@ -378,4 +378,8 @@ fn a_silent_backend_is_named_with_what_its_route_must_be() {
         text.contains("route to the clients must lead here")
     });
     assert!(named, "{text}");
+    let logged = eventually(Duration::from_secs(5), || {
+        agent.log().contains("route to the clients must lead here")
+    });
+    assert!(logged, "{}", agent.log());
 }

@@ -123,6 +123,9 @@ fn prometheus_sees_what_the_command_line_says() {
     assert!(number(&flows.unwrap()["used"]) >= 120, "{status}");
     assert_value(&lab, "sum(shifter_verdict_packets_total)", |n| n > made);
     assert_value(&lab, "sum(shifter_writes_total)", |n| n >= 1.0);
+    assert_value(&lab, "sum(shifter_write_programmed_seconds_count)", |n| {
+        n >= 1.0
+    });
     assert_value(&lab, "count(shifter_build_info)", near(1.0));
     storm.finish().unwrap().assert_untouched("a scraped agent");
 

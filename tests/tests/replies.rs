@@ -82,11 +82,7 @@ fn a_hundred_megabytes_arrive_intact_both_ways_through_every_placement_under_xdp
 #[test]
 fn segments_larger_than_any_link_pass_under_tc() {
     need!();
-    for placement in [
-        Placement::HostPorts,
-        Placement::Container,
-        Placement::RemoteOther,
-    ] {
+    for placement in Placement::ALL {
         let options = Options {
             wire_offloads: true,
             ..Options::new(placement)
