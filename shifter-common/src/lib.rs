@@ -1,12 +1,13 @@
 //! What the kernel and the host share, without dependencies and without std.
 //!
 //! `abi` says what lies in maps, `packet` reads and rewrites headers through a
-//! small seam, `hash` and `select` choose, `tcp_state` says what a segment
+//! small seam, `known` tells whose a packet may be, `hash` and `select` choose, `tcp_state` says what a segment
 //! does to a flow. The eBPF crate and the host run the same code.
 #![no_std]
 
 pub mod abi;
 pub mod hash;
+pub mod known;
 pub mod life;
 pub mod packet;
 pub mod select;

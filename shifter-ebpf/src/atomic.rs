@@ -1,7 +1,7 @@
 //! The only inline assembly: atomics that the bpf target lacks, loads from
 //! packets at any alignment, and a fence against the optimiser.
 
-use core::arch::asm;
+use core::{arch::asm, mem::size_of};
 
 use shifter_common::packet::MAX_OFFSET;
 
@@ -20,6 +20,28 @@ pub fn add(base: usize, offset: usize) -> usize {
         asm!("{at} &= {mask}", "{at} += {base}", at = inout(reg) offset => at,
              base = in(reg) base, mask = const MAX_OFFSET, options(nomem, nostack))
     };
+    at
+}
+
+/// Address of an element of a table of `N` at `base`. `index` must be below `N`;
+/// it is masked all the same, for the verifier, which does not see every check
+/// that the optimiser has moved.
+#[inline(always)]
+pub fn element<T, const N: usize>(base: usize, index: u32) -> usize {
+    const { assert!(N.is_power_of_two()) };
+    let mut at = index as usize;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("{at} &= {mask}", at = inout(reg) at, mask = const N - 1, options(nomem, nostack));
+        if size_of::<T>().is_power_of_two() {
+            asm!("{at} <<= {shift}", at = inout(reg) at,
+                 shift = const size_of::<T>().trailing_zeros(), options(nomem, nostack));
+        } else {
+            asm!("{at} *= {size}", at = inout(reg) at, size = const size_of::<T>(),
+                 options(nomem, nostack));
+        }
+        asm!("{at} += {base}", at = inout(reg) at, base = in(reg) base, options(nomem, nostack));
+    }
     at
 }
 

@@ -432,19 +432,22 @@ fn rival_of(key: &FlowKey, new: &NewFlow, own: &Claim) -> u32 {
         let Some(set) = set_of(&key.places, which) else {
             return RIVAL_NONE;
         };
+        let index = if which == 0 {
+            key.places.sets[0]
+        } else {
+            key.places.sets[1]
+        };
         let home = home_of(&key.places, which);
         let mark = get!(at(set, home, 0), home);
         let mut distance = 0;
         while distance < SET_ENTRIES as u32 {
             if mark >> distance & 1 != 0 {
-                let entry = at(set, home, distance);
-                let control = get!(entry, control);
                 let is_lower = which < own.which || (which == own.which && distance < own.distance);
                 let is_own = which == own.which && distance == own.distance;
-                match rival(control, key.places.tag, new.now, is_lower) {
-                    RIVAL_LIVE if key.is_of(entry, Match::Service(new.service)) => {
-                        return RIVAL_LIVE;
-                    }
+                let place = place_of(index, home, distance);
+                let service = u32::from(new.service);
+                match rival_at(key, service, new.now, place, u32::from(is_lower)) {
+                    RIVAL_LIVE => return RIVAL_LIVE,
                     RIVAL_LOWER => return RIVAL_LOWER,
                     RIVAL_HIGHER if !is_own => higher = RIVAL_HIGHER,
                     _ => {}
@@ -458,6 +461,29 @@ fn rival_of(key: &FlowKey, new: &NewFlow, own: &Claim) -> u32 {
         which += 1;
     }
     higher
+}
+
+/// What lies at one place, to a claim of this flow. A global function: verified
+/// once, not once a place.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn rival_at(
+    key: *const FlowKey,
+    service: u32,
+    now: u32,
+    place: u64,
+    is_lower: u32,
+) -> u32 {
+    // SAFETY: null or a whole key; the verifier knows which.
+    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, entry_at(place & (PLACE_FOUND - 1)))
+    else {
+        return RIVAL_NONE;
+    };
+    let found = rival(get!(entry, control), key.places.tag, now, is_lower != 0);
+    if found == RIVAL_LIVE && !key.is_of(entry, Match::Service(service as u16)) {
+        return RIVAL_NONE;
+    }
+    found
 }
 
 /// Moves an entry from the state it was seen in to another.

@@ -11,22 +11,39 @@ use shifter_common::{
         stats::{HOOKS, REASONS},
         *,
     },
+    known::KNOWN_WORDS,
     packet::parse::Headers,
 };
 
 use crate::{
+    atomic,
     flow_table::{FlowKey, NewFlow},
     stage::select::Choice,
 };
 
+/// A table as the one value of its map. The map is asked where it lies, always
+/// with index 0: that waits for nothing which the packet says. An element is
+/// then an addition away.
+pub type Table<T, const N: usize> = Array<[T; N]>;
+
+/// The element of a table.
+#[inline(always)]
+pub fn element<T, const N: usize>(table: &Table<T, N>, index: u32) -> Option<*const T> {
+    element_of(table.get_ptr(0)?, index)
+}
+
+/// The element of a table that was asked for already.
+#[inline(always)]
+pub fn element_of<T, const N: usize>(table: *const [T; N], index: u32) -> Option<*const T> {
+    if index as usize >= N {
+        return None;
+    }
+    Some(atomic::element::<T, N>(table as usize, index) as *const T)
+}
+
 /// Installation-wide settings. One element. Written by the agent.
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-
-/// Bitmap of the ports of VIPs (elements 0..1024) and backends (1024..2048).
-/// Written by the agent.
-#[map]
-pub static PORTS: Array<u64> = Array::with_max_entries(2_048, BPF_F_MMAPABLE);
 
 /// VIP to service id. With port 0: some VIP has this address. Written by the agent.
 #[map]
@@ -36,18 +53,25 @@ pub static VIPS: HashMap<AddressKey, u32> = HashMap::with_max_entries(2 * MAX_SE
 #[map]
 pub static BACKEND_IDS: HashMap<AddressKey, u32> = HashMap::with_max_entries(MAX_BACKEND_IDS, 0);
 
+/// Bits of what VIPs and backends use: see `shifter_common::known`. Written by
+/// the agent.
+#[map]
+pub static KNOWN: Table<u64, KNOWN_WORDS> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
 /// Records of backends. Written by the agent.
 #[map]
-pub static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKEND_IDS, BPF_F_MMAPABLE);
+pub static BACKENDS: Table<Backend, { MAX_BACKEND_IDS as usize }> =
+    Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Which body is in force, by service id. Written by the agent.
 #[map]
-pub static SERVICE_HEAD: Array<u64> = Array::with_max_entries(MAX_SERVICES, BPF_F_MMAPABLE);
+pub static SERVICE_HEAD: Table<u64, { MAX_SERVICES as usize }> =
+    Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Records of services. Written by the agent, immutable while a head names them.
 #[map]
-pub static SERVICE_BODY: Array<ServiceBody> =
-    Array::with_max_entries(MAX_SERVICE_BODIES, BPF_F_MMAPABLE);
+pub static SERVICE_BODY: Table<ServiceBody, { MAX_SERVICE_BODIES as usize }> =
+    Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Rings, four backend ids an element. Written by the agent.
 #[map]
@@ -56,7 +80,8 @@ pub static RINGS: Array<u64> =
 
 /// Next hops. Written by the agent, immutable while valid.
 #[map]
-pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(MAX_NEXT_HOPS, BPF_F_MMAPABLE);
+pub static NEXT_HOPS: Table<NextHop, { MAX_NEXT_HOPS as usize }> =
+    Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Interface and MAC to next-hop id. Written by the agent.
 #[map]

@@ -65,11 +65,11 @@ fn object() -> Result<PathBuf> {
         .args(["--features", "bench", "-Z", "build-std=core"])
         .args(["--target", TARGET, "--target-dir"])
         .arg(&directory)
-        // As aya-build has it.
+        // As shifter/build.rs has it built.
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
             format!(
-                "--cfg=bpf_target_arch=\"{}\"\x1f-Cdebuginfo=2\x1f-Clink-arg=--btf",
+                "--cfg=bpf_target_arch=\"{}\"\x1f-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Ctarget-cpu=v3",
                 std::env::consts::ARCH
             ),
         );

@@ -31,7 +31,7 @@ pub struct Pin {
 }
 
 /// What is pinned, and why just there.
-pub const TABLE: [Pin; 8] = [
+pub const TABLE: [Pin; 7] = [
     Pin {
         name: "Rust, stable",
         version: RUST,
@@ -56,11 +56,6 @@ pub const TABLE: [Pin; 8] = [
         name: "aya",
         version: "0.14.0",
         why: "the newest that Rust 1.95 builds",
-    },
-    Pin {
-        name: "aya-build",
-        version: "0.2.0",
-        why: "belongs to aya 0.14",
     },
     Pin {
         name: "aya-ebpf",

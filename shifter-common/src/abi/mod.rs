@@ -23,7 +23,7 @@ pub use service::ServiceBody;
 pub use stats::{BackendCounters, FirstFlow, PoolCounters};
 
 /// Version of the layouts in this module; checked when pinned maps are adopted.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Services an installation can hold.
 pub const MAX_SERVICES: u32 = 8_192;

@@ -2,14 +2,15 @@
 
 use shifter_common::{
     abi::{AddressKey, Config, ServiceBody, service::head_parts, stats::Verdict},
+    known::{BACKEND_PORTS, KNOWN_WORDS, VIP_PORTS},
     packet::parse::{Headers, Kind, is_whole, parse},
 };
 
 use crate::{
     hook::Hook,
     maps::{
-        BACKEND_IDS, CONFIG, POOL_COUNTERS, PORTS, SCRATCH, SERVICE_BODY, SERVICE_HEAD, Scratch,
-        VIPS,
+        BACKEND_IDS, CONFIG, KNOWN, POOL_COUNTERS, SCRATCH, SERVICE_BODY, SERVICE_HEAD, Scratch,
+        VIPS, element, element_of,
     },
     stage::{
         forward::{self, Packet},
@@ -17,9 +18,6 @@ use crate::{
     },
     verdict::Outcome,
 };
-
-/// Words of the port bitmap that belong to VIPs; those of backends follow.
-pub const PORT_WORDS: u32 = 1_024;
 
 /// Parses into this CPU's scratch space; a frame of its own on the stack.
 #[inline(never)]
@@ -54,8 +52,11 @@ pub fn ingress<H: Hook>(hook: &mut H) -> Outcome {
     if headers.kind == Kind::Fragment {
         return fragment(hook, headers);
     }
-    let to_vip = is_port_known(0, headers.destination_port);
-    let from_backend = is_port_known(PORT_WORDS, headers.source_port);
+    let Some(bits) = KNOWN.get_ptr(0) else {
+        return Outcome::pass(hook, Verdict::NotOurs);
+    };
+    let to_vip = is_port_known(bits, VIP_PORTS, headers.destination_port);
+    let from_backend = is_port_known(bits, BACKEND_PORTS, headers.source_port);
     if !to_vip && !from_backend {
         return Outcome::pass(hook, Verdict::NotOurs);
     }
@@ -104,7 +105,10 @@ pub fn egress<H: Hook>(hook: &mut H) -> Outcome {
         return Outcome::pass(hook, Verdict::Unparsed);
     }
     let headers = &*headers;
-    if headers.kind == Kind::Fragment || !is_port_known(PORT_WORDS, headers.source_port) {
+    let Some(bits) = KNOWN.get_ptr(0) else {
+        return Outcome::pass(hook, Verdict::NotOurs);
+    };
+    if headers.kind == Kind::Fragment || !is_port_known(bits, BACKEND_PORTS, headers.source_port) {
         return Outcome::pass(hook, Verdict::NotOurs);
     }
     let Some(config) = config() else {
@@ -121,13 +125,14 @@ pub fn egress<H: Hook>(hook: &mut H) -> Outcome {
 /// The record in force of a service; `None` when there is none or it names another.
 #[inline(always)]
 pub fn body(service: u32) -> Option<&'static ServiceBody> {
-    let head = SERVICE_HEAD.get_ptr(service)?;
+    let head = element(&SERVICE_HEAD, service)?;
     // SAFETY: an aligned word of a map, written by the agent while we read.
     let (slot, check) = head_parts(unsafe { core::ptr::read_volatile(head) });
     if slot == 0 {
         return None;
     }
-    let body = SERVICE_BODY.get(slot)?;
+    // SAFETY: a record in the map, immutable while a head names it.
+    let body = unsafe { element(&SERVICE_BODY, slot)?.as_ref() }?;
     (body.service == service && body.check == check).then_some(body)
 }
 
@@ -138,13 +143,23 @@ pub fn config() -> Option<&'static Config> {
     (config.abi_version == shifter_common::abi::ABI_VERSION).then_some(config)
 }
 
+/// Where the bits of what VIPs and backends use lie.
+pub type Bits = *const [u64; KNOWN_WORDS];
+
+/// One of these bits.
 #[inline(always)]
-pub fn is_port_known(first_word: u32, port: [u8; 2]) -> bool {
-    let port = u32::from(u16::from_be_bytes(port));
-    match PORTS.get(first_word + (port >> 6)) {
-        Some(word) => word >> (port & 63) & 1 != 0,
-        None => false,
-    }
+pub fn is_known(bits: Bits, bit: u32) -> bool {
+    let Some(word) = element_of(bits, bit >> 6) else {
+        return false;
+    };
+    // SAFETY: an aligned word of a map, written by the agent while we read.
+    let word = unsafe { core::ptr::read_volatile(word) };
+    word >> (bit & 63) & 1 != 0
+}
+
+#[inline(always)]
+pub fn is_port_known(bits: Bits, first: u32, port: [u8; 2]) -> bool {
+    is_known(bits, first + u32::from(u16::from_be_bytes(port)))
 }
 
 #[inline(always)]

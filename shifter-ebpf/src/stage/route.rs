@@ -13,7 +13,7 @@ use shifter_common::{
 use crate::{
     flow_table::{get, set},
     hook::Hook,
-    maps::{NEXT_HOP_IDS, NEXT_HOPS},
+    maps::{NEXT_HOP_IDS, NEXT_HOPS, element},
 };
 
 const AF_INET: u8 = 2;
@@ -31,7 +31,8 @@ pub fn next_hop_at(id: u32) -> Option<&'static NextHop> {
     if id == NO_NEXT_HOP as u32 {
         return None;
     }
-    let hop = NEXT_HOPS.get(id)?;
+    // SAFETY: a record in the map, immutable while it is valid.
+    let hop = unsafe { element(&NEXT_HOPS, id)?.as_ref() }?;
     (hop.ifindex != 0).then_some(hop)
 }
 

@@ -12,7 +12,7 @@ use shifter_common::{
     select::{affinity_hash, diffuse, pool_of, ring_hash, ring_slot},
 };
 
-use crate::maps::{BACKENDS, RINGS, SPLIT_ERRORS};
+use crate::maps::{BACKENDS, RINGS, SPLIT_ERRORS, element};
 
 /// Slots that are tried until a backend is found that can take a flow.
 const TRIES: u32 = 8;
@@ -171,7 +171,8 @@ fn slot_backend(slot: u32) -> u16 {
 /// Record of a backend in use.
 #[inline(always)]
 pub fn record(id: u16) -> Option<&'static Backend> {
-    let backend = BACKENDS.get(u32::from(id))?;
+    // SAFETY: a record in the map; whoever reads more than a word of it bears with a change.
+    let backend = unsafe { element(&BACKENDS, u32::from(id))?.as_ref() }?;
     (backend.flags & BACKEND_USED != 0).then_some(backend)
 }
 

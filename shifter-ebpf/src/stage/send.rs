@@ -49,7 +49,7 @@ pub fn send<H: Hook>(
     };
     let mut hop = None;
     if backend.flags & BACKEND_REDIRECT != 0 && !hook.is_tagged(headers) {
-        hop = route::next_hop(backend.next_hop);
+        hop = route::next_hop_at(backend.next_hop);
         let reachable = match (hop, classify::config()) {
             (Some(next), Some(config)) => hook.can_leave_by(config, next.ifindex),
             _ => false,
@@ -83,7 +83,7 @@ pub fn send<H: Hook>(
     if !is_error {
         verdict = Verdict::ForwardRedirect;
     }
-    let written = leave(hook, headers, &next).and_then(|()| {
+    let written = leave(hook, headers, next).and_then(|()| {
         rewrite(
             hook,
             headers,

@@ -1,4 +1,4 @@
-//! Backends, next hops and the bitmap of ports.
+//! Backends, next hops, and the bits of what is in use.
 
 use std::{
     collections::HashMap,
@@ -6,8 +6,9 @@ use std::{
 };
 
 use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
-use shifter_common::abi::{
-    self, AddressKey, Backend, NextHop, NextHopKey, PROTOCOL_TCP, PROTOCOL_UDP, backend::*,
+use shifter_common::{
+    abi::{self, AddressKey, Backend, NextHop, NextHopKey, PROTOCOL_TCP, PROTOCOL_UDP, backend::*},
+    known,
 };
 
 use super::{
@@ -73,42 +74,59 @@ pub fn vip_key(vip: &Vip) -> AddressKey {
     key_of(vip.addr, vip.protocol)
 }
 
-/// Ports that any VIP (`which` 0) or backend (1) uses, counted.
-pub struct Ports {
+/// What VIPs and backends use, as bits; each bit with the number of its users.
+pub struct Known {
     words: MappedArray<u64>,
-    users: [HashMap<u16, u32>; 2],
+    users: HashMap<u32, u32>,
 }
 
-impl Ports {
+/// Whose bits.
+#[derive(Clone, Copy)]
+pub enum Whose {
+    Vip,
+    Backend,
+}
+
+impl Whose {
+    fn bits(self, key: &AddressKey) -> [u32; 2] {
+        match self {
+            Self::Vip => known::bits_of(key, known::VIP_PORTS, known::VIP_HASHES),
+            Self::Backend => known::bits_of(key, known::BACKEND_PORTS, known::BACKEND_HASHES),
+        }
+    }
+}
+
+impl Known {
     pub fn new(words: MappedArray<u64>) -> Self {
         Self {
             words,
-            users: Default::default(),
+            users: HashMap::new(),
         }
     }
 
-    fn place(which: usize, port: u16) -> (u32, u64) {
-        (
-            which as u32 * 1_024 + u32::from(port >> 6),
-            1 << (port & 63),
-        )
+    /// Sets the bits of an address, before packets are to find it.
+    pub fn add(&mut self, whose: Whose, key: &AddressKey) {
+        for bit in whose.bits(key) {
+            *self.users.entry(bit).or_default() += 1;
+            let word = bit / 64;
+            self.words
+                .write(word, self.words.read(word) | 1 << (bit % 64));
+        }
     }
 
-    pub fn add(&mut self, which: usize, port: u16) {
-        *self.users[which].entry(port).or_default() += 1;
-        let (word, bit) = Self::place(which, port);
-        self.words.write(word, self.words.read(word) | bit);
-    }
-
-    pub fn remove(&mut self, which: usize, port: u16) {
-        let Some(users) = self.users[which].get_mut(&port) else {
-            return;
-        };
-        *users -= 1;
-        if *users == 0 {
-            self.users[which].remove(&port);
-            let (word, bit) = Self::place(which, port);
-            self.words.write(word, self.words.read(word) & !bit);
+    /// Clears those bits that nobody else uses.
+    pub fn remove(&mut self, whose: Whose, key: &AddressKey) {
+        for bit in whose.bits(key) {
+            let Some(users) = self.users.get_mut(&bit) else {
+                continue;
+            };
+            *users -= 1;
+            if *users == 0 {
+                self.users.remove(&bit);
+                let word = bit / 64;
+                self.words
+                    .write(word, self.words.read(word) & !(1 << (bit % 64)));
+            }
         }
     }
 }
@@ -247,7 +265,7 @@ impl Backends {
         id: BackendId,
         image: &BackendImage,
         next_hops: &mut NextHops,
-        ports: &mut Ports,
+        known: &mut Known,
     ) -> Result<(), DatapathError> {
         let key = key_of(image.addr, image.protocol);
         let index = u32::from(id);
@@ -288,21 +306,21 @@ impl Backends {
         if !self
             .ids
             .get(&Plain(key), 0)
-            .is_ok_and(|known| known == index)
+            .is_ok_and(|there| there == index)
         {
             self.ids
                 .insert(Plain(key), index, 0)
                 .map_err(|error| failed(format!("writing backend {}", image.addr), error, ""))?;
         }
         if is_new {
-            ports.add(1, image.addr.port());
+            known.add(Whose::Backend, &key);
         }
         // SAFETY: as above. In use from here on.
         unsafe { std::ptr::write_volatile(&raw mut (*record).flags, flags) };
         Ok(())
     }
 
-    pub fn delete(&mut self, id: BackendId, ports: &mut Ports) -> Result<(), DatapathError> {
+    pub fn delete(&mut self, id: BackendId, known: &mut Known) -> Result<(), DatapathError> {
         let index = u32::from(id);
         let record = self.records.read(index);
         if record.flags & BACKEND_USED == 0 {
@@ -314,7 +332,7 @@ impl Backends {
             Ok(()) | Err(MapError::KeyNotFound) => {}
             Err(error) => return Err(failed(format!("removing backend {addr}"), error, "")),
         }
-        ports.remove(1, addr.port());
+        known.remove(Whose::Backend, &record.key);
         self.records.write(index, Backend { flags: 0, ..record });
         Ok(())
     }

@@ -14,17 +14,20 @@ use aya::{
     Ebpf,
     maps::{HashMap as BpfHashMap, Map},
 };
-use shifter_common::abi::{
-    self, BackendCounters, Config, FirstFlow, PoolCounters,
-    config::{TIMEOUTS, ticks_of_seconds},
-    ring::RING_LANES,
+use shifter_common::{
+    abi::{
+        self, BackendCounters, Config, FirstFlow, PoolCounters,
+        config::{TIMEOUTS, ticks_of_seconds},
+        ring::RING_LANES,
+    },
+    known::KNOWN_WORDS,
 };
 
 use super::{
     BackendId, BackendImage, Census, Datapath, DatapathError, FlowFilter, FlowRow, HookStatus,
     IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId, ServiceImage, VerdictCount,
     attach::{Attacher, Egress, load_programs},
-    backends::{Backends, NextHops, Ports, addr_of},
+    backends::{Backends, Known, NextHops, Whose, addr_of},
     flows::FlowTable,
     inspect,
     load::{self, Pins, failed, map_fd},
@@ -53,7 +56,7 @@ struct Tables {
     services: Services,
     backends: Backends,
     next_hops: NextHops,
-    ports: Ports,
+    known: Known,
 }
 
 /// The datapath of this host.
@@ -122,7 +125,7 @@ impl KernelDatapath {
         let timeouts = setup.timeouts_s.map(ticks_of_seconds);
         let config: MappedArray<Config> = mapped(&mut ebpf, "CONFIG", 1)?;
         prepare_config(&config, sets, &timeouts)?;
-        let mut ports = Ports::new(mapped(&mut ebpf, "PORTS", 2_048)?);
+        let mut known = Known::new(mapped(&mut ebpf, "KNOWN", KNOWN_WORDS as u32)?);
         let services = Services::adopt(
             mapped(&mut ebpf, "SERVICE_HEAD", abi::MAX_SERVICES)?,
             mapped(&mut ebpf, "SERVICE_BODY", abi::MAX_SERVICE_BODIES)?,
@@ -137,9 +140,9 @@ impl KernelDatapath {
             mapped(&mut ebpf, "NEXT_HOPS", abi::MAX_NEXT_HOPS)?,
             typed(&mut ebpf, "NEXT_HOP_IDS")?,
         );
-        services.count_ports(&mut ports);
+        services.count_known(&mut known);
         for (_, record) in backends.used() {
-            ports.add(1, addr_of(&record.key).0.port());
+            known.add(Whose::Backend, &record.key);
         }
         let flows = FlowTable::new(mapped(&mut ebpf, "FLOWS", sets)?);
         let first_flow = mapped(&mut ebpf, "FIRST_FLOW", abi::MAX_SERVICES)?;
@@ -160,7 +163,7 @@ impl KernelDatapath {
                 services,
                 backends,
                 next_hops,
-                ports,
+                known,
             }),
             config,
             hooks: Mutex::default(),
@@ -237,17 +240,17 @@ impl Datapath for KernelDatapath {
         let Tables {
             backends,
             next_hops,
-            ports,
+            known,
             ..
         } = &mut *lock(&self.tables);
-        backends.put(id, backend, next_hops, ports)
+        backends.put(id, backend, next_hops, known)
     }
 
     fn delete_backend(&self, id: BackendId) -> Result<(), DatapathError> {
         let Tables {
-            backends, ports, ..
+            backends, known, ..
         } = &mut *lock(&self.tables);
-        backends.delete(id, ports)
+        backends.delete(id, known)
     }
 
     fn publish(
@@ -256,16 +259,16 @@ impl Datapath for KernelDatapath {
         rings: Option<&[Vec<BackendId>; 2]>,
     ) -> Result<u64, DatapathError> {
         let Tables {
-            services, ports, ..
+            services, known, ..
         } = &mut *lock(&self.tables);
-        services.publish(image, rings, ports)
+        services.publish(image, rings, known)
     }
 
     fn delete_service(&self, id: ServiceId) -> Result<(), DatapathError> {
         let Tables {
-            services, ports, ..
+            services, known, ..
         } = &mut *lock(&self.tables);
-        services.delete(id, ports)
+        services.delete(id, known)
     }
 
     fn ring_choice(&self, id: ServiceId, pool: PoolName, ring_hash: u32) -> Option<BackendId> {

@@ -10,7 +10,10 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapInfo},
 };
-use shifter_common::abi::{self, flow::SET_ENTRIES, ring::RING_LANES};
+use shifter_common::{
+    abi::{self, flow::SET_ENTRIES, ring::RING_LANES},
+    known::KNOWN_WORDS,
+};
 
 use super::DatapathError;
 
@@ -34,6 +37,16 @@ const fn array<T>(name: &'static str, entries: u32) -> MapShape {
     }
 }
 
+/// A table that is the one value of its map.
+const fn table<T>(name: &'static str, elements: u32) -> MapShape {
+    MapShape {
+        name,
+        entries: 1,
+        key: 4,
+        value: elements * size_of::<T>() as u32,
+    }
+}
+
 /// Number of sets for a capacity: twice as many entries as flows, a power of two.
 pub fn flow_sets(capacity: u32) -> u32 {
     (2 * capacity)
@@ -47,7 +60,7 @@ pub fn shapes(flow_capacity: u32) -> Vec<MapShape> {
     let key = size_of::<abi::AddressKey>() as u32;
     vec![
         array::<abi::Config>("CONFIG", 1),
-        array::<u64>("PORTS", 2_048),
+        table::<u64>("KNOWN", KNOWN_WORDS as u32),
         MapShape {
             name: "VIPS",
             entries: 2 * abi::MAX_SERVICES,
@@ -60,11 +73,11 @@ pub fn shapes(flow_capacity: u32) -> Vec<MapShape> {
             key,
             value: 4,
         },
-        array::<abi::Backend>("BACKENDS", abi::MAX_BACKEND_IDS),
-        array::<u64>("SERVICE_HEAD", abi::MAX_SERVICES),
-        array::<abi::ServiceBody>("SERVICE_BODY", abi::MAX_SERVICE_BODIES),
+        table::<abi::Backend>("BACKENDS", abi::MAX_BACKEND_IDS),
+        table::<u64>("SERVICE_HEAD", abi::MAX_SERVICES),
+        table::<abi::ServiceBody>("SERVICE_BODY", abi::MAX_SERVICE_BODIES),
         array::<u64>("RINGS", abi::MAX_RING_SLOTS / RING_LANES),
-        array::<abi::NextHop>("NEXT_HOPS", abi::MAX_NEXT_HOPS),
+        table::<abi::NextHop>("NEXT_HOPS", abi::MAX_NEXT_HOPS),
         MapShape {
             name: "NEXT_HOP_IDS",
             entries: abi::MAX_NEXT_HOPS,

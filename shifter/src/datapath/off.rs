@@ -43,10 +43,10 @@ fn pinned<T: Copy>(pins: &Pins, name: &str) -> Result<MappedArray<T>, DatapathEr
     let remedy = "--force takes everything off without looking";
     let open = || format!("opening the pinned map {}", path.display());
     let data = MapData::from_pin(&path).map_err(|error| failed(open(), error, remedy))?;
-    let entries = data
-        .info()
-        .map_err(|error| failed(open(), error, remedy))?
-        .max_entries();
+    let info = data.info().map_err(|error| failed(open(), error, remedy))?;
+    // One value may be a whole table.
+    let bytes = u64::from(info.max_entries()) * u64::from(info.value_size());
+    let entries = (bytes / size_of::<T>() as u64) as u32;
     let map = Map::Array(data);
     MappedArray::new(map_fd(&map)?, entries).map_err(|error| failed(open(), error, remedy))
 }

@@ -11,7 +11,7 @@ use shifter_common::{
 use super::{
     BackendId, DatapathError, DeadManImage, ServiceId, ServiceImage,
     allocator::{Numbers, Regions},
-    backends::{Plain, Ports, addr_of, vip_key},
+    backends::{Known, Plain, Whose, addr_of, vip_key},
     load::failed,
     memory::MappedArray,
 };
@@ -130,7 +130,7 @@ impl Services {
         &mut self,
         image: &ServiceImage,
         rings: Option<&[Vec<BackendId>; 2]>,
-        ports: &mut Ports,
+        known: &mut Known,
     ) -> Result<u64, DatapathError> {
         let id = u32::from(image.id);
         let old = self.body(image.id);
@@ -172,13 +172,13 @@ impl Services {
                 self.give_back_rings(&old.rings);
             }
         } else {
-            self.open(id, &vip, ports)?;
+            self.open(id, &vip, known)?;
         }
         Ok(published_ns)
     }
 
     /// Lets packets to the VIP find the service.
-    fn open(&mut self, id: u32, vip: &AddressKey, ports: &mut Ports) -> Result<(), DatapathError> {
+    fn open(&mut self, id: u32, vip: &AddressKey, known: &mut Known) -> Result<(), DatapathError> {
         let opened = self.vips.insert(Plain(*vip), id, 0).and_then(|()| {
             let mark = address_mark(vip);
             *self.addresses.entry(mark).or_default() += 1;
@@ -186,7 +186,7 @@ impl Services {
         });
         match opened {
             Ok(()) => {
-                ports.add(0, addr_of(vip).0.port());
+                known.add(Whose::Vip, vip);
                 Ok(())
             }
             Err(error) => {
@@ -197,7 +197,7 @@ impl Services {
     }
 
     /// Takes the VIP out of service.
-    pub fn delete(&mut self, id: ServiceId, ports: &mut Ports) -> Result<(), DatapathError> {
+    pub fn delete(&mut self, id: ServiceId, known: &mut Known) -> Result<(), DatapathError> {
         let Some(body) = self.body(id) else {
             return Ok(());
         };
@@ -212,7 +212,7 @@ impl Services {
                 ));
             }
         }
-        ports.remove(0, addr_of(&vip).0.port());
+        known.remove(Whose::Vip, &vip);
         let mark = address_mark(&vip);
         if let Some(users) = self.addresses.get_mut(&mark) {
             *users -= 1;
@@ -230,11 +230,11 @@ impl Services {
         Ok(())
     }
 
-    /// Restores the counts of ports after a start.
-    pub fn count_ports(&self, ports: &mut Ports) {
+    /// Restores the counts of bits after a start.
+    pub fn count_known(&self, known: &mut Known) {
         for id in self.ids() {
             if let Some(body) = self.body(id) {
-                ports.add(0, addr_of(&body.vip).0.port());
+                known.add(Whose::Vip, &body.vip);
             }
         }
     }

@@ -87,7 +87,7 @@ mod tests {
         .unwrap()
     }
 
-    const CARGO: &str = "rust-version = \"1.95\"\naya = \"=0.14.0\"\naya-build = \"=0.2.0\"\naya-ebpf = \"=0.2.1\"\n";
+    const CARGO: &str = "rust-version = \"1.95\"\naya = \"=0.14.0\"\naya-ebpf = \"=0.2.1\"\n";
 
     fn script() -> String {
         format!("const NIGHTLY: &str = \"{}\";", pins::NIGHTLY)

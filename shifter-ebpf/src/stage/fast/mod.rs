@@ -15,14 +15,14 @@ macro_rules! by {
 mod frame;
 mod write;
 
-use aya_ebpf::maps::HashMap;
 use shifter_common::{
     abi::{
-        AddressKey, Backend, Config, FlowEntry, NextHop, ServiceBody,
+        Backend, Config, FlowEntry, NextHop, ServiceBody,
         backend::BACKEND_REDIRECT,
         flow::*,
         stats::{HOOK_EGRESS, Verdict},
     },
+    known::{BACKEND_HASHES, BACKEND_PORTS, VIP_HASHES, VIP_PORTS, hash_bit},
     life::needs_stamp,
     packet::parse::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     table::{flow_hash, places},
@@ -33,8 +33,14 @@ use crate::{
     clock,
     flow_table::{at, client_words, expired, get, set},
     hook::Hook,
-    maps::{BACKEND_IDS, FLOWS, VIPS},
-    stage::{classify, count, forward::pool_of, route, select, track::From},
+    maps::{FLOWS, KNOWN},
+    stage::{
+        classify::{self, Bits},
+        count,
+        forward::pool_of,
+        route, select,
+        track::From,
+    },
     verdict::{Outcome, conclude},
 };
 use frame::{Frame, Side, length_of, read};
@@ -84,49 +90,35 @@ fn take<H: Hook>(hook: &mut H) -> Option<Outcome> {
 #[inline(always)]
 fn look<H: Hook, const V6: bool>(hook: &mut H, at: usize) -> Option<Outcome> {
     let frame = read::<V6>(at)?;
+    let bits = KNOWN.get_ptr(0)?;
     let to_vip = H::NUMBER != HOOK_EGRESS
-        && classify::is_port_known(0, frame.destination.port().to_ne_bytes());
+        && classify::is_port_known(bits, VIP_PORTS, frame.destination.port().to_ne_bytes());
     let from_backend =
-        classify::is_port_known(classify::PORT_WORDS, frame.source.port().to_ne_bytes());
+        classify::is_port_known(bits, BACKEND_PORTS, frame.source.port().to_ne_bytes());
     if !to_vip && !from_backend {
         return Some(Outcome::pass(hook, Verdict::NotOurs));
+    }
+    let to_vip = to_vip && is_known(bits, VIP_HASHES, frame.destination);
+    let from_backend = from_backend && is_known(bits, BACKEND_HASHES, frame.source);
+    if !to_vip && !from_backend {
+        // Only the port is known: a packet to or from somebody else.
+        return Some(Outcome::pass(hook, Verdict::NoFlow));
     }
     if frame.tcp_flags & TURNS != 0 {
         return None;
     }
     let config = classify::config()?;
-    let handled = if to_vip {
+    if to_vip {
         forward::<H, V6>(hook, &frame, config)
     } else {
         reply::<H, V6>(hook, &frame, config)
-    };
-    if handled.is_some() {
-        return handled;
     }
-    // Only the port is known: a packet to or from somebody else.
-    let is_strange = match (to_vip, from_backend) {
-        (true, false) => is_strange(&VIPS, frame.destination),
-        (false, true) => is_strange(&BACKEND_IDS, frame.source),
-        _ => false,
-    };
-    is_strange.then(|| Outcome::pass(hook, Verdict::NoFlow))
 }
 
-/// Whether an address belongs to no VIP, or to no backend.
+/// Whether an address with its port may be a VIP's, or a backend's.
 #[inline(always)]
-fn is_strange(known: &HashMap<AddressKey, u32>, side: Side) -> bool {
-    let mut addr = [0; 16];
-    addr[..8].copy_from_slice(&side.addr[0].to_ne_bytes());
-    addr[8..].copy_from_slice(&side.addr[1].to_ne_bytes());
-    let [low, high, protocol, family] = side.rest.to_le_bytes();
-    let key = AddressKey {
-        addr,
-        port: [low, high],
-        protocol,
-        family,
-    };
-    // SAFETY: values are single words.
-    unsafe { known.get(&key) }.is_none()
+fn is_known(bits: Bits, hashes: u32, side: Side) -> bool {
+    classify::is_known(bits, hashes + hash_bit(side.addr, side.rest))
 }
 
 /// The live entry of a client's flow near its home; the first by place, as
