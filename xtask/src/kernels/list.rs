@@ -22,6 +22,10 @@ pub const KERNELS: [Kernel; 2] = [
                 "tc programs are filters of clsact there (tcx needs 6.6), which have no link to detach",
             ),
             (
+                "programs_that_were_taken_off_by_hand_are_put_back_under_xdp",
+                "it detaches the link of the egress program as well, which is a filter of clsact there",
+            ),
+            (
                 "filters_in_clsact_are_replaced_in_place_and_go_with_detach",
                 "it moves from clsact to tcx and back, and tcx needs 6.6",
             ),
@@ -41,8 +45,17 @@ pub struct Suite {
     /// time itself runs alone.
     pub threads: u32,
     pub tests: &'static [&'static str],
-    /// Whether `--long` runs all of its tests.
-    pub is_whole_when_long: bool,
+    /// What `--long` runs besides.
+    pub long: Long,
+}
+
+/// What `--long` adds to a suite. Counts stay short: an emulated CPU is ten
+/// times slower.
+pub enum Long {
+    /// All its other tests.
+    Rest,
+    /// These.
+    Some(&'static [&'static str]),
 }
 
 /// Loading the programs takes some eight seconds in an emulated CPU, so of the
@@ -63,17 +76,16 @@ pub const SUITES: [Suite; 3] = [
             "other::fragments_pass_and_those_to_a_vip_are_counted",
             "wire::a_tag_that_lies_beside_the_frame_keeps_it_from_being_redirected",
         ],
-        is_whole_when_long: true,
+        long: Long::Rest,
     },
     Suite {
         name: "hooks",
         threads: 1,
-        tests: &[
-            "filters_of_others_in_clsact_stay_and_ours_are_put_back_beside_them",
+        tests: &["filters_of_others_in_clsact_stay_and_ours_are_put_back_beside_them"],
+        long: Long::Some(&[
             "programs_that_were_taken_off_by_hand_are_put_back_under_tc",
             "programs_that_were_taken_off_by_hand_are_put_back_under_xdp",
-        ],
-        is_whole_when_long: false,
+        ]),
     },
     Suite {
         name: "lifecycle",
@@ -83,13 +95,19 @@ pub const SUITES: [Suite; 3] = [
             "flows_outlive_a_killed_and_a_stopped_agent_under_tc",
             "flows_outlive_a_killed_and_a_stopped_agent_under_xdp",
         ],
-        is_whole_when_long: false,
+        long: Long::Some(&[
+            "a_dead_man_takes_the_weight_back_even_without_an_agent",
+            "a_weight_changed_before_a_kill_is_there_after_it",
+        ]),
     },
 ];
 
 /// Programs that these tests call, by the names of [`crate::pins`]' packages,
 /// and `tc`, which comes with `ip`.
 pub const PROGRAMS: [&str; 5] = ["ip", "tc", "ethtool", "nft", "bpftool"];
+
+/// Programs of this workspace that they start.
+pub const BUILT: [&str; 2] = ["shifter", "traffic"];
 
 /// Modules that the labs and the agent use; their dependencies are found.
 pub const MODULES: [&str; 9] = [

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use self::{
     guest::{Guest, Run},
-    list::{KERNELS, Kernel, LIMIT_S, MODULES, PROGRAMS, SUITES, Suite},
+    list::{BUILT, KERNELS, Kernel, LIMIT_S, Long, MODULES, PROGRAMS, SUITES, Suite},
     package::Package,
 };
 use crate::{
@@ -106,7 +106,10 @@ fn check_list(built: &[Built]) -> Result<()> {
             .iter()
             .any(|b| b.tests.iter().any(|test| test == name))
     };
-    let listed = SUITES.iter().flat_map(|suite| suite.tests);
+    let listed = SUITES.iter().flat_map(|suite| match suite.long {
+        Long::Rest => suite.tests.iter().chain(&[]),
+        Long::Some(tests) => suite.tests.iter().chain(tests),
+    });
     let excluded = KERNELS.iter().flat_map(|kernel| kernel.cannot);
     for name in listed.chain(excluded.map(|(name, _)| name)) {
         if !has(name) {
@@ -121,8 +124,8 @@ fn runs(kernel: &Kernel, built: &[Built], options: &Options) -> Vec<Run> {
     let is_asked = |name: &str| options.filter.as_ref().is_none_or(|f| name.contains(f));
     let mut runs = Vec::new();
     for Built { suite, tests, .. } in built {
-        let is_whole = options.long && suite.is_whole_when_long;
-        let is_listed = |name: &str| is_whole || suite.tests.contains(&name);
+        let is_listed =
+            |name: &str| suite.tests.contains(&name) || (options.long && is_long(suite, name));
         let reason = |name: &str| kernel.cannot.iter().find(|(n, _)| *n == name);
         let mut chosen = tests.clone();
         chosen.retain(|name| is_listed(name) && is_asked(name));
@@ -141,14 +144,23 @@ fn runs(kernel: &Kernel, built: &[Built], options: &Options) -> Vec<Run> {
     runs
 }
 
+/// Whether it is `--long` that runs a test.
+fn is_long(suite: &Suite, name: &str) -> bool {
+    match suite.long {
+        Long::Rest => true,
+        Long::Some(tests) => tests.contains(&name),
+    }
+}
+
 fn boot(kernel: &Kernel, runs: &[Run], built: &[Built], is_long: bool) -> Result<Stage> {
     let directory = target_directory().join("kernels");
     let package = Package::fetch(kernel, &directory)?;
-    let scratch = directory.join("guest");
+    let scratch = directory.join("guest").join(&package.release);
     fs::create_dir_all(&scratch)
         .with_context(|| format!("{} cannot be made", scratch.display()))?;
     let modules = module::collect(&package.modules(), &MODULES)?;
-    let mut programs = vec![("shifter", target_directory().join("debug/shifter"))];
+    let of_the_build = |name| (name, target_directory().join("debug").join(name));
+    let mut programs = BUILT.map(of_the_build).to_vec();
     let is_run = |b: &&Built| runs.iter().any(|run| run.program == b.suite.name);
     programs.extend(
         built
@@ -194,6 +206,9 @@ mod tests {
     fn built() -> Vec<Built> {
         let of = |suite: &'static Suite| {
             let mut tests: Vec<String> = suite.tests.iter().map(ToString::to_string).collect();
+            if let Long::Some(more) = suite.long {
+                tests.extend(more.iter().map(ToString::to_string));
+            }
             tests.push(format!("{}_more", suite.name));
             let path = PathBuf::new();
             Built { suite, path, tests }
@@ -206,8 +221,9 @@ mod tests {
         let kernel = &KERNELS[0];
         let runs = runs(kernel, &built(), &Options::default());
         let all: Vec<&String> = runs.iter().flat_map(|run| &run.tests).collect();
-        let listed: usize = SUITES.iter().map(|suite| suite.tests.len()).sum();
-        assert_eq!(all.len() + kernel.cannot.len(), listed);
+        let listed = SUITES.iter().flat_map(|suite| suite.tests);
+        let is_possible = |name: &&&str| !kernel.cannot.iter().any(|(n, _)| n == *name);
+        assert_eq!(all.len(), listed.filter(is_possible).count());
         for (name, _) in kernel.cannot {
             assert!(!all.iter().any(|test| test == name), "{name}");
         }

@@ -45,6 +45,7 @@ impl Package {
         };
         if !package.directory.exists() {
             package.download(kernel)?;
+            package.remove_older(kernel)?;
         }
         Ok(package)
     }
@@ -58,6 +59,20 @@ impl Package {
     /// Directory of its modules.
     pub fn modules(&self) -> PathBuf {
         self.directory.join("lib/modules").join(&self.release)
+    }
+
+    /// Removes what the series was before, which nobody will boot again.
+    fn remove_older(&self, kernel: &Kernel) -> Result<()> {
+        let places = self.directory.parent().map(fs::read_dir);
+        for place in places.transpose()?.into_iter().flatten().flatten() {
+            let is_older = numbers(&place.file_name().to_string_lossy()).starts_with(kernel.series)
+                && place.path() != self.directory;
+            if is_older {
+                fs::remove_dir_all(place.path())
+                    .with_context(|| format!("{} cannot be removed", place.path().display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// A directory of this name beside that of the release.
