@@ -18,7 +18,7 @@ use crate::{
 const CLOSING: &str = "the guest has run its tests";
 
 /// Lines of the console that show a defect, whatever the tests say.
-const COMPLAINTS: [&str; 5] = ["WARNING:", "BUG:", "Oops", "Kernel panic", "Call Trace"];
+const COMPLAINTS: [&str; 4] = ["WARNING: CPU:", "BUG:", "Oops", "Kernel panic"];
 
 /// Lines of the console that are shown when the guest ends early.
 const TAIL: usize = 30;
@@ -86,6 +86,10 @@ impl Guest<'_> {
     /// Boots it, shows and counts the results; `expected` are the names of all
     /// tests that must have one.
     pub fn run(&self, expected: &[String]) -> Stage {
+        // What an earlier boot wrote says nothing about this one.
+        for old in [self.console(), self.results()] {
+            fs::remove_file(old).ok();
+        }
         let mut stage = stage::tests(self.kernel.name, &mut self.machine());
         let missing = without_result(&stage, expected);
         stage.failed.extend(missing);
@@ -231,6 +235,32 @@ mod tests {
         };
         let expected = ["one", "two", "three", "four"].map(str::to_owned);
         assert_eq!(without_result(&stage, &expected), ["four (no result)"]);
+    }
+
+    #[test]
+    fn a_guest_that_did_not_close_or_whose_kernel_warned_has_failed() {
+        let directory = std::env::temp_dir().join(format!("xtask-guest-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let guest = Guest {
+            kernel: &super::super::list::KERNELS[0],
+            image: PathBuf::new(),
+            initramfs: PathBuf::new(),
+            directory: directory.clone(),
+            limit_s: 1,
+        };
+        let closed = format!("test one ... ok\r\n{CLOSING}\r\n");
+        let check = |results: &str, console: &str| {
+            fs::write(guest.results(), results).unwrap();
+            fs::write(guest.console(), console).unwrap();
+            guest.check_logs().is_ok()
+        };
+        let outcomes = [
+            check(&closed, "reboot: Power down\n"),
+            check("test one ... ok\r\n", "reboot: Power down\n"),
+            check(&closed, "WARNING: CPU: 1 PID: 2\n"),
+        ];
+        fs::remove_dir_all(&directory).unwrap();
+        assert_eq!(outcomes, [true, false, false]);
     }
 
     #[test]

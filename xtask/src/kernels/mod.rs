@@ -39,6 +39,10 @@ struct Built {
 
 /// A stage for each kernel; expects the workspace to be built.
 pub fn stages(options: &Options) -> Result<Vec<Stage>> {
+    ensure!(
+        std::env::consts::ARCH == "x86_64",
+        "the kernels are Debian's for x86_64, and what is built here does not run on them: run this on such a machine"
+    );
     let built = build()?;
     check_list(&built)?;
     let stages = KERNELS.iter().filter_map(|kernel| {
