@@ -37,7 +37,7 @@ pub fn script(runs: &[Run], modules: &[Module]) -> String {
     let mut lines = vec![
         "#!/bin/sh".to_owned(),
         // A test that lacks something fails: all that is listed must run.
-        "export PATH=/bin HOME=/root TMPDIR=/tmp CI=1".to_owned(),
+        "export PATH=/bin HOME=/root TMPDIR=/tmp CI=1 SHIFTER_TEST_EMULATED=1".to_owned(),
     ];
     for (kind, place) in [
         ("proc", "/proc"),

@@ -137,4 +137,4 @@ pub const MEMORY_MIB: u32 = 2_048;
 pub const CPUS: u32 = 2;
 
 /// How long a boot with its tests may take, in seconds: short, and with `--long`.
-pub const LIMIT_S: [u32; 2] = [480, 1_500];
+pub const LIMIT_S: [u32; 2] = [600, 1_500];
