@@ -15,7 +15,7 @@ use std::{
 use shifter::{
     datapath::{
         BackendId, BackendImage, Datapath as _, NextHopImage, Placement, ServiceId, ServiceImage,
-        attach::{Egress, Place},
+        attach::{Egress, Place, has_tcx},
         kernel::{KernelDatapath, Setup},
         memory::MappedArray,
         trial::Trial,
@@ -69,7 +69,11 @@ pub fn in_scene(
             bpffs: bpffs.clone(),
             flow_capacity,
             timeouts_s,
-            egress: Egress::Tcx,
+            egress: if has_tcx() {
+                Egress::Tcx
+            } else {
+                Egress::Clsact
+            },
         };
         let datapath = KernelDatapath::open(&setup).unwrap_or_else(|error| panic!("{error}"));
         // No hook is attached here: frames may leave by any interface of a scene.

@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod kernels;
 mod lint;
 mod pins;
 mod run;
@@ -23,6 +24,9 @@ cargo xtask VERB [ARGUMENTS]
                      tidy, formatting, lints, unit tests, scenarios; ends with a summary.
                      FILTER runs only the tests whose name contains it;
                      --long runs full counts; ARGS go to the test programs
+  test --kernels [--long] [FILTER]
+                     boot Linux 6.1 and 6.12 in QEMU and run there what depends on
+                     the kernel; --long runs all packet tables
   demo [ARGS]        move live traffic between two servers in network namespaces (root)
   bench [PART..] [--quick] [--json FILE] [..]
                      measure packets, traffic and control beside the usual ways (root);

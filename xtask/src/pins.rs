@@ -146,3 +146,32 @@ pub const BENCH_PACKAGES: [Package; 2] = [
         why: "bulk transfers",
     },
 ];
+
+/// What boots other kernels, besides what the tests there call.
+pub const KERNEL_PACKAGES: [Package; 5] = [
+    Package {
+        program: "qemu-system-x86_64",
+        name: "qemu-system-x86",
+        why: "the machine that other kernels boot on",
+    },
+    Package {
+        program: "busybox",
+        name: "busybox-static",
+        why: "a shell for the guest",
+    },
+    Package {
+        program: "depmod",
+        name: "kmod",
+        why: "what the guest's kernel modules need",
+    },
+    Package {
+        program: "xz",
+        name: "xz-utils",
+        why: "unpacks modules",
+    },
+    Package {
+        program: "strip",
+        name: "binutils",
+        why: "makes test programs small",
+    },
+];

@@ -85,7 +85,14 @@ fn search_path() -> OsString {
 
 /// Whether a program of this name is found.
 pub fn is_installed(name: &str) -> bool {
-    env::split_paths(&search_path()).any(|directory| directory.join(name).is_file())
+    find(name).is_some()
+}
+
+/// Where a program of this name is found.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let places = search_path();
+    let mut places = env::split_paths(&places).map(|directory| directory.join(name));
+    places.find(|path| path.is_file())
 }
 
 /// Runs it with our output; an exit status other than 0 is an error.

@@ -8,6 +8,7 @@ use std::{fs, path::PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    kernels::list::PROGRAMS,
     pins,
     run::{cargo, is_installed, is_root, is_set, output, program, run, rustup_run},
 };
@@ -25,14 +26,19 @@ pub enum Need {
     Unprivileged,
     /// And what the bench calls.
     Bench,
-    /// What every verb but the bench calls.
+    /// What boots other kernels, and what is called there.
+    Kernels,
+    /// What every verb but the bench and `test --kernels` calls.
     All,
 }
 
 /// Installs what `need` asks for and the machine lacks.
 pub fn setup(need: Need) -> Result<()> {
     if !is_set("SHIFTER_BPF_OBJECT") {
-        install_nightly(!matches!(need, Need::Build | Need::Demo | Need::Bench))?;
+        install_nightly(!matches!(
+            need,
+            Need::Build | Need::Demo | Need::Bench | Need::Kernels
+        ))?;
         install_bpf_linker()?;
     }
     if matches!(need, Need::Lint | Need::Unprivileged | Need::All) {
@@ -46,6 +52,13 @@ pub fn setup(need: Need) -> Result<()> {
                 .iter()
                 .chain(&pins::TEST_PACKAGES)
                 .chain(&pins::BENCH_PACKAGES),
+        ),
+        Need::Kernels => install_tools(
+            pins::DEMO_PACKAGES
+                .iter()
+                .chain(&pins::TEST_PACKAGES)
+                .filter(|package| PROGRAMS.contains(&package.program))
+                .chain(&pins::KERNEL_PACKAGES),
         ),
         Need::All => install_tools(pins::DEMO_PACKAGES.iter().chain(&pins::TEST_PACKAGES)),
     }

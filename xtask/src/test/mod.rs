@@ -1,10 +1,10 @@
 //! `cargo xtask test`: every check, live, and one summary at the end.
 
 mod elf;
-mod options;
-mod output;
+pub mod options;
+pub mod output;
 pub mod stack;
-mod stage;
+pub mod stage;
 mod summary;
 
 use std::process::Command;
@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::{
-    Told, lint,
+    Told, kernels, lint,
     run::{cargo, is_root, is_set},
     setup::{Need, setup},
     tidy,
@@ -27,12 +27,33 @@ const LONG: &str = "SHIFTER_TEST_LONG";
 /// Runs all stages, a failed one does not stop the next, and sums up.
 pub fn test(arguments: &[String]) -> Result<()> {
     let options = Options::parse(arguments)?;
-    let need = if is_root() {
-        Need::All
-    } else {
-        Need::Unprivileged
+    let need = match (options.kernels, is_root()) {
+        (true, _) => Need::Kernels,
+        (false, true) => Need::All,
+        (false, false) => Need::Unprivileged,
     };
     setup(need)?;
+    let summary = if options.kernels {
+        on_other_kernels(&options)?
+    } else {
+        here(&options)
+    };
+    sum_up(&options, &summary)
+}
+
+fn on_other_kernels(options: &Options) -> Result<Summary> {
+    let mut summary = Summary::default();
+    summary.push(stage::command("build", &mut build()));
+    // What does not build cannot be booted.
+    if summary.failed() == 0 {
+        for stage in kernels::stages(options)? {
+            summary.push(stage);
+        }
+    }
+    Ok(summary)
+}
+
+fn here(options: &Options) -> Summary {
     let mut summary = Summary::default();
     if options.filter.is_none() {
         summary.push(stage::check("tidy", || tidy::tidy(&[])));
@@ -44,8 +65,12 @@ pub fn test(arguments: &[String]) -> Result<()> {
     if options.filter.is_none() {
         summary.push(stage::check("stack of the eBPF programs", stack::check));
     }
-    summary.push(stage::tests("unit tests", &mut unit_tests(&options)));
-    summary.push(scenarios(&options));
+    summary.push(stage::tests("unit tests", &mut unit_tests(options)));
+    summary.push(scenarios(options));
+    summary
+}
+
+fn sum_up(options: &Options, summary: &Summary) -> Result<()> {
     if let Some(filter) = &options.filter
         && summary.failed() == 0
         && summary.tests_run() == 0

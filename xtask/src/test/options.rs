@@ -10,13 +10,15 @@ use crate::Usage;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Options {
     pub long: bool,
+    /// On other kernels, and nothing else.
+    pub kernels: bool,
     pub filter: Option<String>,
     /// For the test programs.
     pub rest: Vec<String>,
 }
 
 impl Options {
-    /// Reads `[--long] [FILTER] [-- ARGS]`.
+    /// Reads `[--kernels] [--long] [FILTER] [-- ARGS]`.
     pub fn parse(arguments: &[String]) -> Result<Self> {
         let mut options = Self::default();
         let mut arguments = arguments.iter();
@@ -24,6 +26,7 @@ impl Options {
             match argument.as_str() {
                 "--" => break,
                 "--long" => options.long = true,
+                "--kernels" => options.kernels = true,
                 flag if flag.starts_with('-') => {
                     let text = format!(
                         "test has no option {flag}; what is for the test programs goes after --"
@@ -39,6 +42,10 @@ impl Options {
             }
         }
         options.rest = arguments.cloned().collect();
+        if options.kernels && !options.rest.is_empty() {
+            let text = "test --kernels gives the test programs no arguments of yours";
+            return Err(Usage(text.to_owned()).into());
+        }
         Ok(options)
     }
 
@@ -70,6 +77,14 @@ mod tests {
     }
 
     #[test]
+    fn other_kernels_are_asked_for_with_a_filter_or_without() {
+        let options = parse(&["--kernels", "nat"]).unwrap();
+        assert!(options.kernels && !options.long);
+        assert_eq!(options.filter.as_deref(), Some("nat"));
+        assert!(!parse(&["nat"]).unwrap().kernels);
+    }
+
+    #[test]
     fn arguments_reach_cargo_behind_the_dashes() {
         let mut command = Command::new("cargo");
         let options = parse(&["storm", "--", "--exact"]).unwrap();
@@ -82,5 +97,6 @@ mod tests {
     fn what_is_not_understood_is_refused() {
         assert!(parse(&["--lnog"]).is_err());
         assert!(parse(&["one", "two"]).is_err());
+        assert!(parse(&["--kernels", "--", "--exact"]).is_err());
     }
 }

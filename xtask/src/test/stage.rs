@@ -106,13 +106,14 @@ fn echo(
     report: &mut Report,
     skips: &mut Vec<(String, String)>,
 ) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .context("cargo cannot be run")?;
-    let stdout = child.stdout.take().context("cargo has no output")?;
-    let stderr = child.stderr.take().context("cargo has no messages")?;
+        .with_context(|| format!("{name} cannot be run"))?;
+    let stdout = child.stdout.take().context("it has no output")?;
+    let stderr = child.stderr.take().context("it has no messages")?;
     let messages = std::thread::spawn(move || {
         let mut text = Vec::new();
         let copied = copy(stderr, std::io::stderr(), |piece| {
@@ -130,9 +131,9 @@ fn echo(
         copied?;
     }
     results?;
-    let status = child.wait().context("waiting for cargo failed")?;
+    let status = child.wait().context("waiting for it failed")?;
     if !status.success() {
-        bail!("cargo ended with {status}");
+        bail!("{name} ended with {status}");
     }
     Ok(())
 }
@@ -149,7 +150,7 @@ fn copy(mut from: impl Read, mut to: impl Write, mut each: impl FnMut(&[u8])) ->
                 each(piece);
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error).context("reading the output of cargo failed"),
+            Err(error) => return Err(error).context("reading its output failed"),
         }
     }
 }
