@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     blocker::Blocker,
-    command::Process,
+    command::{Process, run},
     mover::{Service, to_toml},
     topology::Lab,
 };
@@ -29,6 +29,10 @@ pub struct Settings {
     pub interfaces: Vec<&'static str>,
     /// Lines added to the section `[agent]`.
     pub more: String,
+    /// With the three capabilities of the unit only, after `shifter prepare`.
+    pub confined: bool,
+    /// Variables of the agent's environment.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl Settings {
@@ -40,7 +44,15 @@ impl Settings {
             settle: 0,
             interfaces: Vec::new(),
             more: String::new(),
+            confined: false,
+            environment: Vec::new(),
         }
+    }
+
+    /// With the unit's capabilities only.
+    pub fn confined(mut self) -> Self {
+        self.confined = true;
+        self
     }
 
     /// With tc programs in clsact, as on kernels before 6.6.
@@ -68,8 +80,17 @@ pub struct Agent<'lab> {
     lab: &'lab Lab,
     process: Option<Process>,
     starts: u32,
+    settings: Settings,
     _far_end: Option<Blocker>,
 }
+
+/// setpriv(1) gives what packaging/shifter.service leaves root with.
+const CONFINED: [&str; 4] = [
+    "--bounding-set=-all,+bpf,+net_admin,+perfmon",
+    "--inh-caps=-all",
+    "--no-new-privs",
+    "--",
+];
 
 /// How long an agent may take to be ready: it loads and verifies its programs.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -83,8 +104,9 @@ impl<'lab> Agent<'lab> {
             process: None,
             starts: 0,
             _far_end: far_end(lab, &settings)?,
+            settings,
         };
-        fs::write(agent.config(), config_text(lab, &settings))?;
+        agent.configure(&agent.settings)?;
         agent.restart()?;
         Ok(agent)
     }
@@ -112,13 +134,22 @@ impl<'lab> Agent<'lab> {
     /// Starts the process again, after [`Agent::stop`] or [`Agent::kill`].
     pub fn restart(&mut self) -> Result<()> {
         self.starts += 1;
-        let mut command = self.lab.host.command_with_sys(binary()?);
+        let mut command = if self.settings.confined {
+            let mut prepare = self.lab.host.command_with_sys(binary()?);
+            run(prepare.args(["prepare", "--config"]).arg(self.config()))?;
+            let mut command = self.lab.host.command_with_sys("setpriv");
+            command.args(CONFINED).arg(binary()?);
+            command
+        } else {
+            self.lab.host.command_with_sys(binary()?)
+        };
         command
             .args(["agent", "--config"])
             .arg(self.config())
             .env("SHIFTER_BPFFS", self.lab.bpffs())
             .env("PATH", self.path()?)
-            .env("RUST_LOG", env::var("RUST_LOG").unwrap_or("info".into()));
+            .env("RUST_LOG", env::var("RUST_LOG").unwrap_or("info".into()))
+            .envs(self.settings.environment.iter().cloned());
         let log = self.lab.dir().join(format!("agent-{}.log", self.starts));
         self.process = Some(Process::start(command, log)?);
         self.wait_until_ready()
@@ -151,6 +182,11 @@ impl<'lab> Agent<'lab> {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Process id, of the last start.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
     }
 
     /// SIGTERM, and waits for the end.
