@@ -149,9 +149,8 @@ fn a_container_whose_sockets_may_not_be_looked_at_is_said_once() {
     let mut settings = Settings::hook("tc").confined();
     settings.more += "gone_after = 4\n";
     let agent = Agent::start(&lab, settings).unwrap();
-    let service = Service::of(&lab, "tcp", Family::V4).with_green("50%");
-    agent.apply(&[service]).unwrap();
-    let _requests = Requests::start(&lab.client, &[lab.vip(Family::V4)], 2, 50).unwrap();
+    agent.apply(&Service::all_four(&lab)).unwrap();
+    let _storm = storm(&lab);
     let line = "sockets in containers may not be looked at";
     let said = eventually(SOON, || agent.log().contains(line));
     assert!(said, "{}", agent.log());

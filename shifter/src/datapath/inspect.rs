@@ -155,13 +155,21 @@ pub fn show_tag(tag: u64) -> String {
 }
 
 impl ProgramIdentity {
-    /// Its name, or why it has none here.
+    /// Nobody has told who it is.
+    fn is_unknown(&self) -> bool {
+        self.tag.is_empty()
+    }
+
+    /// Its name, or why there is none.
     pub fn shown_name(&self) -> String {
-        if self.name.is_empty() {
+        if self.is_unknown() {
             return "a program that is not named without CAP_SYS_ADMIN (`shifter prepare` names it)"
                 .to_owned();
         }
-        self.name.clone()
+        match self.name.as_str() {
+            "" => "a program without a name".to_owned(),
+            name => name.to_owned(),
+        }
     }
 }
 
@@ -216,7 +224,7 @@ pub fn pinned_tag(pins: &Pins) -> Option<String> {
 /// the kernel does not name for lack of CAP_SYS_ADMIN is taken for a stranger's.
 pub fn stranger(program: u32, own: Option<&str>) -> Option<String> {
     let found = identify(program);
-    if found.name.is_empty() && may_not_ask() {
+    if found.is_unknown() && may_not_ask() {
         return Some("not told without CAP_SYS_ADMIN: `shifter prepare` notes it".to_owned());
     }
     (!found.installation.is_empty() && own != Some(found.installation.as_str()))
