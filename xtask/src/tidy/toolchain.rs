@@ -54,7 +54,8 @@ pub fn check(doc: &str, cargo: &str, build_script: &str) -> Vec<Finding> {
 
 fn tools() -> impl Iterator<Item = &'static str> {
     let tests = pins::DEMO_PACKAGES.iter().chain(&pins::TEST_PACKAGES);
-    let all = tests.chain(&pins::BENCH_PACKAGES);
+    let all = tests.chain(&pins::DIST_PACKAGES);
+    let all = all.chain(&pins::BENCH_PACKAGES);
     all.map(|package| package.name)
 }
 
