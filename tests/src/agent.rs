@@ -1,7 +1,9 @@
 //! A shifter agent on a lab's host, and its command line.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     path::PathBuf,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -31,6 +33,8 @@ pub struct Settings {
     pub more: String,
     /// With the three capabilities of the unit only, after `shifter prepare`.
     pub confined: bool,
+    /// A file for the system calls that it makes, as strace(1) writes them.
+    pub traced: Option<PathBuf>,
     /// Variables of the agent's environment.
     pub environment: Vec<(&'static str, String)>,
 }
@@ -45,6 +49,7 @@ impl Settings {
             interfaces: Vec::new(),
             more: String::new(),
             confined: false,
+            traced: None,
             environment: Vec::new(),
         }
     }
@@ -134,15 +139,14 @@ impl<'lab> Agent<'lab> {
     /// Starts the process again, after [`Agent::stop`] or [`Agent::kill`].
     pub fn restart(&mut self) -> Result<()> {
         self.starts += 1;
-        let mut command = if self.settings.confined {
+        if self.settings.confined {
             let mut prepare = self.lab.host.command_with_sys(binary()?);
             run(prepare.args(["prepare", "--config"]).arg(self.config()))?;
-            let mut command = self.lab.host.command_with_sys("setpriv");
-            command.args(CONFINED).arg(binary()?);
-            command
-        } else {
-            self.lab.host.command_with_sys(binary()?)
-        };
+        }
+        let mut words = self.wrapper();
+        words.push(binary()?.into());
+        let mut command = self.lab.host.command_with_sys(&words[0]);
+        command.args(&words[1..]);
         command
             .args(["agent", "--config"])
             .arg(self.config())
@@ -155,8 +159,23 @@ impl<'lab> Agent<'lab> {
         self.wait_until_ready()
     }
 
+    /// What stands before the binary and becomes it.
+    fn wrapper(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        if self.settings.confined {
+            words.push("setpriv".into());
+            words.extend(CONFINED.map(OsString::from));
+        }
+        if let Some(file) = &self.settings.traced {
+            // -D: the agent, not strace, is the process that is started.
+            words.extend(["strace", "-D", "-f", "-qq", "-o"].map(OsString::from));
+            words.push(file.into());
+        }
+        words
+    }
+
     /// Programs of the lab come before those of the system.
-    fn path(&self) -> Result<std::ffi::OsString> {
+    fn path(&self) -> Result<OsString> {
         let system = env::var_os("PATH").unwrap_or_default();
         let paths = env::split_paths(&system);
         let own = std::iter::once(self.lab.programs());

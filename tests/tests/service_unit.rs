@@ -1,12 +1,21 @@
 //! packaging/shifter.service by systemd's own judgement, and by ours.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
-use shifter_tests::{agent::binary, command::run, need};
+use shifter_tests::{
+    agent::{Agent, Settings, binary},
+    command::{eventually, run},
+    mover::Service,
+    need,
+    topology::{Family, Lab, Placement},
+    traffic::server,
+};
 
 /// The most exposure that `systemd-analyze security` may find, in tenths. What
 /// is left: it is root, loads BPF, changes the network, and answers on sockets.
@@ -94,4 +103,89 @@ fn the_unit_keeps_what_the_design_asks_of_it() {
     }
     assert!(values(&text, "AmbientCapabilities").is_empty());
     assert!(values(&text, "WatchdogSec").len() == 1);
+}
+
+/// The sets that systemd knows, with what they name.
+fn sets() -> BTreeMap<String, Vec<String>> {
+    let output = run(Command::new("systemd-analyze").args(["--no-pager", "syscall-filter"]));
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    let mut sets: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut name = String::new();
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        let word = line.trim().to_owned();
+        if line.starts_with('@') {
+            name = word;
+        } else if !word.starts_with('#') {
+            sets.entry(name.clone()).or_default().push(word);
+        }
+    }
+    assert!(sets.len() > 10, "{text}");
+    sets
+}
+
+/// The system calls that the words of a filter name.
+fn calls_of(words: &str, sets: &BTreeMap<String, Vec<String>>) -> BTreeSet<String> {
+    let mut calls = BTreeSet::new();
+    let mut left: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+    while let Some(word) = left.pop() {
+        match word.starts_with('@') {
+            true => left.extend(sets[&word].iter().cloned()),
+            false => {
+                calls.insert(word);
+            }
+        }
+    }
+    calls
+}
+
+/// What the unit's lines allow, one after the other (systemd.exec(5)).
+fn allowed() -> BTreeSet<String> {
+    let sets = sets();
+    let mut allowed = calls_of("@default", &sets);
+    for line in values(&packaged(), "SystemCallFilter") {
+        match line.strip_prefix('~') {
+            Some(words) => {
+                let denied = calls_of(words, &sets);
+                allowed.retain(|call| !denied.contains(call));
+            }
+            None => allowed.extend(calls_of(line, &sets)),
+        }
+    }
+    allowed
+}
+
+/// Names of calls in what `strace -f -o` writes: `PID name(...`.
+fn made(trace: &str) -> BTreeSet<String> {
+    trace
+        .lines()
+        .filter_map(|line| line.split_once(' ')?.1.trim_start().split_once('('))
+        .map(|(name, _)| name.to_owned())
+        .filter(|name| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
+        .collect()
+}
+
+#[test]
+fn every_system_call_of_the_agent_is_one_that_the_unit_allows() {
+    need!("systemd-analyze", "strace", "setpriv");
+    let lab = Lab::new(Placement::HostPorts).unwrap();
+    let _servers = server::start_both(&lab).unwrap();
+    let trace = lab.dir().join("trace");
+    let mut settings = Settings::hook("tc").confined();
+    settings.traced = Some(trace.clone());
+    let mut agent = Agent::start(&lab, settings).unwrap();
+    let service = Service::of(&lab, "tcp", Family::V4).with_green("50%");
+    agent.apply(&[service]).unwrap();
+    agent.shift("tcp4", "100%").unwrap();
+    agent.done(&["rollback", "tcp4"]).unwrap();
+    // Past a sweep, a look at the neighbours and one at the packet filter.
+    std::thread::sleep(Duration::from_secs(7));
+    agent.stop();
+    let read = || fs::read_to_string(&trace).unwrap_or_default();
+    let ended = eventually(Duration::from_secs(5), || read().contains("exit_group"));
+    assert!(ended, "no trace in {}", trace.display());
+    let made = made(&read());
+    assert!(made.contains("bpf") && made.contains("execve"), "{made:?}");
+    let allowed = allowed();
+    let denied: Vec<_> = made.difference(&allowed).collect();
+    assert!(denied.is_empty(), "the unit denies {denied:?}");
 }

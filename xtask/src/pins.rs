@@ -109,7 +109,7 @@ pub const DEMO_PACKAGES: [Package; 2] = [
 ];
 
 /// The scenarios' besides the demo's.
-pub const TEST_PACKAGES: [Package; 7] = [
+pub const TEST_PACKAGES: [Package; 8] = [
     Package {
         program: "nginx",
         name: "nginx-light",
@@ -144,6 +144,11 @@ pub const TEST_PACKAGES: [Package; 7] = [
         program: "systemd-analyze",
         name: "systemd",
         why: "judges the unit",
+    },
+    Package {
+        program: "strace",
+        name: "strace",
+        why: "the system calls that the unit has to allow",
     },
 ];
 

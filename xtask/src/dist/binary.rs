@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Builds it and leaves it in `directory`.
-pub fn build(directory: &Path, date: u64) -> Result<PathBuf> {
+pub fn build(directory: &Path) -> Result<PathBuf> {
     let mut command = cargo(&["build", "--release", "--locked", "--package", "shifter"]);
     command
         .args(["--target", pins::MUSL_TARGET])
@@ -23,7 +23,6 @@ pub fn build(directory: &Path, date: u64) -> Result<PathBuf> {
             format!("CC_{}", pins::MUSL_TARGET.replace('-', "_")),
             "musl-gcc",
         )
-        .env("SOURCE_DATE_EPOCH", date.to_string())
         .env("RUSTFLAGS", remap());
     run(&mut command)?;
     let built = target_directory()

@@ -38,7 +38,7 @@ pub fn dist(arguments: &[String]) -> Result<()> {
     let date = commit_date();
     let directory = target_directory().join("dist");
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
-    let binary = binary::build(&directory, date)?;
+    let binary = binary::build(&directory)?;
     println!("{}  {}", size(&binary)?, binary.display());
     let recipe = deb::Recipe::new(&binary, VERSION, date);
     let package = recipe.build(&directory)?;
