@@ -70,8 +70,9 @@ impl Manager {
         }
     }
 
-    /// Attached and serving.
+    /// Attached and serving; from now on the control loop has to answer.
     pub fn ready(&self) {
+        self.answer();
         self.tell("READY=1");
     }
 
