@@ -1,7 +1,9 @@
 //! A shifter agent on a lab's host, and its command line.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     path::PathBuf,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -12,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     blocker::Blocker,
-    command::Process,
+    command::{Process, run},
     mover::{Service, to_toml},
     topology::Lab,
 };
@@ -29,6 +31,12 @@ pub struct Settings {
     pub interfaces: Vec<&'static str>,
     /// Lines added to the section `[agent]`.
     pub more: String,
+    /// With the three capabilities of the unit only, after `shifter prepare`.
+    pub confined: bool,
+    /// A file for the system calls that it makes, as strace(1) writes them.
+    pub traced: Option<PathBuf>,
+    /// Variables of the agent's environment.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl Settings {
@@ -40,7 +48,16 @@ impl Settings {
             settle: 0,
             interfaces: Vec::new(),
             more: String::new(),
+            confined: false,
+            traced: None,
+            environment: Vec::new(),
         }
+    }
+
+    /// With the unit's capabilities only.
+    pub fn confined(mut self) -> Self {
+        self.confined = true;
+        self
     }
 
     /// With tc programs in clsact, as on kernels before 6.6.
@@ -68,8 +85,17 @@ pub struct Agent<'lab> {
     lab: &'lab Lab,
     process: Option<Process>,
     starts: u32,
+    settings: Settings,
     _far_end: Option<Blocker>,
 }
+
+/// setpriv(1) gives what packaging/shifter.service leaves root with.
+const CONFINED: [&str; 4] = [
+    "--bounding-set=-all,+bpf,+net_admin,+perfmon",
+    "--inh-caps=-all",
+    "--no-new-privs",
+    "--",
+];
 
 /// How long an agent may take to be ready: it loads and verifies its programs.
 fn start_limit() -> Duration {
@@ -87,8 +113,9 @@ impl<'lab> Agent<'lab> {
             process: None,
             starts: 0,
             _far_end: far_end(lab, &settings)?,
+            settings,
         };
-        fs::write(agent.config(), config_text(lab, &settings))?;
+        agent.configure(&agent.settings)?;
         agent.restart()?;
         Ok(agent)
     }
@@ -116,20 +143,43 @@ impl<'lab> Agent<'lab> {
     /// Starts the process again, after [`Agent::stop`] or [`Agent::kill`].
     pub fn restart(&mut self) -> Result<()> {
         self.starts += 1;
-        let mut command = self.lab.host.command_with_sys(binary()?);
+        if self.settings.confined {
+            let mut prepare = self.lab.host.command_with_sys(binary()?);
+            run(prepare.args(["prepare", "--config"]).arg(self.config()))?;
+        }
+        let mut words = self.wrapper();
+        words.push(binary()?.into());
+        let mut command = self.lab.host.command_with_sys(&words[0]);
+        command.args(&words[1..]);
         command
             .args(["agent", "--config"])
             .arg(self.config())
             .env("SHIFTER_BPFFS", self.lab.bpffs())
             .env("PATH", self.path()?)
-            .env("RUST_LOG", env::var("RUST_LOG").unwrap_or("info".into()));
+            .env("RUST_LOG", env::var("RUST_LOG").unwrap_or("info".into()))
+            .envs(self.settings.environment.iter().cloned());
         let log = self.lab.dir().join(format!("agent-{}.log", self.starts));
         self.process = Some(Process::start(command, log)?);
         self.wait_until_ready()
     }
 
+    /// What stands before the binary and becomes it.
+    fn wrapper(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        if self.settings.confined {
+            words.push("setpriv".into());
+            words.extend(CONFINED.map(OsString::from));
+        }
+        if let Some(file) = &self.settings.traced {
+            // -D: the agent, not strace, is the process that is started.
+            words.extend(["strace", "-D", "-f", "-qq", "-o"].map(OsString::from));
+            words.push(file.into());
+        }
+        words
+    }
+
     /// Programs of the lab come before those of the system.
-    fn path(&self) -> Result<std::ffi::OsString> {
+    fn path(&self) -> Result<OsString> {
         let system = env::var_os("PATH").unwrap_or_default();
         let paths = env::split_paths(&system);
         let own = std::iter::once(self.lab.programs());
@@ -156,6 +206,11 @@ impl<'lab> Agent<'lab> {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Process id, of the last start.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
     }
 
     /// SIGTERM, and waits for the end.

@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod dist;
 mod kernels;
 mod lint;
 mod pins;
@@ -31,6 +32,8 @@ cargo xtask VERB [ARGUMENTS]
   bench [PART..] [--quick] [--json FILE] [..]
                      measure packets, traffic and control beside the usual ways (root);
                      `bench --help` lists the filters
+  dist [--check]     a static binary and a Debian package of it, in target/dist;
+                     --check installs, upgrades, removes and purges it in a Debian root (root)
   tidy [--fix]       hold the lines of the code base; --fix rewrites the generated tables
   lint               formatting and clippy
   stack              the stack that each eBPF program needs, as Linux 6.1 counts it
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         "test" => test::test(rest),
         "bench" => bench::bench(rest),
         "demo" => demo::demo(rest),
+        "dist" => dist::dist(rest),
         "tidy" => tidy::tidy(rest),
         "lint" => nothing_more(verb, rest).and_then(|()| lint::lint()),
         "stack" => nothing_more(verb, rest).and_then(|()| test::stack::check()),

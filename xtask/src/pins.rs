@@ -22,6 +22,10 @@ pub const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 pub const LLVM_SYS_PREFIX: &str = "LLVM_SYS_221_PREFIX";
 /// The Debian release that packages are installed on.
 pub const DEBIAN: &str = "12";
+/// What debootstrap calls it.
+pub const DEBIAN_NAME: &str = "bookworm";
+/// What `cargo xtask dist` builds for.
+pub const MUSL_TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// One row of the table in docs/toolchain.md.
 pub struct Pin {
@@ -100,7 +104,7 @@ pub const DEMO_PACKAGES: [Package; 2] = [
 ];
 
 /// The scenarios' besides the demo's.
-pub const TEST_PACKAGES: [Package; 6] = [
+pub const TEST_PACKAGES: [Package; 8] = [
     Package {
         program: "nginx",
         name: "nginx-light",
@@ -130,6 +134,30 @@ pub const TEST_PACKAGES: [Package; 6] = [
         program: "bpftool",
         name: "bpftool",
         why: "what is loaded, by another's eyes",
+    },
+    Package {
+        program: "systemd-analyze",
+        name: "systemd",
+        why: "judges the unit",
+    },
+    Package {
+        program: "strace",
+        name: "strace",
+        why: "the system calls that the unit has to allow",
+    },
+];
+
+/// What `cargo xtask dist` calls.
+pub const DIST_PACKAGES: [Package; 2] = [
+    Package {
+        program: "musl-gcc",
+        name: "musl-tools",
+        why: "SQLite in the static binary",
+    },
+    Package {
+        program: "debootstrap",
+        name: "debootstrap",
+        why: "a Debian root to try the package in",
     },
 ];
 

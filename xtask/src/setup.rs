@@ -24,6 +24,8 @@ pub enum Need {
     Demo,
     /// All but the tools of scenarios, which cannot run without root.
     Unprivileged,
+    /// And the target and tools of a static binary and its package.
+    Dist,
     /// And what the bench calls.
     Bench,
     /// What boots other kernels, and what is called there.
@@ -37,7 +39,7 @@ pub fn setup(need: Need) -> Result<()> {
     if !is_set("SHIFTER_BPF_OBJECT") {
         install_nightly(!matches!(
             need,
-            Need::Build | Need::Demo | Need::Bench | Need::Kernels
+            Need::Build | Need::Demo | Need::Dist | Need::Bench | Need::Kernels
         ))?;
         install_bpf_linker()?;
     }
@@ -47,6 +49,10 @@ pub fn setup(need: Need) -> Result<()> {
     match need {
         Need::Build | Need::Lint | Need::Unprivileged => Ok(()),
         Need::Demo => install_tools(pins::DEMO_PACKAGES.iter()),
+        Need::Dist => {
+            install_target()?;
+            install_tools(pins::DIST_PACKAGES.iter())
+        }
         Need::Bench => install_tools(
             pins::DEMO_PACKAGES
                 .iter()
@@ -145,6 +151,17 @@ fn install_components() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The standard library of the static binary, for the compiler in use.
+fn install_target() -> Result<()> {
+    let libraries = ["--print", "target-libdir", "--target", pins::MUSL_TARGET];
+    let found = output(program("rustc").args(libraries));
+    if found.is_some_and(|path| PathBuf::from(path.trim()).is_dir()) {
+        return Ok(());
+    }
+    say(pins::MUSL_TARGET, "a binary that needs no library");
+    run(program("rustup").args(["target", "add", pins::MUSL_TARGET]))
 }
 
 fn install_bpf_linker() -> Result<()> {

@@ -9,6 +9,8 @@ mod host;
 mod left_over;
 mod loud;
 mod notify;
+pub mod prepare;
+mod privilege;
 
 use std::{
     fs,
@@ -29,6 +31,7 @@ use crate::{
         Datapath as _,
         kernel::{KernelDatapath, Setup},
         load::Pins,
+        noted, plural,
     },
     model::config::{AgentConfig, parse_config},
     network::Network,
@@ -39,6 +42,7 @@ use crate::{
 use hooks::Hooks;
 use host::Host;
 use loud::Loud;
+use notify::Manager;
 
 /// Between two passes over what is kept up to date by time.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
@@ -74,9 +78,13 @@ pub fn run(config_path: &Path) -> Result<()> {
 
 async fn serve(config: AgentConfig) -> Result<()> {
     let started = Instant::now();
+    let manager = Manager::from_environment();
+    privilege::say_what_is_missing();
+    noted::read_from(noted::path_beside(&config.unix));
     let pins = Pins::new(&config.bpffs);
     let _lock = pins.lock()?;
     let _alone = alone::claim()?;
+    manager.status("loading the programs");
     let network = Network::start(config.interfaces.clone())?;
     let datapath = Arc::new(KernelDatapath::open(&Setup {
         bpffs: config.bpffs.clone(),
@@ -93,6 +101,7 @@ async fn serve(config: AgentConfig) -> Result<()> {
     hooks.check_interfaces()?;
     datapath.set_next_hops(&network.next_hops())?;
 
+    manager.status("bringing the kernel and the stored state together");
     let store = Store::open(&config.state_dir)?;
     let settings = Settings {
         settle: config.settle,
@@ -150,17 +159,19 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let keeper = std::thread::Builder::new().name("maintain".into()).spawn({
         let (reconciler, stopped) = (Arc::clone(&reconciler), stopped.clone());
         let (datapath, hooks, network) = (datapath, Arc::clone(&hooks), network);
-        move || maintain(&reconciler, &datapath, &hooks, &network, &stopped)
+        let manager = Arc::clone(&manager);
+        move || maintain(&reconciler, &datapath, &hooks, &network, &manager, &stopped)
     })?;
     tracing::info!(
         took_ms = started.elapsed().as_millis() as u64,
         api = %config.unix.display(),
         "serving"
     );
-    notify::ready();
+    manager.ready();
+    tokio::spawn(Arc::clone(&manager).keep_alive());
     wait_for_signal().await?;
     tracing::info!("stopping; the datapath stays in place");
-    notify::stopping();
+    manager.stopping();
     // Receivers that are gone need no word.
     let _ = stop.send(true);
     api.await.context("the API's task")??;
@@ -186,6 +197,7 @@ fn maintain(
     datapath: &KernelDatapath,
     hooks: &Hooks,
     network: &Network,
+    manager: &Manager,
     stopped: &watch::Receiver<bool>,
 ) {
     let mut passes = 0u64;
@@ -202,7 +214,9 @@ fn maintain(
             loud.note_drops(&datapath.verdicts());
             if passes.is_multiple_of(SWEEP_EVERY) {
                 datapath.sweep();
-                loud.note_warnings(reconciler.loud());
+                let warnings = reconciler.loud();
+                manager.status(&status_line(datapath, &warnings));
+                loud.note_warnings(warnings);
                 resolve_backends(datapath, network);
             }
             if passes.is_multiple_of(PRUNE_EVERY) {
@@ -212,11 +226,33 @@ fn maintain(
         if std::panic::catch_unwind(pass).is_err() {
             tracing::error!("a maintenance pass panicked; the next one is due in a second");
         }
+        manager.answer();
         passes += 1;
         let due = Instant::now() + MAINTAIN_EVERY;
         while Instant::now() < due && !*stopped.borrow() {
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+}
+
+/// What `systemctl status` shows of an agent that serves.
+fn status_line(datapath: &KernelDatapath, warnings: &[String]) -> String {
+    let hooks: Vec<String> = datapath
+        .hooks()
+        .into_iter()
+        .map(|hook| format!("{} ({})", hook.interface, hook.hook))
+        .collect();
+    let on = match hooks.as_slice() {
+        [] => "no interface".to_owned(),
+        some => some.join(", "),
+    };
+    match warnings {
+        [] => format!("serving on {on}"),
+        [only] => format!("serving on {on}; {only}"),
+        [first, rest @ ..] => format!(
+            "serving on {on}; {first} ({} in `shifter status`)",
+            plural(rest.len() as u64, "more warning")
+        ),
     }
 }
 

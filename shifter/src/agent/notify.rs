@@ -1,34 +1,242 @@
-//! Tells systemd how far the service is (sd_notify(3)); without systemd, nobody.
+//! Tells systemd how far the service is and that it lives (sd_notify(3));
+//! without systemd, nobody.
 
-use std::os::{
-    linux::net::SocketAddrExt as _,
-    unix::{
-        ffi::OsStrExt as _,
-        net::{SocketAddr, UnixDatagram},
+use std::{
+    ffi::OsStr,
+    io,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            net::{SocketAddr, UnixDatagram},
+        },
     },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
-/// Attached and serving.
-pub fn ready() {
-    tell("READY=1");
+/// A maintenance pass is due every second; one that took longer than this and
+/// longer than half of the watchdog's time has not answered.
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The service manager that started this process, if one did.
+pub struct Manager {
+    to: Option<SocketAddr>,
+    /// Between two signs of life, if it waits for them.
+    every: Option<Duration>,
+    status: Mutex<String>,
+    answered: Mutex<Instant>,
 }
 
-/// On the way out.
-pub fn stopping() {
-    tell("STOPPING=1");
+impl Manager {
+    /// As the environment names it: NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID.
+    pub fn from_environment() -> Arc<Self> {
+        let text = |name| std::env::var(name).ok();
+        let socket = std::env::var_os("NOTIFY_SOCKET");
+        Arc::new(Self::new(
+            socket.as_deref(),
+            watchdog_interval(
+                text("WATCHDOG_USEC").as_deref(),
+                text("WATCHDOG_PID").as_deref(),
+                std::process::id(),
+            ),
+        ))
+    }
+
+    fn new(socket: Option<&OsStr>, every: Option<Duration>) -> Self {
+        let to = socket.and_then(|path| {
+            address(path)
+                .inspect_err(|error| {
+                    tracing::warn!(%error, ?path, "NOTIFY_SOCKET names no socket: systemd is told nothing");
+                })
+                .ok()
+        });
+        Self {
+            to,
+            every,
+            status: Mutex::default(),
+            answered: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// One line on what the agent does, shown by `systemctl status`.
+    pub fn status(&self, line: &str) {
+        let mut said = lock(&self.status);
+        // A line break would begin another variable.
+        let line = line.replace('\n', " ");
+        if *said != line {
+            self.tell(&format!("STATUS={line}"));
+            *said = line;
+        }
+    }
+
+    /// Attached and serving; from now on the control loop has to answer.
+    pub fn ready(&self) {
+        self.answer();
+        self.tell("READY=1");
+    }
+
+    /// On the way out.
+    pub fn stopping(&self) {
+        self.tell("STOPPING=1\nSTATUS=stopping; the datapath stays in place");
+    }
+
+    /// The control loop has been round once more.
+    pub fn answer(&self) {
+        *lock(&self.answered) = Instant::now();
+    }
+
+    /// Says once in half of the watchdog's time that the agent lives, as long
+    /// as its control loop answers. It runs on the runtime that serves the API:
+    /// where either stands still, systemd starts the agent anew.
+    pub async fn keep_alive(self: Arc<Self>) {
+        let Some(every) = self.every.filter(|_| self.to.is_some()) else {
+            return;
+        };
+        let mut stands_still = false;
+        let mut ticks = tokio::time::interval(every);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let silent = lock(&self.answered).elapsed();
+            let is_alive = self.sign_of_life(every, silent);
+            if !is_alive && !stands_still {
+                tracing::error!(
+                    silent_s = silent.as_secs(),
+                    "the control loop does not answer: the watchdog will start the agent anew; the datapath goes on"
+                );
+            }
+            stands_still = !is_alive;
+        }
+    }
+
+    /// Tells the watchdog, unless the control loop was silent for too long.
+    fn sign_of_life(&self, every: Duration, silent: Duration) -> bool {
+        let is_alive = silent < every.max(SHORTEST_PATIENCE);
+        if is_alive {
+            self.tell("WATCHDOG=1");
+        }
+        is_alive
+    }
+
+    fn tell(&self, state: &str) {
+        let Some(to) = &self.to else { return };
+        let told = UnixDatagram::unbound()
+            .and_then(|socket| socket.send_to_addr(state.as_bytes(), to).map(drop));
+        if let Err(error) = told {
+            tracing::warn!(%error, "telling systemd {state:?} failed");
+        }
+    }
 }
 
-fn tell(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let address = match path.as_bytes().strip_prefix(b"@") {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A path, or the name of an abstract socket after an `@`.
+fn address(path: &OsStr) -> io::Result<SocketAddr> {
+    match path.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&path),
-    };
-    let told = address
-        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
-    if let Err(error) = told {
-        tracing::warn!(%error, "telling systemd {state:?} failed");
+        None => SocketAddr::from_pathname(path),
+    }
+}
+
+/// Half of the time after which the watchdog gives up (sd_watchdog_enabled(3)).
+fn watchdog_interval(usec: Option<&str>, pid: Option<&str>, own: u32) -> Option<Duration> {
+    // Meant for another process of the service.
+    if pid.is_some_and(|pid| pid.parse() != Ok(own)) {
+        return None;
+    }
+    let usec: u64 = usec?.parse().ok().filter(|usec| *usec > 0)?;
+    Some(Duration::from_micros(usec.div_ceil(2)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A manager, and the socket that hears it.
+    fn heard(name: &str, every: Duration) -> (Arc<Manager>, UnixDatagram) {
+        let name = format!("@shifter-notify-{name}-{}", std::process::id());
+        let socket = UnixDatagram::bind_addr(&address(OsStr::new(&name)).unwrap()).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let manager = Manager::new(Some(OsStr::new(&name)), Some(every));
+        (Arc::new(manager), socket)
+    }
+
+    fn next(socket: &UnixDatagram) -> String {
+        let mut bytes = [0; 512];
+        let length = socket.recv(&mut bytes).unwrap();
+        String::from_utf8(bytes[..length].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn each_state_is_one_message_and_a_status_is_told_when_it_changes() {
+        let (manager, socket) = heard("states", Duration::from_secs(1));
+        manager.status("loading");
+        manager.status("loading");
+        manager.ready();
+        manager.status("two\nlines");
+        manager.stopping();
+        let said: Vec<String> = (0..4).map(|_| next(&socket)).collect();
+        assert_eq!(
+            said,
+            [
+                "STATUS=loading",
+                "READY=1",
+                "STATUS=two lines",
+                "STOPPING=1\nSTATUS=stopping; the datapath stays in place"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_agent_whose_control_loop_is_silent_gives_no_sign_of_life() {
+        let every = Duration::from_secs(15);
+        let (manager, socket) = heard("silent", every);
+        assert!(!manager.sign_of_life(every, Duration::from_secs(15)));
+        assert!(manager.sign_of_life(every, Duration::from_secs(14)));
+        // A pass takes a second at least, whatever the watchdog asks for.
+        let short = Duration::from_millis(10);
+        assert!(manager.sign_of_life(short, Duration::from_secs(4)));
+        assert!(!manager.sign_of_life(short, Duration::from_secs(5)));
+        assert_eq!([next(&socket), next(&socket)], ["WATCHDOG=1"; 2]);
+        socket.set_nonblocking(true).unwrap();
+        assert!(socket.recv(&mut [0; 1]).is_err());
+    }
+
+    #[test]
+    fn the_watchdog_is_told_again_and_again() {
+        let (manager, socket) = heard("again", Duration::from_millis(20));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.spawn(Arc::clone(&manager).keep_alive());
+        for _ in 0..3 {
+            assert_eq!(next(&socket), "WATCHDOG=1");
+        }
+    }
+
+    #[test]
+    fn the_interval_is_half_of_what_systemd_waits_and_only_for_this_process() {
+        let half = Some(Duration::from_secs(15));
+        assert_eq!(watchdog_interval(Some("30000000"), None, 7), half);
+        assert_eq!(watchdog_interval(Some("30000000"), Some("7"), 7), half);
+        assert_eq!(watchdog_interval(Some("30000000"), Some("8"), 7), None);
+        for none in [None, Some("0"), Some("soon")] {
+            assert_eq!(watchdog_interval(none, None, 7), None);
+        }
+    }
+
+    #[test]
+    fn without_a_manager_nothing_is_told() {
+        let manager = Manager::new(None, None);
+        manager.ready();
+        manager.status("serving");
+        assert!(manager.to.is_none());
     }
 }

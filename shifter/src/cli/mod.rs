@@ -14,6 +14,7 @@ mod file;
 mod get;
 mod man;
 mod plan;
+mod prepare;
 mod promote;
 mod receipt;
 mod rollback;
@@ -103,6 +104,7 @@ enum Verb {
     Explain(explain::Explain),
     Doctor(doctor::Doctor),
     Detach(detach::Detach),
+    Prepare(prepare::Prepare),
     Completion(completion::Completion),
     Man(man::Man),
 }
@@ -161,6 +163,7 @@ fn dispatch(cli: Cli, screen: &mut Screen<'_>) -> Result<u8, Failure> {
         Verb::Agent(verb) => verb.run(),
         Verb::Doctor(verb) => verb.run(screen),
         Verb::Detach(verb) => verb.run(screen),
+        Verb::Prepare(verb) => verb.run(screen),
         Verb::Completion(verb) => verb.run(screen),
         Verb::Man(verb) => verb.run(screen),
         verb => tokio::runtime::Builder::new_current_thread()
@@ -185,8 +188,11 @@ async fn ask(verb: Verb, global: &Global, screen: &mut Screen<'_>) -> Result<u8,
         Verb::Promote(verb) => verb.run(&client, screen).await,
         Verb::Delete(verb) => verb.run(&client, screen).await,
         Verb::Explain(verb) => verb.run(&client, screen).await,
-        Verb::Agent(_) | Verb::Doctor(_) | Verb::Detach(_) | Verb::Completion(_) | Verb::Man(_) => {
-            Ok(EXIT_DONE)
-        }
+        Verb::Agent(_)
+        | Verb::Doctor(_)
+        | Verb::Detach(_)
+        | Verb::Prepare(_)
+        | Verb::Completion(_)
+        | Verb::Man(_) => Ok(EXIT_DONE),
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 
 use aya::{
     maps::{Map, MapData, MapInfo},
-    programs::{ProgramInfo, TcAttachType, loaded_programs},
+    programs::{ProgramError, ProgramInfo, TcAttachType, loaded_programs},
 };
 use shifter_common::abi::Config;
 
@@ -14,6 +14,7 @@ use super::{
     clsact,
     load::{Pins, map_fd},
     memory::MappedArray,
+    noted,
 };
 use crate::network::netlink::{self, Query, Request, attributes, u32_at};
 
@@ -153,20 +154,45 @@ pub fn show_tag(tag: u64) -> String {
     format!("{tag:016x}")
 }
 
+impl ProgramIdentity {
+    /// Nobody has told who it is.
+    fn is_unknown(&self) -> bool {
+        self.tag.is_empty()
+    }
+
+    /// Its name, or why there is none.
+    pub fn shown_name(&self) -> String {
+        if self.is_unknown() {
+            return "a program that is not named without CAP_SYS_ADMIN (`shifter prepare` names it)"
+                .to_owned();
+        }
+        match self.name.as_str() {
+            "" => "a program without a name".to_owned(),
+            name => name.to_owned(),
+        }
+    }
+}
+
 /// Asks who a program is; walks over all that are loaded, so for strangers only.
+/// Where the kernel does not say, for lack of CAP_SYS_ADMIN, what was noted counts.
 pub fn identify(id: u32) -> ProgramIdentity {
-    let Some(info) = loaded_programs()
+    let program = loaded_programs()
         .flatten()
-        .find(|program| program.id() == id)
-    else {
-        return ProgramIdentity::default();
-    };
+        .find(|program| program.id() == id);
+    match program {
+        Some(info) => identity_of(&info),
+        None => noted::find(id).unwrap_or_default(),
+    }
+}
+
+/// Who a program is.
+pub(super) fn identity_of(info: &ProgramInfo) -> ProgramIdentity {
     let name = info.name_as_str().unwrap_or_default().to_owned();
     let is_shifter = name.starts_with("shifter_");
     ProgramIdentity {
         tag: show_tag(info.tag()),
         installation: is_shifter
-            .then(|| installation(&info))
+            .then(|| installation(info))
             .flatten()
             .unwrap_or_default(),
         name,
@@ -194,10 +220,26 @@ pub fn pinned_tag(pins: &Pins) -> Option<String> {
 }
 
 /// The tag of the installation that a program belongs to, if it is known not
-/// to be `own`; without one of its own, an installation owns no program.
+/// to be `own`; without one of its own, an installation owns no program. What
+/// the kernel does not name for lack of CAP_SYS_ADMIN is taken for a stranger's.
 pub fn stranger(program: u32, own: Option<&str>) -> Option<String> {
-    let found = identify(program).installation;
-    (!found.is_empty() && own != Some(found.as_str())).then_some(found)
+    let found = identify(program);
+    if found.is_unknown() && may_not_ask() {
+        return Some("not told without CAP_SYS_ADMIN: `shifter prepare` notes it".to_owned());
+    }
+    (!found.installation.is_empty() && own != Some(found.installation.as_str()))
+        .then_some(found.installation)
+}
+
+/// Whether the kernel names no program to this process.
+fn may_not_ask() -> bool {
+    let first = loaded_programs().next();
+    first.is_some_and(|first| first.is_err_and(|error| is_denied(&error)))
+}
+
+/// Whether a privilege was missing.
+pub(super) fn is_denied(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::EPERM))
 }
 
 /// How an installation is shown.

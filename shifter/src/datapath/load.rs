@@ -230,7 +230,8 @@ impl Pins {
         Ok(())
     }
 
-    fn create(&self) -> Result<(), DatapathError> {
+    /// Makes the directories, on a BPF file system that somebody else has mounted.
+    pub fn create(&self) -> Result<(), DatapathError> {
         let parent = self.root.parent().unwrap_or(Path::new("/"));
         if !is_bpffs(parent) {
             return Err(DatapathError::Refused(format!(

@@ -13,6 +13,7 @@ mod inspect;
 pub mod kernel;
 pub mod load;
 pub mod memory;
+pub mod noted;
 pub mod off;
 pub mod pinned;
 pub mod services;

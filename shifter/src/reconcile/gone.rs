@@ -80,6 +80,8 @@ pub struct Gone {
     homes: Homes,
     /// Flows that were seen as sockets, and the whole answers without them since.
     seen: HashMap<Pair, u8>,
+    /// It was said that the sockets of containers may not be looked at.
+    said_denied: bool,
 }
 
 #[cfg(test)]
@@ -173,11 +175,23 @@ impl Reconciler {
 
     /// Looks for the flows of one namespace.
     fn release_in(&self, gone: &mut Gone, netns: Option<i32>, flows: Vec<IdleFlow>) {
-        let Gone { homes, seen, .. } = gone;
+        let Gone {
+            homes,
+            seen,
+            said_denied,
+            ..
+        } = gone;
         let at: HashSet<SocketAddr> = flows.iter().map(|f| homes[&f.backend].addr).collect();
         let sockets = match self.facts.tcp_sockets(netns, &at) {
             Ok(sockets) => sockets,
             Err(error) => {
+                let is_news = error.kind() == std::io::ErrorKind::PermissionDenied;
+                if is_news && !std::mem::replace(said_denied, true) {
+                    tracing::warn!(
+                        flows = flows.len(),
+                        "sockets in containers may not be looked at without CAP_SYS_ADMIN: a flow to one that ended without a packet counts until its time is over (docs/service.md)"
+                    );
+                }
                 tracing::debug!(?netns, %error, "the sockets could not be read; no flow is released");
                 return;
             }

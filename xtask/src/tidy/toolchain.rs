@@ -55,6 +55,7 @@ pub fn check(doc: &str, cargo: &str, build_script: &str) -> Vec<Finding> {
 fn tools() -> impl Iterator<Item = &'static str> {
     let tests = pins::DEMO_PACKAGES.iter().chain(&pins::TEST_PACKAGES);
     let all = tests
+        .chain(&pins::DIST_PACKAGES)
         .chain(&pins::BENCH_PACKAGES)
         .chain(&pins::KERNEL_PACKAGES);
     all.map(|package| package.name)

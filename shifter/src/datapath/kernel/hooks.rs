@@ -240,7 +240,7 @@ fn judge(
                 direction,
                 at,
                 id: *id,
-                name: found.name,
+                name: found.shown_name(),
                 tag: found.tag,
                 state: ProgramState::Other,
             };

@@ -1,0 +1,128 @@
+//! What an agent with three capabilities cannot do for itself, done once
+//! before its start by root with all of them: `shifter prepare`.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    datapath::{load::Pins, noted, plural},
+    model::config::parse_config,
+};
+
+/// Prepares the host for the agent of a configuration; a line for each thing
+/// that is so now. Doing it twice, or beside a running agent, does no harm.
+///
+/// # Errors
+/// When the configuration is wrong, bpffs is not mounted or root is not root;
+/// then the agent would not start either.
+pub fn prepare(config_path: &Path) -> Result<Vec<String>> {
+    // SAFETY: takes nothing, touches no memory and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        bail!("preparing a host for the agent needs root: run it with sudo");
+    }
+    let text = fs::read_to_string(config_path).with_context(|| {
+        format!(
+            "reading {}: name the agent's configuration with --config",
+            config_path.display()
+        )
+    })?;
+    let config = parse_config(&text, &config_path.display().to_string())?;
+    let mut done = Vec::new();
+
+    let pins = Pins::new(&config.bpffs);
+    pins.create()?;
+    for directory in [pins.root().to_owned(), pins.maps(), pins.links()] {
+        own(&directory, 0o700)?;
+    }
+    done.push(format!("pins: {}, root's alone", pins.root().display()));
+
+    make(&config.state_dir, 0o700)?;
+    own(&config.state_dir, 0o700)?;
+    let files = own_files(&config.state_dir)?;
+    done.push(format!(
+        "state: {}, root's alone, with {}",
+        config.state_dir.display(),
+        plural(files as u64, "file")
+    ));
+
+    let socket_dir = config.unix.parent().unwrap_or(Path::new("/"));
+    make(socket_dir, 0o755)?;
+    done.push(format!("socket: {}", socket_dir.display()));
+
+    let note = noted::path_beside(&config.unix);
+    let programs = noted::write(&note)?;
+    done.push(format!(
+        "programs: {} named in {}",
+        plural(programs as u64, "program"),
+        note.display()
+    ));
+    Ok(done)
+}
+
+fn make(directory: &Path, mode: u32) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(directory)
+        .with_context(|| {
+            format!(
+                "making {}: is something else of that name there, or the disk read-only?",
+                directory.display()
+            )
+        })
+}
+
+/// Makes a directory root's own: root without CAP_DAC_OVERRIDE is an owner like
+/// any other.
+fn own(path: &Path, mode: u32) -> Result<()> {
+    let changed = fs::metadata(path).and_then(|found| {
+        if (found.uid(), found.gid()) != (0, 0) {
+            std::os::unix::fs::chown(path, Some(0), Some(0))?;
+        }
+        if found.mode() & 0o7777 != mode {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
+        Ok(())
+    });
+    changed.with_context(|| {
+        format!(
+            "making {} root's own: is its file system read-only?",
+            path.display()
+        )
+    })
+}
+
+/// Makes files restored from elsewhere root's own; returns how many files there are.
+fn own_files(directory: &Path) -> Result<usize> {
+    let files = regular_files(directory)
+        .with_context(|| format!("reading the directory {}", directory.display()))?;
+    for (path, found) in &files {
+        if found.uid() != 0 {
+            // Not through a link, should it have become one.
+            std::os::unix::fs::lchown(path, Some(0), Some(0)).with_context(|| {
+                format!(
+                    "making {} root's own: is its file system read-only?",
+                    path.display()
+                )
+            })?;
+        }
+    }
+    Ok(files.len())
+}
+
+fn regular_files(directory: &Path) -> io::Result<Vec<(PathBuf, fs::Metadata)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let found = entry.metadata()?;
+        if found.is_file() {
+            files.push((entry.path(), found));
+        }
+    }
+    Ok(files)
+}
