@@ -29,8 +29,12 @@ pub struct Opened {
     pub served: u64,
     /// Of those: the first SYN or its answer was lost.
     pub second_syn: u64,
-    /// Reset, before they stood or after.
+    /// Their SYN was answered by a reset.
+    pub refused: u64,
+    /// Reset after they stood.
     pub reset: u64,
+    /// From standing to being reset; the shortest.
+    pub soonest_reset: Option<Duration>,
     /// They did not stand in time, or were not answered in time.
     pub stalled: u64,
     /// Longest handshake.
@@ -39,26 +43,45 @@ pub struct Opened {
     pub errors: Vec<String>,
 }
 
+/// How one connection ended.
+enum End {
+    Served { handshake: Duration },
+    Reset { stood: Duration, error: io::Error },
+    Refused(io::Error),
+    Stalled(io::Error),
+}
+
 impl Opened {
-    /// Whether every one was served.
-    pub fn is_clean(&self) -> bool {
-        self.reset == 0 && self.stalled == 0
+    /// Whether none was refused, none stalled, and none was reset sooner after
+    /// it stood than `excused`.
+    pub fn is_clean(&self, excused: Duration) -> bool {
+        self.refused == 0
+            && self.stalled == 0
+            && self.soonest_reset.is_none_or(|soonest| soonest >= excused)
     }
 
-    fn note(&mut self, result: io::Result<Duration>) {
-        let error = match result {
-            Ok(took) => {
+    fn note(&mut self, end: End) {
+        let error = match end {
+            End::Served { handshake } => {
                 self.served += 1;
-                self.second_syn += u64::from(took > ONE_SYN);
-                self.slowest = self.slowest.max(took);
+                self.second_syn += u64::from(handshake > ONE_SYN);
+                self.slowest = self.slowest.max(handshake);
                 return;
             }
-            Err(error) => error,
+            End::Reset { stood, error } => {
+                self.reset += 1;
+                self.soonest_reset = sooner(self.soonest_reset, Some(stood));
+                error
+            }
+            End::Refused(error) => {
+                self.refused += 1;
+                error
+            }
+            End::Stalled(error) => {
+                self.stalled += 1;
+                error
+            }
         };
-        match error.kind() {
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => self.stalled += 1,
-            _ => self.reset += 1,
-        }
         if self.errors.len() < 5 {
             self.errors.push(error.to_string());
         }
@@ -68,7 +91,9 @@ impl Opened {
     fn with(mut self, other: Self) -> Self {
         self.served += other.served;
         self.second_syn += other.second_syn;
+        self.refused += other.refused;
         self.reset += other.reset;
+        self.soonest_reset = sooner(self.soonest_reset, other.soonest_reset);
         self.stalled += other.stalled;
         self.slowest = self.slowest.max(other.slowest);
         self.errors.extend(other.errors);
@@ -76,18 +101,27 @@ impl Opened {
     }
 }
 
+fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+    a.into_iter().chain(b).min()
+}
+
 impl std::fmt::Display for Opened {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
             "{} new connections served during it ({} with a second SYN, slowest handshake {} ms), \
-             {} reset, {} stalled",
+             {} refused, {} stalled, {} reset",
             self.served,
             self.second_syn,
             self.slowest.as_millis(),
-            self.reset,
-            self.stalled
-        )
+            self.refused,
+            self.stalled,
+            self.reset
+        )?;
+        match self.soonest_reset {
+            Some(soonest) => write!(f, " (after {} ms at the soonest)", soonest.as_millis()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -124,17 +158,40 @@ pub fn open_until(to: &[SocketAddr], per_second: u32, stop: &AtomicBool) -> Open
     })
 }
 
-/// One connection; how long its handshake took.
-fn open(number: u32, to: SocketAddr) -> io::Result<Duration> {
+fn open(number: u32, to: SocketAddr) -> End {
+    let is_late =
+        |error: &io::Error| matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock);
     let start = Instant::now();
-    let mut stream: TcpStream = poll::connect_within(to, None, LIMIT)?;
-    let took = start.elapsed();
+    let stream = match poll::connect_within(to, None, LIMIT) {
+        Ok(stream) => stream,
+        Err(error) if is_late(&error) => return End::Stalled(error),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return End::Refused(error),
+        // It stood, and was reset before this thread had its turn.
+        Err(error) => {
+            let stood = start.elapsed();
+            return End::Reset { stood, error };
+        }
+    };
+    let stood = Instant::now();
+    match ask(stream, number) {
+        Ok(()) => End::Served {
+            handshake: stood - start,
+        },
+        Err(error) if is_late(&error) => End::Stalled(error),
+        Err(error) => End::Reset {
+            stood: stood.elapsed(),
+            error,
+        },
+    }
+}
+
+fn ask(mut stream: TcpStream, number: u32) -> io::Result<()> {
     stream.set_read_timeout(Some(LIMIT))?;
     stream.write_all(&frame::echo(number, 0))?;
     let mut answer = [0; FRAME];
     stream.read_exact(&mut answer)?;
     match frame::wrong_bytes(&answer, number, 0) {
-        0 => Ok(took),
+        0 => Ok(()),
         _ => Err(io::Error::other("the answer is not what was sent")),
     }
 }

@@ -12,7 +12,7 @@ use shifter_tests::{
     traffic::{flood::Kind, server},
 };
 
-use crate::scenario::{CAPACITY, Room, Scenario, lab, packets, services, turn};
+use crate::scenario::{Room, SMALL, Scenario, fire, lab, services, turn};
 
 /// Ports of VIPs: one that has the backends of the held flows, and one that has
 /// a second backend in each pool.
@@ -57,10 +57,11 @@ fn all_services(lab: &Lab) -> Vec<Service> {
 fn clash(scenario: &mut Scenario, kind: Kind, port: u16) -> (u64, u64) {
     let aims = scenario.tuples(kind == Kind::Udp);
     let to = Lab::at_port(scenario.lab.vip(Family::V4), port);
+    let packets = scenario.packets();
     let before = scenario.verdicts("tuple_clash");
     let what = format!("{kind:?} from held tuples to port {port}");
     let sent = scenario.endure(&what, Room::Enough, |gun| {
-        gun.fire(kind, to, &aims, packets()).unwrap()
+        fire(gun, kind, to, &aims, packets)
     });
     let clashed = scenario.verdicts("tuple_clash") - before;
     println!(
@@ -73,7 +74,7 @@ fn clash(scenario: &mut Scenario, kind: Kind, port: u16) -> (u64, u64) {
 fn clashes(placement: Placement, hook: &'static str) {
     let (lab, _servers) = lab(placement);
     let _second = second_servers(&lab);
-    let mut scenario = Scenario::start(&lab, hook, CAPACITY, &all_services(&lab));
+    let mut scenario = Scenario::start(&lab, hook, SMALL, &all_services(&lab));
     scenario.hold_udp(scaled(1_000, 4_000));
     let kinds: &[Kind] = if long() {
         &[Kind::Syn, Kind::Ack, Kind::Fin, Kind::Rst, Kind::Udp]
@@ -85,10 +86,10 @@ fn clashes(placement: Placement, hook: &'static str) {
         match kind {
             // It makes no entry, so there is none to clash.
             Kind::Rst => assert_eq!(clashed, 0),
-            // Half of them are chosen to the backend of the held flow, which is
-            // the only one of its pool.
+            // Half of them are chosen to the backend of the held flow, the only
+            // one of its pool; what went to the other has an entry from then on.
             _ => assert!(
-                (sent / 4..=sent).contains(&clashed),
+                (sent / 8..=sent / 8 * 7).contains(&clashed),
                 "{kind:?}: {clashed} of {sent}"
             ),
         }
@@ -101,10 +102,15 @@ fn clashes(placement: Placement, hook: &'static str) {
             scenario.metric("shifter_backend_new_flows_total", &label)
         })
     };
-    let (clashed, _) = clash(&mut scenario, Kind::Syn, SPARE);
+    let (clashed, sent) = clash(&mut scenario, Kind::Syn, SPARE);
     let second = flows(&scenario);
     println!("FLOOD {hook} second backends took {second:?} flows");
-    assert_eq!(clashed, 0, "the next backend of the ring takes them");
+    // It is looked for in the next 8 slots of the ring, which now and then all
+    // name the same backend: 1 in 256 of the tuples that clash.
+    assert!(
+        clashed * 50 < sent,
+        "the next backend takes {sent}: {clashed}"
+    );
     let tuples = scenario.tuples(false).len() as u64;
     assert!(second.iter().sum::<u64>() > tuples / 2, "{second:?}");
 }

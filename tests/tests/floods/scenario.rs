@@ -26,13 +26,17 @@ use shifter_tests::{
 };
 
 /// Flows that the table is made for; it has twice as many entries.
-pub const CAPACITY: u64 = 16_384;
+pub const CAPACITY: u64 = 65_536;
+/// The same where a flood shall have little room, or none of it matters.
+pub const SMALL: u64 = 16_384;
 /// Proven flows that a flood is to leave alone.
 pub const HELD: u32 = 10_000;
 /// How old the agent's counts of the table may be, and a little.
 const COUNTS_AGE: Duration = Duration::from_millis(1_200);
 /// New honest connections after each flood.
 const HONEST: u32 = 100;
+/// How long a flood lasts at least.
+const AT_LEAST: Duration = Duration::from_secs(3);
 /// New honest connections a second during each flood.
 const HONEST_RATE: u32 = 100;
 
@@ -43,6 +47,7 @@ pub struct Scenario<'lab> {
     pub gun: Gun,
     pub held: Vec<Held>,
     pub hook: &'static str,
+    capacity: u64,
 }
 
 /// What a flood does to honest clients who come while it lasts.
@@ -88,6 +93,7 @@ impl<'lab> Scenario<'lab> {
             gun,
             held: Vec::new(),
             hook,
+            capacity,
         };
         // No more than the table is made for: beyond that a flow may be refused.
         let held = HELD.min((capacity - capacity / 32) as u32);
@@ -174,13 +180,16 @@ impl<'lab> Scenario<'lab> {
         let (sent, lost, opened, ended) = self.flood_beside_honest(flood);
         thread::sleep(COUNTS_AGE.saturating_sub(ended.elapsed()));
         let arrived = seen(self) - seen_before;
+        let evicted = self.evicted("") - evicted_before;
+        let excused = self.excused(&sent, evicted, proven);
         let text = format!(
             "FLOOD {} {what}: {} packets, {:.0} a second, {proven} proven entries at risk, \
-             {} unproven gave way, {} asked, {} moved, {} cut; {opened}",
+             {evicted} unproven gave way (each after {} ms at the soonest), {} asked, {} moved, \
+             {} cut; {opened}",
             self.hook,
             sent.packets,
             sent.rate(),
-            self.evicted("") - evicted_before,
+            excused.as_millis(),
             lost.asked,
             lost.moved,
             lost.cut
@@ -200,9 +209,9 @@ impl<'lab> Scenario<'lab> {
             assert_eq!(self.evicted(state), 0, "{text}: {state}");
         }
         if room == Room::Enough {
-            assert!(opened.is_clean(), "{text}: {opened:?}\n{}", evidence());
-            let due = sent.took.as_secs_f64() * f64::from(HONEST_RATE);
-            assert!(opened.served as f64 * 10.0 > due, "{text}: few were opened");
+            let is_clean = opened.is_clean(excused);
+            assert!(is_clean, "{text}: {opened:?}\n{}", evidence());
+            assert!(opened.served >= 10, "{text}: few were opened");
             let new = self.connect(HONEST, |i, to| {
                 Held::tcp(i, to, None, Duration::from_secs(10))
             });
@@ -236,6 +245,19 @@ impl<'lab> Scenario<'lab> {
         (sent, lost, opened, ended)
     }
 
+    /// Frames of one flood.
+    pub fn packets(&self) -> u64 {
+        scaled(16, 32) * self.capacity
+    }
+
+    /// How long an entry that is not proven outlasts a flood before which so
+    /// many gave way: half the time in which all of them do (`slow.rs`). Who is
+    /// reset later had a packet lost or held up on the way.
+    fn excused(&self, sent: &Sent, evicted: u64, proven: u64) -> Duration {
+        let room = 2 * self.capacity - proven;
+        sent.took.mul_f64(room as f64 / 2.0 / evicted.max(1) as f64)
+    }
+
     /// A flood of one kind from strangers, or aimed at the held flows.
     pub fn flood(&mut self, kind: Kind, is_aimed: bool) {
         let aims = if is_aimed {
@@ -245,9 +267,10 @@ impl<'lab> Scenario<'lab> {
         };
         let to = self.lab.vip(Family::V4);
         let aimed = if is_aimed { " at proven flows" } else { "" };
+        let packets = self.packets();
         let before = (self.evicted(""), self.verdicts("unpinned"));
         let sent = self.endure(&format!("{kind:?}{aimed}"), Room::Enough, |gun| {
-            gun.fire(kind, to, &aims, packets()).unwrap()
+            fire(gun, kind, to, &aims, packets)
         });
         let evicted = self.evicted("") - before.0;
         match (kind, is_aimed) {
@@ -266,9 +289,16 @@ impl<'lab> Scenario<'lab> {
     }
 }
 
-/// Frames of one flood.
-pub fn packets() -> u64 {
-    scaled(16, 64) * CAPACITY
+/// A flood of so many frames at least, and of [`AT_LEAST`], so that honest
+/// clients meet it.
+pub fn fire(gun: &Gun, kind: Kind, to: SocketAddr, aims: &[SocketAddrV4], packets: u64) -> Sent {
+    let mut all = Sent::default();
+    while all.packets < packets || all.took < AT_LEAST {
+        let sent = gun.fire(kind, to, aims, packets / 4).unwrap();
+        all.packets += sent.packets;
+        all.took += sent.took;
+    }
+    all
 }
 
 pub fn add(sum: &mut Lost, more: Lost) {

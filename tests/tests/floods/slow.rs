@@ -12,7 +12,7 @@ use shifter_tests::{
     },
 };
 
-use crate::scenario::{CAPACITY, Scenario, lab, services, turn};
+use crate::scenario::{SMALL, Scenario, lab, services, turn};
 
 /// Packets of the flood between SYN-ACK and ACK, in quarters of the entries that
 /// are not proven.
@@ -20,11 +20,11 @@ const QUARTERS: [u64; 6] = [0, 1, 2, 3, 4, 8];
 
 fn slow_handshakes(placement: Placement, hook: &'static str) -> Vec<(u64, Ended)> {
     let (lab, _servers) = lab(placement);
-    let scenario = Scenario::start(&lab, hook, CAPACITY, &services(&lab));
+    let scenario = Scenario::start(&lab, hook, SMALL, &services(&lab));
     let vip = lab.vip(Family::V4);
     let sender = Sender::new(&lab.client, "c0", lab.host_addr(Family::V4, 0).ip()).unwrap();
     let clients = scaled(200, 1_000);
-    let room = 2 * CAPACITY - scenario.proven();
+    let room = 2 * SMALL - scenario.proven();
     // Every place is taken before it begins. A server answers none of these, so
     // that only the table is tried.
     let fire = |packets| scenario.gun.fire(Kind::Udp, vip, &[], packets).unwrap();

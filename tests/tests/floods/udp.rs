@@ -10,7 +10,7 @@ use shifter_tests::{
     },
 };
 
-use crate::scenario::{CAPACITY, Room, Scenario, lab, packets, services, turn};
+use crate::scenario::{CAPACITY, Room, SMALL, Scenario, fire, lab, services, turn};
 
 /// UDP flows that were answered and have lasted, beside the TCP flows.
 fn lasting() -> u32 {
@@ -44,16 +44,16 @@ fn a_udp_flood_touches_no_tcp_pin_and_no_answered_udp_flow() {
 /// take all the room that is left, and nothing that is taken.
 fn answered(placement: Placement, hook: &'static str) {
     let (lab, _servers) = lab(placement);
-    let mut scenario = Scenario::start(&lab, hook, CAPACITY, &services(&lab));
+    let mut scenario = Scenario::start(&lab, hook, SMALL, &services(&lab));
     scenario.hold_udp(lasting());
     let to = lab.vip(Family::V4);
-    let before = scenario.proven();
+    let (before, packets) = (scenario.proven(), scenario.packets());
     scenario.endure("Question", Room::None, |gun| {
-        gun.fire(Kind::Question, to, &[], packets()).unwrap()
+        fire(gun, Kind::Question, to, &[], packets)
     });
     let answered = scenario.proven() - before;
     assert!(
-        answered > CAPACITY / 4,
+        answered > SMALL / 4,
         "{answered} of the flood were answered"
     );
     let refused = scenario.verdicts("table_full");
@@ -67,7 +67,7 @@ fn answered(placement: Placement, hook: &'static str) {
     }
     // What is not answered takes nothing from what was.
     scenario.endure("Udp in a table of answered flows", Room::None, |gun| {
-        gun.fire(Kind::Udp, to, &[], packets()).unwrap()
+        fire(gun, Kind::Udp, to, &[], packets)
     });
     assert!(scenario.proven() >= before + answered, "they outlive it");
     let (lost, all) = (ask_all(&mut scenario.held), scenario.held.len() as u64);
