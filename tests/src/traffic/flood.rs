@@ -229,6 +229,8 @@ impl Template {
 
 /// Longest frame of a flood.
 const ROOM: usize = 192;
+/// How long a full queue is left alone: it holds more than it sends in that time.
+const FULL: Duration = Duration::from_micros(50);
 /// Frames handed to the kernel at once.
 const BATCH: usize = 64;
 
@@ -298,10 +300,12 @@ impl<'a> Batch<'a> {
                 n if n > 0 => done += n as usize,
                 _ => {
                     let error = io::Error::last_os_error();
-                    // A full queue: the frame is sent again.
                     if error.raw_os_error() != Some(libc::ENOBUFS) {
                         return Err(error).context("send a batch of raw frames");
                     }
+                    // A full queue: the frame is sent again, once the queue has
+                    // room for those too who share it.
+                    thread::sleep(FULL);
                 }
             }
         }
