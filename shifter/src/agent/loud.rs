@@ -6,10 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    datapath::{DatapathError, VerdictCount},
-    telemetry::is_drop,
-};
+use crate::{datapath::VerdictCount, telemetry::is_drop};
 
 /// What was not seen for so long has ended.
 const QUIET: Duration = Duration::from_secs(10);
@@ -44,11 +41,8 @@ enum Said {
 
 impl Loud {
     /// Takes in the counters of verdicts; once a second.
-    pub fn note_drops(&mut self, verdicts: &Result<Vec<VerdictCount>, DatapathError>) {
-        match verdicts {
-            Ok(verdicts) => say(self.drops(Instant::now(), verdicts)),
-            Err(error) => tracing::debug!(%error, "reading the verdicts failed"),
-        }
+    pub fn note_drops(&mut self, verdicts: &[VerdictCount]) {
+        say(self.drops(Instant::now(), verdicts));
     }
 
     /// Takes in the warnings that `status` shows.

@@ -211,7 +211,13 @@ fn maintain(
             if hooks.tend() {
                 reconciler.settle_again();
             }
-            loud.note_drops(&datapath.verdicts());
+            match datapath.verdicts() {
+                Ok(verdicts) => {
+                    reconciler.note_drops(&verdicts);
+                    loud.note_drops(&verdicts);
+                }
+                Err(error) => tracing::debug!(%error, "reading the verdicts failed"),
+            }
             if passes.is_multiple_of(SWEEP_EVERY) {
                 datapath.sweep();
                 let warnings = reconciler.loud();

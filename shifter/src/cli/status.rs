@@ -60,12 +60,13 @@ impl Status {
 
 fn loud(info: &Info, services: &[Service]) -> Vec<String> {
     let mut loud = info.warnings.clone();
-    for verdict in info.verdicts.iter().filter(|v| v.drop && v.packets > 0) {
+    for verdict in info.verdicts.iter().filter(|v| v.recent_packets > 0) {
         loud.push(format!(
-            "{} dropped at {}: {}",
-            text::plural(verdict.packets, "packet"),
+            "{} dropped at {} in the last minute: {} ({} so far)",
+            text::plural(verdict.recent_packets, "packet"),
             verdict.hook,
-            verdict.reason
+            verdict.reason,
+            text::count(verdict.packets)
         ));
     }
     for service in services {
@@ -90,7 +91,7 @@ fn loud(info: &Info, services: &[Service]) -> Vec<String> {
 
 fn print_agent(info: &Info, services: usize, screen: &mut Screen<'_>) -> Result<(), Failure> {
     let table = info.table.unwrap_or_default();
-    let rows = [
+    let mut rows = vec![
         (
             "agent",
             format!(
@@ -123,11 +124,24 @@ fn print_agent(info: &Info, services: usize, screen: &mut Screen<'_>) -> Result<
             ),
         ),
     ];
+    rows.extend(dropped(info).map(|text| ("dropped", text)));
     for (what, text) in rows {
         let what = screen.paint(Style::Bold, &format!("{what:<10}"));
         screen.line(&format!("{what}  {text}"))?;
     }
     Ok(())
+}
+
+/// What was dropped so far, if anything was; it is loud only while it goes on.
+fn dropped(info: &Info) -> Option<String> {
+    let drops = info.verdicts.iter().filter(|v| v.drop && v.packets > 0);
+    let parts: Vec<String> = drops
+        .clone()
+        .map(|v| format!("{} {} at {}", text::count(v.packets), v.reason, v.hook))
+        .collect();
+    let packets = drops.map(|v| v.packets).sum();
+    let all = text::plural(packets, "packet");
+    (packets > 0).then(|| format!("{all} so far ({})", parts.join(", ")))
 }
 
 /// What the kernel says runs there, each by its id and tag.
@@ -200,7 +214,7 @@ fn print_limits(info: &Info, screen: &mut Screen<'_>) -> Result<(), Failure> {
 fn print_verdicts(info: &Info, screen: &mut Screen<'_>) -> Result<(), Failure> {
     let mut table = Table::new(&["HOOK", "REASON", ">PACKETS"]);
     for verdict in info.verdicts.iter().filter(|verdict| verdict.packets > 0) {
-        let style = if verdict.drop {
+        let style = if verdict.recent_packets > 0 {
             Style::Loud
         } else {
             Style::Plain

@@ -2,6 +2,8 @@
 
 use crate::proto::{DeadMan, Observed, Service, Weights};
 
+pub(super) use crate::model::text::{count, plural};
+
 use super::span;
 
 /// A share as a percentage with up to 4 decimals.
@@ -23,19 +25,6 @@ fn trimmed(number: String) -> String {
     format!("{}%", number.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// 1,048,576.
-pub(super) fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// 1.2 MiB.
 pub(super) fn bytes(number: u64) -> String {
     let mut value = number as f64;
@@ -50,14 +39,6 @@ pub(super) fn bytes(number: u64) -> String {
         value /= 1_024.0;
     }
     format!("{number} B")
-}
-
-/// "1 service", "2 services".
-pub(super) fn plural(number: u64, word: &str) -> String {
-    match number {
-        1 => format!("1 {word}"),
-        _ => format!("{} {word}s", count(number)),
-    }
 }
 
 /// What of the service names a client sees.
@@ -116,11 +97,8 @@ mod tests {
         assert_eq!(percent(1.0), "100%");
         assert_eq!(about(0.0514), "5.1%");
         assert_eq!(about(0.000512), "0.051%");
-        assert_eq!(count(1_048_576), "1,048,576");
-        assert_eq!(count(999), "999");
         assert_eq!(bytes(134_217_728), "128 MiB");
         assert_eq!(bytes(1_234_567), "1.2 MiB");
         assert_eq!(bytes(12), "12 B");
-        assert_eq!(plural(1, "service"), "1 service");
     }
 }

@@ -5,7 +5,7 @@ use std::{str::FromStr, time::Duration};
 use shifter_common::abi::ABI_VERSION;
 
 use crate::{
-    datapath::{Census, ProgramStatus},
+    datapath::{Census, ProgramStatus, VerdictCount},
     model::{
         BackendSpec, BackendState, PoolName, Protocol, Seed, ServiceSpec, Weight,
         text::{TextError, parse_backend_addr},
@@ -326,8 +326,9 @@ pub(super) fn explanation(explanation: Explanation) -> proto::ExplainResponse {
     }
 }
 
-pub(super) fn verdicts(counts: &[crate::datapath::VerdictCount]) -> Vec<proto::VerdictCount> {
-    counts
+pub(super) fn verdicts(info: &InfoView) -> Vec<proto::VerdictCount> {
+    let lately = |count: &VerdictCount| info.dropped_lately.get(&(count.hook, count.number));
+    info.verdicts
         .iter()
         .map(|count| proto::VerdictCount {
             hook: count.hook.to_owned(),
@@ -335,6 +336,7 @@ pub(super) fn verdicts(counts: &[crate::datapath::VerdictCount]) -> Vec<proto::V
             reason: count.reason.to_owned(),
             packets: count.packets,
             drop: is_drop(count.number),
+            recent_packets: lately(count).copied().unwrap_or(0),
         })
         .collect()
 }
@@ -363,6 +365,7 @@ fn program(program: ProgramStatus) -> proto::Program {
 }
 
 pub(super) fn info(view: InfoView, kernel: String) -> proto::Info {
+    let verdicts = verdicts(&view);
     proto::Info {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         abi_version: ABI_VERSION,
@@ -398,7 +401,7 @@ pub(super) fn info(view: InfoView, kernel: String) -> proto::Info {
             view.flow_capacity,
             view.table_memory_bytes,
         )),
-        verdicts: verdicts(&view.verdicts),
+        verdicts,
         warnings: view.warnings,
         state_dir: view.state_dir,
         kernel,

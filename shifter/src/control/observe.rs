@@ -72,7 +72,7 @@ fn stats(controller: &dyn Controller, service: &str) -> Result<proto::Stats, Con
     Ok(proto::Stats {
         at_unix_seconds: at.map_or(0.0, |since| since.as_secs_f64()),
         services: views.iter().map(convert::service).collect(),
-        verdicts: convert::verdicts(&info.verdicts),
+        verdicts: convert::verdicts(&info),
         table: Some(convert::table(
             &info.census,
             info.flow_capacity,

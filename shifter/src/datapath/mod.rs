@@ -26,6 +26,8 @@ use std::{
 
 use shifter_common::abi::{BackendCounters, PoolCounters};
 
+pub use crate::model::text::plural;
+
 use crate::model::{Affinity, PoolName, Protocol, Seed, SplitMethod, Vip};
 
 /// Index of `service_head`; `0..MAX_SERVICES`.
@@ -141,14 +143,6 @@ pub struct FlowRow {
 /// A flow without a packet for this long in seconds is named apart: it may
 /// have ended unseen.
 pub const LONG_IDLE_S: u32 = 7_200;
-
-/// "1 flow", "2 flows".
-pub fn plural(number: u64, word: &str) -> String {
-    match number {
-        1 => format!("1 {word}"),
-        _ => format!("{number} {word}s"),
-    }
-}
 
 /// ` (9 of them idle for more than 2 h)`, or nothing.
 pub fn idle_note(idle: u64) -> String {

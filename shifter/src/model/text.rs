@@ -1,4 +1,4 @@
-//! Texts of the model and back: VIPs, backends, affinities, seeds, words.
+//! Texts of the model and back: VIPs, backends, affinities, seeds, words, numbers.
 
 use std::{fmt, net::SocketAddr, str::FromStr};
 
@@ -24,6 +24,27 @@ fn error(text: &str, what: &'static str, right: &'static str) -> TextError {
         text: text.to_owned(),
         what,
         right,
+    }
+}
+
+/// 1,048,576.
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// "1 flow", "2 flows".
+pub fn plural(number: u64, word: &str) -> String {
+    match number {
+        1 => format!("1 {word}"),
+        _ => format!("{} {word}s", count(number)),
     }
 }
 
@@ -193,6 +214,14 @@ impl Seed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_things_read_well() {
+        assert_eq!(count(1_048_576), "1,048,576");
+        assert_eq!(count(999), "999");
+        assert_eq!(plural(1, "service"), "1 service");
+        assert_eq!(plural(1_000, "flow"), "1,000 flows");
+    }
 
     #[test]
     fn texts_are_written_back_as_they_were_read() {

@@ -7,6 +7,7 @@ use std::{
 
 use shifter_common::abi::{BackendCounters, PoolCounters};
 
+use super::dropped::Drops;
 use crate::{
     datapath::{Census, DatapathError, FlowRow, HookStatus, LimitUse, VerdictCount},
     model::{BackendSpec, PoolName, Protocol, ServiceSpec, Vip, Weight},
@@ -177,6 +178,8 @@ pub struct InfoView {
     pub flow_capacity: u64,
     pub table_memory_bytes: u64,
     pub verdicts: Vec<VerdictCount>,
+    /// Packets dropped within the last minute.
+    pub dropped_lately: Drops,
     pub warnings: Vec<String>,
     pub state_dir: String,
 }

@@ -7,6 +7,7 @@ pub mod clock;
 mod control;
 pub mod controller;
 mod delete;
+pub mod dropped;
 mod entry;
 mod events;
 mod explain;

@@ -15,6 +15,7 @@ use super::{
     backends::Backends,
     control::Answered,
     controller::{ControlError, Receipt, WriteContext},
+    dropped::Dropped,
     entry::{Entry, Split, describe, threshold_moved},
     events::Events,
     gone::Gone,
@@ -87,6 +88,7 @@ pub struct Reconciler {
     /// Held while the host is asked for placements.
     pub(super) refreshing: Mutex<()>,
     pub(super) shed: Mutex<Shed>,
+    pub(super) dropped: Mutex<Dropped>,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
 }
 
@@ -203,6 +205,7 @@ impl Reconciler {
             filter: Mutex::default(),
             refreshing: Mutex::default(),
             shed: Mutex::default(),
+            dropped: Mutex::default(),
             census: Mutex::new(None),
         }
     }

@@ -277,6 +277,8 @@ impl Reconciler {
     pub(super) fn do_info(&self) -> Result<InfoView, ControlError> {
         let census = self.census();
         let capacity = u64::from(self.settings.flow_capacity);
+        let verdicts = self.datapath.verdicts()?;
+        let now_ns = self.clock.monotonic_ns();
         Ok(InfoView {
             tag: self.datapath.tag(),
             uptime_s: self.started.elapsed().as_secs_f64(),
@@ -285,7 +287,8 @@ impl Reconciler {
             census: (*census).clone(),
             flow_capacity: capacity,
             table_memory_bytes: capacity * TABLE_BYTES_PER_FLOW,
-            verdicts: self.datapath.verdicts()?,
+            dropped_lately: lock(&self.dropped).lately(now_ns, &verdicts),
+            verdicts,
             warnings: self.agent_warnings(&census),
             state_dir: self.settings.state_dir.display().to_string(),
         })

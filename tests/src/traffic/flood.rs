@@ -11,9 +11,12 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{frame::mix, syn::Sender};
+use super::{
+    frame::{echo, mix},
+    syn::Sender,
+};
 use crate::{
-    packet::{ACK, FIN, Packet, RST, SYN},
+    packet::{ACK, FIN, Packet, RST, SYN, sum::fold},
     topology::Netns,
 };
 
@@ -29,10 +32,17 @@ pub enum Kind {
     Ack,
     Rst,
     Fin,
+    /// Datagrams that no server answers.
     Udp,
+    /// Datagrams that the servers answer.
+    Question,
 }
 
 impl Kind {
+    fn is_udp(self) -> bool {
+        matches!(self, Self::Udp | Self::Question)
+    }
+
     /// The frame before its source and its numbers are put in; the second one
     /// is sent to the same tuple right after.
     fn templates(self, sender: &Sender, to: SocketAddr) -> Result<Vec<Template>> {
@@ -46,10 +56,11 @@ impl Kind {
             Self::Rst => vec![tcp(RST).data(b"")],
             Self::Fin => vec![tcp(FIN | ACK).data(b"")],
             Self::Udp => vec![Packet::udp(nobody, to)],
+            Self::Question => vec![Packet::udp(nobody, to).data(&echo(0, 0))],
         };
         packets
             .into_iter()
-            .map(|packet| Template::new(packet, sender, self == Self::Udp))
+            .map(|packet| Template::new(packet, sender, self.is_udp()))
             .collect()
     }
 }
@@ -196,7 +207,7 @@ impl Template {
         out[SOURCE..SOURCE + 4].copy_from_slice(&addr.to_be_bytes());
         out[BODY..BODY + 2].copy_from_slice(&source.port().to_be_bytes());
         let halves = |word: u32| (word >> 16) + (word & 0xffff);
-        let ip = !fold(self.ip_sum + halves(addr));
+        let ip = !fold(u64::from(self.ip_sum + halves(addr)));
         out[IP_SUM..IP_SUM + 2].copy_from_slice(&ip.to_be_bytes());
         let mut sum = self.body_sum + halves(addr) + u32::from(source.port());
         let sum_at = if self.is_udp {
@@ -206,7 +217,7 @@ impl Template {
             sum += halves((chance >> 32) as u32) + halves(chance as u32);
             TCP_SUM
         };
-        let sum = match !fold(sum) {
+        let sum = match !fold(u64::from(sum)) {
             // RFC 768: a checksum of 0 is sent as all ones.
             0 if self.is_udp => 0xffff,
             sum => sum,
@@ -216,15 +227,10 @@ impl Template {
     }
 }
 
-fn fold(mut sum: u32) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
-}
-
 /// Longest frame of a flood.
-const ROOM: usize = 128;
+const ROOM: usize = 192;
+/// How long a full queue is left alone: it holds more than it sends in that time.
+const FULL: Duration = Duration::from_micros(50);
 /// Frames handed to the kernel at once.
 const BATCH: usize = 64;
 
@@ -294,10 +300,12 @@ impl<'a> Batch<'a> {
                 n if n > 0 => done += n as usize,
                 _ => {
                     let error = io::Error::last_os_error();
-                    // A full queue: the frame is sent again.
                     if error.raw_os_error() != Some(libc::ENOBUFS) {
                         return Err(error).context("send a batch of raw frames");
                     }
+                    // A full queue: the frame is sent again, once the queue has
+                    // room for those too who share it.
+                    thread::sleep(FULL);
                 }
             }
         }
@@ -333,6 +341,9 @@ mod tests {
             let length = udp.write(&mut out, source, mix(i));
             let whole = Packet::udp(source.into(), to).frame();
             assert_eq!(out[..length], whole);
+            let question = |from| Packet::udp(from, to).data(&echo(7, i));
+            let length = template(question(nobody), true).write(&mut out, source, mix(i));
+            assert_eq!(out[..length], question(source.into()).frame());
             let ack = template(Packet::tcp(nobody, to, ACK).seq(0, 0), false);
             let length = ack.write(&mut out, source, mix(i));
             let numbers = [(mix(i) >> 32) as u32, mix(i) as u32];

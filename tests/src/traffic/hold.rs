@@ -65,6 +65,11 @@ impl Held {
         Ok(held)
     }
 
+    /// Whether it is a UDP flow.
+    pub fn is_udp(&self) -> bool {
+        matches!(self.socket, Socket::Udp(_))
+    }
+
     /// Its own address, where it is IPv4.
     pub fn local(&self) -> io::Result<Option<SocketAddrV4>> {
         let addr = match &self.socket {

@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use shifter_common::abi::{BackendCounters, PoolCounters, stats::VERDICTS};
+use shifter_common::abi::{
+    BackendCounters, PoolCounters,
+    stats::{VERDICTS, Verdict},
+};
 
 use crate::{
     datapath::{Census, FlowRow, HookStatus, LimitUse, ProgramState, ProgramStatus, VerdictCount},
@@ -195,6 +198,8 @@ pub(super) fn info(services: u64) -> InfoView {
         },
         flow_capacity: 1_048_576,
         table_memory_bytes: 134_217_728,
+        // One of them goes on, the others are over.
+        dropped_lately: [(("tc", Verdict::TableFull as u32), 9)].into(),
         verdicts: VERDICTS.iter().enumerate().map(verdict).collect(),
         warnings: vec!["16 Mi hugepages are missing".to_owned()],
         state_dir: "/var/lib/shifter".to_owned(),

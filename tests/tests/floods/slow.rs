@@ -1,0 +1,65 @@
+//! Handshakes that take long while a flood lasts: how much of it may come
+//! between a SYN-ACK and its ACK before the entry has given way.
+
+use shifter_tests::{
+    need,
+    need::{long, scaled},
+    topology::{Family, Placement},
+    traffic::{
+        flood::Kind,
+        slow::{Ended, Slow},
+        syn::Sender,
+    },
+};
+
+use crate::scenario::{SMALL, Scenario, lab, services, turn};
+
+/// Packets of the flood between SYN-ACK and ACK, in quarters of the entries that
+/// are not proven.
+const QUARTERS: [u64; 6] = [0, 1, 2, 3, 4, 8];
+
+fn slow_handshakes(placement: Placement, hook: &'static str) -> Vec<(u64, Ended)> {
+    let (lab, _servers) = lab(placement);
+    let scenario = Scenario::start(&lab, hook, SMALL, &services(&lab));
+    let vip = lab.vip(Family::V4);
+    let sender = Sender::new(&lab.client, "c0", lab.host_addr(Family::V4, 0).ip()).unwrap();
+    let clients = scaled(200, 1_000);
+    let room = 2 * SMALL - scenario.proven();
+    // Every place is taken before it begins. A server answers none of these, so
+    // that only the table is tried.
+    let fire = |packets| scenario.gun.fire(Kind::Udp, vip, &[], packets).unwrap();
+    fire(2 * room);
+    let mut all = Vec::new();
+    for quarters in QUARTERS {
+        let slow = Slow::begin(&lab.client, &sender, vip, clients).unwrap();
+        let sent = fire(room * quarters / 4);
+        let ended = slow.end().unwrap();
+        println!(
+            "FLOOD {hook} slow handshakes: {} packets between SYN-ACK and ACK, {:.2} of {room} \
+             unproven entries: of {clients} {} served, {} reset, {} silent",
+            sent.packets,
+            quarters as f64 / 4.0,
+            ended.served,
+            ended.reset,
+            ended.silent
+        );
+        all.push((quarters, ended));
+    }
+    all
+}
+
+#[test]
+fn a_handshake_outlasts_half_of_the_unproven_entries_under_a_flood() {
+    need!();
+    let _turn = turn();
+    let mut runs = vec![slow_handshakes(Placement::RemoteOther, "xdp")];
+    runs.push(slow_handshakes(Placement::Container, "tc"));
+    if long() {
+        runs.push(slow_handshakes(Placement::RemoteOther, "tc"));
+    }
+    for (quarters, ended) in runs.into_iter().flatten() {
+        if quarters <= 2 {
+            assert_eq!((ended.reset, ended.silent), (0, 0), "{quarters}: {ended:?}");
+        }
+    }
+}
