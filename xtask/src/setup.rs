@@ -30,7 +30,7 @@ pub enum Need {
     Bench,
     /// What boots other kernels, and what is called there.
     Kernels,
-    /// What every verb but the bench and `test --kernels` calls.
+    /// What every verb but `bench`, `dist` and `test --kernels` calls.
     All,
 }
 

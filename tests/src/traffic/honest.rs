@@ -52,13 +52,12 @@ enum End {
 }
 
 impl Opened {
-    /// Whether none was refused, none was reset sooner after it stood than
-    /// `excused`, and no more stalled than a machine loses whose every queue is
-    /// full: SYN after SYN is dropped before it comes to the hook.
-    pub fn is_clean(&self, excused: Duration) -> bool {
-        self.refused == 0
-            && self.stalled <= 2 + self.served / 20
-            && self.soonest_reset.is_none_or(|soonest| soonest >= excused)
+    /// Whether none was refused, and no more stalled or were reset than a machine
+    /// loses whose every queue is full: SYN after SYN is dropped before it comes to
+    /// the hook, a handshake takes longer than an unproven entry lasts, and a
+    /// listener that answers with cookies keeps no socket to find it by.
+    pub fn is_clean(&self) -> bool {
+        self.refused == 0 && self.stalled + self.reset <= 2 + self.served / 8
     }
 
     fn note(&mut self, end: End) {

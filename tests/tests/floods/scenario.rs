@@ -181,7 +181,7 @@ impl<'lab> Scenario<'lab> {
         thread::sleep(COUNTS_AGE.saturating_sub(ended.elapsed()));
         let arrived = seen(self) - seen_before;
         let evicted = self.evicted("") - evicted_before;
-        let excused = self.excused(&sent, evicted, proven);
+        let lasts = self.unproven_lasts(&sent, evicted, proven);
         let text = format!(
             "FLOOD {} {what}: {} packets, {:.0} a second, {proven} proven entries at risk, \
              {evicted} unproven gave way (each after {} ms at the soonest), {} asked, {} moved, \
@@ -189,7 +189,7 @@ impl<'lab> Scenario<'lab> {
             self.hook,
             sent.packets,
             sent.rate(),
-            excused.as_millis(),
+            lasts.as_millis(),
             lost.asked,
             lost.moved,
             lost.cut
@@ -209,7 +209,7 @@ impl<'lab> Scenario<'lab> {
             assert_eq!(self.evicted(state), 0, "{text}: {state}");
         }
         if room == Room::Enough {
-            let is_clean = opened.is_clean(excused);
+            let is_clean = opened.is_clean();
             assert!(is_clean, "{text}: {opened:?}\n{}", evidence());
             assert!(opened.served >= 10, "{text}: few were opened");
             let new = self.connect(HONEST, |i, to| {
@@ -251,9 +251,8 @@ impl<'lab> Scenario<'lab> {
     }
 
     /// How long an entry that is not proven outlasts a flood before which so
-    /// many gave way: half the time in which all of them do (`slow.rs`). Who is
-    /// reset later had a packet lost or held up on the way.
-    fn excused(&self, sent: &Sent, evicted: u64, proven: u64) -> Duration {
+    /// many gave way: half the time in which all of them do (`slow.rs`).
+    fn unproven_lasts(&self, sent: &Sent, evicted: u64, proven: u64) -> Duration {
         let room = 2 * self.capacity - proven;
         sent.took.mul_f64(room as f64 / 2.0 / evicted.max(1) as f64)
     }
