@@ -1,6 +1,10 @@
 //! Builds the eBPF object (or takes a ready one) and the gRPC code.
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -40,7 +44,7 @@ fn main() -> Result<()> {
 }
 
 /// Leaves the eBPF object at `$OUT_DIR/shifter`.
-fn build_object(manifest: &std::path::Path, out: &std::path::Path) -> Result<()> {
+fn build_object(manifest: &Path, out: &Path) -> Result<()> {
     println!("cargo::rerun-if-env-changed=SHIFTER_BPF_OBJECT");
     if let Some(object) = env::var_os("SHIFTER_BPF_OBJECT") {
         let object = PathBuf::from(object);
@@ -50,20 +54,28 @@ fn build_object(manifest: &std::path::Path, out: &std::path::Path) -> Result<()>
         })?;
         return Ok(());
     }
-    // The object is its own crate and what it shares with the host.
-    for sources in ["shifter-ebpf", "shifter-common/src"] {
-        let sources = manifest.join("..").join(sources);
-        println!("cargo::rerun-if-changed={}", sources.display());
+    // The object is its own crate, what it shares with the host, and versions.
+    for source in ["shifter-ebpf", "shifter-common", "Cargo.toml", "Cargo.lock"] {
+        let source = manifest.join("..").join(source);
+        println!("cargo::rerun-if-changed={}", source.display());
     }
     let target_dir = out.join("ebpf");
     let done = Command::new("rustup")
-        .args(["run", nightly(), "cargo", "build", "--quiet", "--release"])
+        .args([
+            "run",
+            nightly(),
+            "cargo",
+            "build",
+            "--quiet",
+            "--release",
+            "--locked",
+        ])
         .args(["--package", "shifter-ebpf", "--bin", "shifter"])
         .args(["--target", TARGET, "-Z", "build-std=core"])
         .arg("--target-dir")
         .arg(&target_dir)
         .current_dir(manifest)
-        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(manifest))
         // Those of the compiler that builds the host's half.
         .env_remove("RUSTC")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
@@ -78,6 +90,26 @@ fn build_object(manifest: &std::path::Path, out: &std::path::Path) -> Result<()>
     fs::copy(&object, out.join("shifter"))
         .with_context(|| format!("copying {}", object.display()))?;
     Ok(())
+}
+
+/// [`FLAGS`], and line information that names no directory of this machine.
+fn flags(manifest: &Path) -> String {
+    let home = |variable: &str, directory: &str| {
+        let user = || PathBuf::from(env::var_os("HOME").unwrap_or_default());
+        env::var_os(variable).map_or_else(|| user().join(directory), PathBuf::from)
+    };
+    let remaps = [
+        (manifest.parent().unwrap_or(manifest).to_owned(), "shifter"),
+        (home("CARGO_HOME", ".cargo"), "cargo"),
+        (home("RUSTUP_HOME", ".rustup"), "rustup"),
+    ];
+    let remaps =
+        remaps.map(|(from, to)| format!("--remap-path-prefix={}=/build/{to}", from.display()));
+    let flags: Vec<_> = FLAGS
+        .into_iter()
+        .chain(remaps.iter().map(String::as_str))
+        .collect();
+    flags.join("\x1f")
 }
 
 /// The nightly that builds the eBPF object: that of docs/toolchain.md, which

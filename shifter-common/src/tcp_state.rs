@@ -1,4 +1,4 @@
-//! What a TCP segment does to a flow, as a pure function (DESIGN §2.10, §2.11).
+//! What a TCP segment does to a flow, as a pure function.
 
 use crate::{
     abi::flow::*,

@@ -65,7 +65,7 @@ impl Service {
     }
 }
 
-/// A services file (DESIGN §8).
+/// A services file.
 pub fn to_toml(services: &[Service]) -> String {
     let mut text = String::new();
     for service in services {

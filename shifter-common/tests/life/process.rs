@@ -1,5 +1,5 @@
 //! What packets and the agent do to the table, line for line as
-//! shifter-ebpf/src/flow_table.rs, stage/track.rs and shifter/src/datapath/flows.rs
+//! shifter-ebpf/src/flow_table/, stage/track.rs and shifter/src/datapath/flows.rs
 //! do it, over the same pure functions.
 
 use shifter_common::{

@@ -5,7 +5,7 @@ use shifter_common::{
         Config, FirstFlow, FlowEntry, ServiceBody,
         backend::{BACKEND_SOCKETS, NETNS_CURRENT, NO_BACKEND},
         flow::*,
-        service::{LOCAL_BACKENDS, SERVICE_LIVE_HAS_VIP},
+        service::{LOCAL_BACKENDS, SERVICE_EXACT, SERVICE_LIVE_HAS_VIP},
         stats::Verdict,
     },
     packet::parse::{Headers, Kind, TCP_RST},
@@ -14,7 +14,7 @@ use shifter_common::{
 
 use crate::{
     clock,
-    flow_table::{self, FlowKey, Inserted, Match, NewFlow, get},
+    flow_table::{self, FlowKey, Inserted, Match, NewFlow, get, is_pressed},
     hook::Hook,
     maps::{BACKEND_COUNTERS, FIRST_FLOW, POOL_COUNTERS},
     stage::{
@@ -51,7 +51,6 @@ pub fn forward<H: Hook>(hook: &mut H, packet: &mut Packet) -> Outcome {
         config,
         body,
         key,
-        choice,
         ..
     } = packet;
     let (headers, config, body) = (*headers, *config, *body);
@@ -81,11 +80,11 @@ pub fn forward<H: Hook>(hook: &mut H, packet: &mut Packet) -> Outcome {
         // was first, that one's entry is found on insert.
         flow_table::transition(entry, control, STATE_FREE, now);
     }
-    if !choose_into(hook, headers, body, choice, ns) {
+    if !choose_into(hook, packet, ns) {
         return no_backend(hook, body);
     }
     if headers.tcp_flags & TCP_RST != 0 {
-        return without_entry(hook, headers, body, choice);
+        return without_entry(hook, headers, body, packet.choice);
     }
     pin(hook, packet, now)
 }
@@ -110,16 +109,10 @@ fn is_over(
 
 /// Chooses into scratch space; a frame of its own on the stack.
 #[inline(never)]
-fn choose_into<H: Hook>(
-    hook: &H,
-    headers: &Headers,
-    body: &ServiceBody,
-    choice: &mut Choice,
-    ns: u64,
-) -> bool {
-    match choose(hook, headers, body, ns) {
+fn choose_into<H: Hook>(hook: &H, packet: &mut Packet, ns: u64) -> bool {
+    match choose(hook, packet.headers, packet.body, packet.key, ns) {
         Some(chosen) => {
-            *choice = chosen;
+            *packet.choice = chosen;
             true
         }
         None => false,
@@ -128,7 +121,13 @@ fn choose_into<H: Hook>(
 
 /// Which backend a flow without an entry gets, and by what right.
 #[inline(always)]
-fn choose<H: Hook>(hook: &H, headers: &Headers, body: &ServiceBody, ns: u64) -> Option<Choice> {
+fn choose<H: Hook>(
+    hook: &H,
+    headers: &Headers,
+    body: &ServiceBody,
+    key: &FlowKey,
+    ns: u64,
+) -> Option<Choice> {
     let hash = select::hash_of(body, headers);
     let settling = ns < body.settle_until_ns;
     let live = select::live_pool(body);
@@ -161,7 +160,18 @@ fn choose<H: Hook>(hook: &H, headers: &Headers, body: &ServiceBody, ns: u64) -> 
     if body.flags & SERVICE_LIVE_HAS_VIP != 0 {
         return vip(Origin::Adopted);
     }
-    select::in_pool(body, live, hash, 0).map(|choice| Choice {
+    // While unproven entries give way, this may be the end of a handshake whose
+    // entry just did: its SYN was sent where the weight says.
+    let is_chosen = headers.protocol != 17
+        && !settling
+        && body.flags & SERVICE_EXACT == 0
+        && is_pressed(key, clock::tick(ns)) != 0;
+    let chosen = if is_chosen {
+        select::by_weight(body, hash, 0)
+    } else {
+        select::in_pool(body, live, hash, 0)
+    };
+    chosen.map(|choice| Choice {
         origin: Origin::Adopted,
         ..choice
     })

@@ -1,5 +1,5 @@
 //! Sockets of this host and its namespaces: who serves a connection that we
-//! did not see begin (DESIGN §2.7).
+//! did not see begin.
 
 use core::{ffi::c_void, mem::size_of};
 

@@ -229,10 +229,12 @@ fn maintain(
                 reconciler.prune();
             }
         });
-        if std::panic::catch_unwind(pass).is_err() {
-            tracing::error!("a maintenance pass panicked; the next one is due in a second");
+        match std::panic::catch_unwind(pass) {
+            Ok(()) => manager.answer(),
+            Err(_) => {
+                tracing::error!("a maintenance pass panicked; the next one is due in a second");
+            }
         }
-        manager.answer();
         passes += 1;
         let due = Instant::now() + MAINTAIN_EVERY;
         while Instant::now() < due && !*stopped.borrow() {

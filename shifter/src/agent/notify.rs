@@ -22,7 +22,7 @@ const SHORTEST_PATIENCE: Duration = Duration::from_secs(5);
 /// The service manager that started this process, if one did.
 pub struct Manager {
     to: Option<SocketAddr>,
-    /// Between two signs of life, if it waits for them.
+    /// Half of the time that it waits for a sign of life, if it does.
     every: Option<Duration>,
     status: Mutex<String>,
     answered: Mutex<Instant>,
@@ -86,15 +86,16 @@ impl Manager {
         *lock(&self.answered) = Instant::now();
     }
 
-    /// Says once in half of the watchdog's time that the agent lives, as long
-    /// as its control loop answers. It runs on the runtime that serves the API:
+    /// Says four times in the watchdog's time that the agent lives, as long as
+    /// its control loop has answered in the last half of it. It runs on the runtime that serves the API:
     /// where either stands still, systemd starts the agent anew.
     pub async fn keep_alive(self: Arc<Self>) {
         let Some(every) = self.every.filter(|_| self.to.is_some()) else {
             return;
         };
         let mut stands_still = false;
-        let mut ticks = tokio::time::interval(every);
+        // One sign that is late or lost is not yet silence.
+        let mut ticks = tokio::time::interval(every / 2);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;

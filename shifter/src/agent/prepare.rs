@@ -3,7 +3,9 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -12,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     datapath::{load::Pins, noted, plural},
     model::config::parse_config,
+    store::STORE_FILE,
 };
 
 /// Prepares the host for the agent of a configuration; a line for each thing
@@ -42,6 +45,7 @@ pub fn prepare(config_path: &Path) -> Result<Vec<String>> {
     done.push(format!("pins: {}, root's alone", pins.root().display()));
 
     make(&config.state_dir, 0o700)?;
+    refuse_others(&config.state_dir)?;
     own(&config.state_dir, 0o700)?;
     let files = own_files(&config.state_dir)?;
     done.push(format!(
@@ -80,21 +84,39 @@ fn make(directory: &Path, mode: u32) -> Result<()> {
 /// Makes a directory root's own: root without CAP_DAC_OVERRIDE is an owner like
 /// any other.
 fn own(path: &Path, mode: u32) -> Result<()> {
-    let changed = fs::metadata(path).and_then(|found| {
+    let mut options = fs::OpenOptions::new();
+    // Not through a link, which somebody may have put there.
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let open = options.read(true).custom_flags(flags).open(path);
+    let changed = open.and_then(|directory| {
+        let found = directory.metadata()?;
         if (found.uid(), found.gid()) != (0, 0) {
-            std::os::unix::fs::chown(path, Some(0), Some(0))?;
+            std::os::unix::fs::fchown(&directory, Some(0), Some(0))?;
         }
         if found.mode() & 0o7777 != mode {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+            directory.set_permissions(fs::Permissions::from_mode(mode))?;
         }
         Ok(())
     });
     changed.with_context(|| {
         format!(
-            "making {} root's own: is its file system read-only?",
+            "making {} root's own: is it a link, or its file system read-only?",
             path.display()
         )
     })
+}
+
+/// A directory with files in it that are not the agent's is somebody else's.
+fn refuse_others(state_dir: &Path) -> Result<()> {
+    let mut there = fs::read_dir(state_dir)
+        .with_context(|| format!("reading the directory {}", state_dir.display()))?;
+    if there.next().is_some() && !state_dir.join(STORE_FILE).exists() {
+        bail!(
+            "{} holds files and no store of shifter: name a directory of its own as state_dir",
+            state_dir.display()
+        );
+    }
+    Ok(())
 }
 
 /// Makes files restored from elsewhere root's own; returns how many files there are.

@@ -31,7 +31,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// As DESIGN §7 lists them.
+    /// As README lists them.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::OutputClosed => 0,

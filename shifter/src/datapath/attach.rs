@@ -17,8 +17,9 @@ use aya::{
 
 use super::{
     DatapathError, clsact,
-    inspect::{pinned_tag, stranger},
+    inspect::{ProgramIdentity, pinned_tag, show_tag, stranger},
     load::{Pins, failed},
+    noted,
     pinned::{self, pin, pinned, take_filter_off, unpin},
 };
 
@@ -348,6 +349,22 @@ impl Attacher {
             *known = (info.id(), info.tag());
         }
         Ok(found)
+    }
+
+    /// Tells who the loaded programs are where the kernel names none by its id
+    /// (it does so to CAP_SYS_ADMIN only), so that they are never taken for a stranger's.
+    pub fn know_own(&self) -> Result<(), DatapathError> {
+        let installation = pinned_tag(&self.pins).unwrap_or_default();
+        for (place, (id, tag)) in Place::ALL.into_iter().zip(self.programs()?) {
+            let identity = ProgramIdentity {
+                // The kernel keeps 15 characters.
+                name: place.program().chars().take(15).collect(),
+                tag: show_tag(tag),
+                installation: installation.clone(),
+            };
+            noted::know(id, identity);
+        }
+        Ok(())
     }
 
     /// Forgets links of an interface that is gone.

@@ -153,6 +153,7 @@ impl KernelDatapath {
             evicted: typed(&mut ebpf, "EVICTED")?,
         };
         let attacher = Attacher::new(ebpf, pins, setup.egress);
+        attacher.know_own()?;
         Ok(Self {
             flows,
             first_flow,

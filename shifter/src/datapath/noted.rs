@@ -7,10 +7,10 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use aya::programs::loaded_programs;
@@ -55,23 +55,52 @@ pub fn read_from(path: PathBuf) {
     let _ = NOTE.set(path);
 }
 
+/// Programs that this process has loaded itself: later than any note.
+static OWN: Mutex<Vec<(u32, ProgramIdentity)>> = Mutex::new(Vec::new());
+
+/// From now on this program is known, whatever the kernel tells.
+pub(super) fn know(id: u32, identity: ProgramIdentity) {
+    OWN.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push((id, identity));
+}
+
 /// A program as noted; read anew each time, which is rare.
 pub(super) fn find(id: u32) -> Option<ProgramIdentity> {
+    let own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, identity)) = own.iter().find(|(known, _)| *known == id) {
+        return Some(identity.clone());
+    }
+    drop(own);
     find_in(NOTE.get()?, &boot_id()?, id)
 }
 
 fn find_in(path: &Path, boot_id: &str, id: u32) -> Option<ProgramIdentity> {
-    let length = fs::metadata(path).ok()?.len();
-    if length > LONGEST {
-        return None;
-    }
-    let note: Note = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    let note: Note = serde_json::from_slice(&read(path)?).ok()?;
     let found = note.programs.into_iter().find(|program| program.id == id)?;
     (note.boot_id == boot_id).then_some(ProgramIdentity {
         name: found.name,
         tag: found.tag,
         installation: found.installation,
     })
+}
+
+/// What is in the note, if nobody but root or this user can have written it.
+fn read(path: &Path) -> Option<Vec<u8>> {
+    let mut options = fs::OpenOptions::new();
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = options.read(true).custom_flags(flags).open(path).ok()?;
+    let found = file.metadata().ok()?;
+    // SAFETY: takes nothing, touches no memory and cannot fail.
+    let own = unsafe { libc::geteuid() };
+    let is_ours = found.is_file() && [0, own].contains(&found.uid()) && found.mode() & 0o022 == 0;
+    if !is_ours {
+        tracing::warn!(path = %path.display(), "the note of programs is not root's own and is not read: run `shifter prepare`");
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(LONGEST).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// Notes every loaded program; returns how many there are.
@@ -143,6 +172,7 @@ fn boot_id() -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn a_note_names_programs_of_its_own_boot_only() {
@@ -165,6 +195,13 @@ mod tests {
         assert_eq!((&*found.name, &*found.tag), ("cil_from_netdev", "00ff"));
         assert_eq!(find_in(&path, "now", 8), None);
         assert_eq!(find_in(&path, "another boot", 7), None);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(
+            find_in(&path, "now", 7),
+            None,
+            "anybody may have written it"
+        );
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, b"{\"boot_id\": 1").unwrap();
         assert_eq!(find_in(&path, "now", 7), None);
         fs::remove_dir_all(directory).unwrap();

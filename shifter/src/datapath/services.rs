@@ -212,19 +212,21 @@ impl Services {
                 ));
             }
         }
-        known.remove(Whose::Vip, &vip);
         let mark = address_mark(&vip);
         if let Some(users) = self.addresses.get_mut(&mark) {
             *users -= 1;
             if *users == 0 {
                 self.addresses.remove(&mark);
-                self.vips
-                    .remove(&Plain(mark))
-                    .map_err(|error| failed("removing a VIP's address", error, ""))?;
+                match self.vips.remove(&Plain(mark)) {
+                    Ok(()) | Err(MapError::KeyNotFound) => {}
+                    Err(error) => return Err(failed("removing a VIP's address", error, "")),
+                }
             }
         }
         let (slot, _) = head_parts(self.heads.read(u32::from(id)));
         self.heads.write(u32::from(id), 0);
+        // Last: an attempt that failed is made again.
+        known.remove(Whose::Vip, &vip);
         self.slots.give_back(slot);
         self.give_back_rings(&body.rings);
         Ok(())

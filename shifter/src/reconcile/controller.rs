@@ -131,7 +131,7 @@ pub struct ServiceView {
     pub backends: Vec<BackendView>,
     /// `(generation, ns after it was programmed)`.
     pub first_flow: Option<(u32, u64)>,
-    /// "vip", "single", "hash" or "refused": DESIGN §2.7 (d) and (e).
+    /// "vip", "single", "hash" or "refused".
     pub adoption: &'static str,
     pub counters: [PoolCounters; 2],
     pub warnings: Vec<String>,

@@ -195,7 +195,7 @@ impl Entry {
         published.find(|(g, _)| *g == generation).map(|(_, at)| *at)
     }
 
-    /// How flows without an entry are taken over (DESIGN §2.7 d and e).
+    /// How flows without an entry are taken over.
     pub fn adoption(&self) -> &'static str {
         adoption(&self.spec, self.translated)
     }

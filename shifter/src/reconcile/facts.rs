@@ -15,8 +15,8 @@ use crate::{
 /// The host as netlink, sysctls and netfilter show it. `is_local` and
 /// `interface_for` are answered from what is known. The others ask the kernel
 /// or run nft: some µs for the most part, some seconds where nft is slow. So
-/// they are called under no lock that a request needs; DESIGN §5: a rollback
-/// waits for nothing.
+/// they are called under no lock that a request needs: a rollback waits for
+/// nothing.
 pub trait HostFacts: Send + Sync + 'static {
     /// Whether an interface of this host has the address.
     fn is_local(&self, ip: IpAddr) -> bool;

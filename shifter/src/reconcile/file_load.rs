@@ -1,4 +1,4 @@
-//! `[[service]]` of the agent's own file against the stored state (DESIGN §8).
+//! `[[service]]` of the agent's own file against the stored state.
 
 use std::collections::HashMap;
 

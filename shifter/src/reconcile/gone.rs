@@ -1,4 +1,4 @@
-//! Flows whose socket is gone: an end that no packet showed (DESIGN §2.11).
+//! Flows whose socket is gone: an end that no packet showed.
 //!
 //! A TCP flow that ended by a RST that was not plausible, or by none, would
 //! count as carried for days. Where its backend is on this host, the kernel

@@ -167,7 +167,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether an undurable write stays in force (DESIGN §5).
+/// Whether an undurable write stays in force.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Durability {
     Required,
@@ -263,7 +263,7 @@ impl Reconciler {
         }
     }
 
-    /// Publishes a split, then makes it last; see DESIGN §5 for the order.
+    /// Publishes a split, then makes it last; ARCHITECTURE says why in this order.
     pub(super) fn write_split(
         &self,
         core: &mut Core,

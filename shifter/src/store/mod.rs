@@ -11,6 +11,8 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use crate::model::{PoolName, ServiceSpec, Weight, file};
 
+/// Name of the database in the state directory.
+pub const STORE_FILE: &str = "shifter.db";
 /// Splits kept per service for `rollback --to`.
 pub const HISTORY_PER_SERVICE: u32 = 1_000;
 /// Audit records kept.
@@ -135,7 +137,7 @@ impl Store {
     /// (0700; the file 0600, because it holds the seeds).
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-        let path = state_dir.join("shifter.db");
+        let path = state_dir.join(STORE_FILE);
         let opened = std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)

@@ -38,7 +38,7 @@ use anyhow::{Context, Result};
 pub use self::netns::{Netns, PREFIX, sweep_stale};
 use crate::command::run;
 
-/// Where the servers are (DESIGN §3).
+/// Where the servers are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Placement {
     /// (a) Both on the host, on other ports of its own address.

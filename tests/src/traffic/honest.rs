@@ -33,6 +33,8 @@ pub struct Opened {
     pub refused: u64,
     /// Reset after they stood.
     pub reset: u64,
+    /// The answer was another's, or something else went wrong.
+    pub wrong: u64,
     /// From standing to being reset; the shortest.
     pub soonest_reset: Option<Duration>,
     /// They did not stand in time, or were not answered in time.
@@ -49,6 +51,7 @@ enum End {
     Reset { stood: Duration, error: io::Error },
     Refused(io::Error),
     Stalled(io::Error),
+    Wrong(io::Error),
 }
 
 impl Opened {
@@ -57,7 +60,7 @@ impl Opened {
     /// the hook, a handshake takes longer than an unproven entry lasts, and a
     /// listener that answers with cookies keeps no socket to find it by.
     pub fn is_clean(&self) -> bool {
-        self.refused == 0 && self.stalled + self.reset <= 2 + self.served / 8
+        self.refused == 0 && self.wrong == 0 && self.stalled + self.reset <= 2 + self.served / 8
     }
 
     fn note(&mut self, end: End) {
@@ -81,6 +84,10 @@ impl Opened {
                 self.stalled += 1;
                 error
             }
+            End::Wrong(error) => {
+                self.wrong += 1;
+                error
+            }
         };
         if self.errors.len() < 5 {
             self.errors.push(error.to_string());
@@ -93,6 +100,7 @@ impl Opened {
         self.second_syn += other.second_syn;
         self.refused += other.refused;
         self.reset += other.reset;
+        self.wrong += other.wrong;
         self.soonest_reset = sooner(self.soonest_reset, other.soonest_reset);
         self.stalled += other.stalled;
         self.slowest = self.slowest.max(other.slowest);
@@ -161,16 +169,21 @@ pub fn open_until(to: &[SocketAddr], per_second: u32, stop: &AtomicBool) -> Open
 fn open(number: u32, to: SocketAddr) -> End {
     let is_late =
         |error: &io::Error| matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock);
+    let is_reset = |error: &io::Error| {
+        use ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+    };
     let start = Instant::now();
     let stream = match poll::connect_within(to, None, LIMIT) {
         Ok(stream) => stream,
         Err(error) if is_late(&error) => return End::Stalled(error),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => return End::Refused(error),
         // It stood, and was reset before this thread had its turn.
-        Err(error) => {
+        Err(error) if is_reset(&error) => {
             let stood = start.elapsed();
             return End::Reset { stood, error };
         }
+        Err(error) => return End::Wrong(error),
     };
     let stood = Instant::now();
     match ask(stream, number) {
@@ -178,10 +191,11 @@ fn open(number: u32, to: SocketAddr) -> End {
             handshake: stood - start,
         },
         Err(error) if is_late(&error) => End::Stalled(error),
-        Err(error) => End::Reset {
+        Err(error) if is_reset(&error) => End::Reset {
             stood: stood.elapsed(),
             error,
         },
+        Err(error) => End::Wrong(error),
     }
 }
 

@@ -84,7 +84,13 @@ impl<'a> Slow<'a> {
         slow.exchange(|client| client.backend_isn.is_none(), syn)?;
         let open = slow.clients.values().filter(|c| c.backend_isn.is_none());
         let open = open.count();
-        ensure!(open == 0, "{open} of {count} SYNs were not answered");
+        // A tuple of an earlier run may still be connected: then there is no SYN-ACK.
+        ensure!(
+            open <= count as usize / 50,
+            "{open} of {count} SYNs were not answered"
+        );
+        slow.clients
+            .retain(|_, client| client.backend_isn.is_some());
         Ok(slow)
     }
 

@@ -1,5 +1,5 @@
 //! Floods from the addresses and ports of held flows to other services on the
-//! same backends, where replies of both would look alike (DESIGN §2.13).
+//! same backends, where replies of both would look alike.
 
 use std::net::SocketAddr;
 

@@ -32,7 +32,7 @@ pub const SMALL: u64 = 16_384;
 /// Proven flows that a flood is to leave alone.
 pub const HELD: u32 = 10_000;
 /// How old the agent's counts of the table may be, and a little.
-const COUNTS_AGE: Duration = Duration::from_millis(1_200);
+pub const COUNTS_AGE: Duration = Duration::from_millis(1_200);
 /// New honest connections after each flood.
 const HONEST: u32 = 100;
 /// How long a flood lasts at least.

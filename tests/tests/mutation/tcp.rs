@@ -1,4 +1,4 @@
-//! The model's own account of a flow's life (DESIGN §2.10 and §2.11).
+//! The model's own account of a flow's life.
 
 use super::parse::View;
 

@@ -45,8 +45,8 @@ pub fn build(directory: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The agent's own code names no directory of this machine. (The eBPF object
-/// does, in its line information: aya-build takes no flags.)
+/// The agent's own code names no directory of this machine, nor does the eBPF
+/// object (shifter/build.rs).
 fn remap() -> String {
     let home = std::env::var_os("CARGO_HOME").map_or_else(
         || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo"),

@@ -18,7 +18,15 @@ use crate::{
 const CLOSING: &str = "the guest has run its tests";
 
 /// Lines of the console that show a defect, whatever the tests say.
-const COMPLAINTS: [&str; 4] = ["WARNING: CPU:", "BUG:", "Oops", "Kernel panic"];
+const COMPLAINTS: [&str; 7] = [
+    "WARNING: CPU:",
+    "cut here",
+    "BUG:",
+    "kernel BUG",
+    "Oops",
+    "Kernel panic",
+    "unregister_netdevice: waiting",
+];
 
 /// Lines of the console that are shown when the guest ends early.
 const TAIL: usize = 30;
@@ -59,10 +67,11 @@ pub fn script(runs: &[Run], modules: &[Module]) -> String {
     lines.push("uname -r".to_owned());
     for run in runs {
         lines.push(format!(
-            "{} --color=never --test-threads={} --exact {}",
+            "{} --color=never --test-threads={} --exact {} || echo 'test {}::exit ... FAILED'",
             run.program,
             run.threads,
-            run.tests.join(" ")
+            run.tests.join(" "),
+            run.program
         ));
     }
     lines.push(format!("echo '{CLOSING}'"));

@@ -123,7 +123,7 @@ pub const MODULES: [&str; 9] = [
 /// What the guest's kernel is told. Emulated, it is a third faster without what
 /// protects against others on the same CPU, nobody being there, and a slow
 /// emulation is not a stalled CPU.
-pub const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=5 panic=-1 nowatchdog rcupdate.rcu_cpu_stall_suppress=1 \
+pub const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic nowatchdog rcupdate.rcu_cpu_stall_suppress=1 \
     mitigations=off init_on_alloc=0 audit=0 apparmor=0 nokaslr";
 
 /// What the guest's CPU is: `rep movsb` and five-level page tables, which the

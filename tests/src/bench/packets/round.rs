@@ -187,7 +187,7 @@ fn pass(bed: &Bed, case: Case, flows: u32, before: &Snapshot) -> Result<u32> {
     Ok(took.packet_ns)
 }
 
-/// Flows that may find no place in a full table (DESIGN §4: fewer than 1 in 100,000).
+/// Flows that may find no place in a full table (fewer than 1 in 100,000 in simulation).
 fn unplaced(flows: u32) -> u32 {
     flows / 50_000
 }
