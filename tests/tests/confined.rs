@@ -111,6 +111,26 @@ fn an_agent_with_three_capabilities_does_its_work_under_clsact() {
 }
 
 #[test]
+fn a_filter_that_was_taken_out_by_hand_is_put_back_with_three_capabilities() {
+    need!("setpriv");
+    let lab = Lab::new(Placement::HostPorts).unwrap();
+    let settings = Settings::hook("tc").with_clsact().confined();
+    let agent = Agent::start(&lab, settings).unwrap();
+    let tc = |arguments: &str| {
+        let mut command = lab.host.command("tc");
+        let output = run(command.args(arguments.split(' '))).unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    // The other direction stays: the agent has to know it for its own.
+    for direction in ["ingress", "egress"] {
+        tc(&format!("filter del dev h0 {direction}"));
+        let show = format!("filter show dev h0 {direction}");
+        let is_back = eventually(SOON, || tc(&show).contains("shifter_"));
+        assert!(is_back, "{direction}: {}", agent.log());
+    }
+}
+
+#[test]
 fn what_others_attached_later_is_named_as_soon_as_prepare_runs_again() {
     need!("setpriv", "bpftool");
     let lab = Lab::new(Placement::Container).unwrap();

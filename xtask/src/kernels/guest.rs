@@ -225,7 +225,7 @@ mod tests {
                 .find(text)
                 .unwrap_or_else(|| panic!("{text}: {script}"))
         };
-        let tests = at("packets --color=never --test-threads=2 --exact nat::one nat::two\n");
+        let tests = at("packets --color=never --test-threads=2 --exact nat::one nat::two || echo");
         assert!(at("insmod /lib/modules/veth.ko\n") < tests);
         assert!(at("CI=1") < tests && tests < at(CLOSING));
         assert!(script.starts_with("#!/bin/sh\n") && script.ends_with("poweroff -f\n"));
