@@ -63,8 +63,8 @@ fn best_place(set: *mut FlowSet, home: u32, now: u32) -> u64 {
     best
 }
 
-/// Whether only an unproven entry would give way to this flow: then an entry of
-/// its own may have given way to others just now. A global function: verified
+/// Whether only an unproven entry, or none, would give way to this flow: then an
+/// entry of its own may have given way to others just now. A global function: verified
 /// once, and its stack is gone when it returns.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -61,19 +61,24 @@ pub fn run(config_path: &Path) -> Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
-    let text = fs::read_to_string(config_path).with_context(|| {
-        format!(
-            "reading {}: name the agent's configuration with --config",
-            config_path.display()
-        )
-    })?;
-    let config = parse_config(&text, &config_path.display().to_string())?;
+    let config = read_config(config_path)?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("starting the agent's runtime")?
         .block_on(serve(config))
+}
+
+/// The agent's configuration.
+fn read_config(path: &Path) -> Result<AgentConfig> {
+    let text = fs::read_to_string(path).with_context(|| {
+        format!(
+            "reading {}: name the agent's configuration with --config",
+            path.display()
+        )
+    })?;
+    Ok(parse_config(&text, &path.display().to_string())?)
 }
 
 async fn serve(config: AgentConfig) -> Result<()> {

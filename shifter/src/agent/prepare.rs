@@ -2,6 +2,7 @@
 //! before its start by root with all of them: `shifter prepare`.
 
 use std::{
+    ffi::OsString,
     fs, io,
     os::unix::fs::{
         DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
@@ -11,9 +12,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use super::read_config;
 use crate::{
     datapath::{load::Pins, noted, plural},
-    model::config::parse_config,
     store::STORE_FILE,
 };
 
@@ -28,13 +29,7 @@ pub fn prepare(config_path: &Path) -> Result<Vec<String>> {
     if unsafe { libc::geteuid() } != 0 {
         bail!("preparing a host for the agent needs root: run it with sudo");
     }
-    let text = fs::read_to_string(config_path).with_context(|| {
-        format!(
-            "reading {}: name the agent's configuration with --config",
-            config_path.display()
-        )
-    })?;
-    let config = parse_config(&text, &config_path.display().to_string())?;
+    let config = read_config(config_path)?;
     let mut done = Vec::new();
 
     let pins = Pins::new(&config.bpffs);
@@ -108,15 +103,25 @@ fn own(path: &Path, mode: u32) -> Result<()> {
 
 /// A directory with files in it that are not the agent's is somebody else's.
 fn refuse_others(state_dir: &Path) -> Result<()> {
-    let mut there = fs::read_dir(state_dir)
+    let names = fs::read_dir(state_dir)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect())
         .with_context(|| format!("reading the directory {}", state_dir.display()))?;
-    if there.next().is_some() && !state_dir.join(STORE_FILE).exists() {
+    if is_others(names) {
         bail!(
             "{} holds files and no store of shifter: name a directory of its own as state_dir",
             state_dir.display()
         );
     }
     Ok(())
+}
+
+/// Whether names are of files, and none of a store: one that was moved aside counts.
+fn is_others(names: Vec<OsString>) -> bool {
+    let mut names = names
+        .into_iter()
+        .filter(|name| name != "lost+found")
+        .peekable();
+    names.peek().is_some() && !names.any(|name| name.to_string_lossy().starts_with(STORE_FILE))
 }
 
 /// Makes files restored from elsewhere root's own; returns how many files there are.
@@ -147,4 +152,20 @@ fn regular_files(directory: &Path) -> io::Result<Vec<(PathBuf, fs::Metadata)>> {
         }
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_others_is_told_from_a_new_one_and_one_whose_store_was_moved_aside() {
+        let is_others = |names: &[&str]| is_others(names.iter().map(OsString::from).collect());
+        assert!(!is_others(&[]));
+        assert!(!is_others(&["lost+found"]));
+        assert!(!is_others(&["notes", "shifter.db"]));
+        assert!(!is_others(&["shifter.db.bad"]));
+        assert!(!is_others(&["shifter.db-wal", "shifter.db-shm"]));
+        assert!(is_others(&["lost+found", "postgresql"]));
+    }
 }

@@ -213,19 +213,21 @@ impl Services {
             }
         }
         let mark = address_mark(&vip);
-        if let Some(users) = self.addresses.get_mut(&mark) {
-            *users -= 1;
-            if *users == 0 {
-                self.addresses.remove(&mark);
-                match self.vips.remove(&Plain(mark)) {
-                    Ok(()) | Err(MapError::KeyNotFound) => {}
-                    Err(error) => return Err(failed("removing a VIP's address", error, "")),
-                }
+        let is_last = self.addresses.get(&mark) == Some(&1);
+        if is_last {
+            match self.vips.remove(&Plain(mark)) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(failed("removing a VIP's address", error, "")),
             }
+        }
+        // What can fail is done: an attempt that failed is made again as a whole.
+        if is_last {
+            self.addresses.remove(&mark);
+        } else if let Some(users) = self.addresses.get_mut(&mark) {
+            *users -= 1;
         }
         let (slot, _) = head_parts(self.heads.read(u32::from(id)));
         self.heads.write(u32::from(id), 0);
-        // Last: an attempt that failed is made again.
         known.remove(Whose::Vip, &vip);
         self.slots.give_back(slot);
         self.give_back_rings(&body.rings);

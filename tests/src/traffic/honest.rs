@@ -57,8 +57,7 @@ enum End {
 impl Opened {
     /// Whether none was refused, and no more stalled or were reset than a machine
     /// loses whose every queue is full: SYN after SYN is dropped before it comes to
-    /// the hook, a handshake takes longer than an unproven entry lasts, and a
-    /// listener that answers with cookies keeps no socket to find it by.
+    /// the hook, and a handshake takes longer than an unproven entry lasts.
     pub fn is_clean(&self) -> bool {
         self.refused == 0 && self.wrong == 0 && self.stalled + self.reset <= 2 + self.served / 8
     }
