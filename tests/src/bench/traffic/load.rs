@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::way::BULK_PORT;
+use super::way::{BULK_PORT, shared_by_servers};
 use crate::{
     command::{Process, eventually, run},
     topology::{Family, Lab, Side},
@@ -60,6 +60,9 @@ pub fn servers(lab: &Lab) -> Result<Vec<Process>> {
 
 fn nginx(lab: &Lab, side: Side) -> Result<Process> {
     let dir = lab.dir().join(format!("nginx-{}", side.name()));
+    let shared = shared_by_servers(lab);
+    lab.server_ns(side)
+        .ip(&[format!("addr add {}/32 dev lo", shared.ip())])?;
     fs::create_dir_all(&dir)?;
     let path = |file: &str| dir.join(file).display().to_string();
     let temp: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -69,7 +72,7 @@ fn nginx(lab: &Lab, side: Side) -> Result<Process> {
         "daemon off; master_process off; user root; pid {}; error_log {};
          events {{ worker_connections 8192; }}
          http {{ {temp} keepalive_requests 1000000000; access_log off;
-           server {{ listen {} backlog=8192; location / {{ return 200 'a short answer'; }} }} }}",
+           server {{ listen {} backlog=8192; listen {shared} backlog=8192; location / {{ return 200 'a short answer'; }} }} }}",
         path("pid"),
         path("error"),
         lab.listen(side, Family::V4),

@@ -124,6 +124,7 @@ pub fn table(lines: &[Line]) -> String {
             "way",
             what,
             "of routed",
+            "of ECMP",
             "p50, ms",
             "p99, ms",
             "p99.9, ms",
@@ -136,7 +137,8 @@ pub fn table(lines: &[Line]) -> String {
                 vec![
                     line.way.name().to_owned(),
                     metric(0).text(0),
-                    of_routed(lines, line, first),
+                    of(lines, Way::Routed, line, first),
+                    of(lines, Way::RoutedEcmp, line, first),
                     metric(1).text(2),
                     metric(2).text(2),
                     metric(3).text(2),
@@ -153,24 +155,24 @@ pub fn table(lines: &[Line]) -> String {
             vec![
                 line.way.name().to_owned(),
                 line.metrics[10].text(2),
-                of_routed(lines, line, 10),
+                of(lines, Way::Routed, line, 10),
             ]
         })
         .collect();
     text + &report::table(&["way", "bulk, Gbit/s", "of routed"], &rows)
 }
 
-/// A metric as a multiple of the routed path's in the same round.
-fn of_routed(lines: &[Line], line: &Line, metric: usize) -> String {
-    let Some(routed) = lines.iter().find(|line| line.way == Way::Routed) else {
+/// A metric as a multiple of another way's in the same round.
+fn of(lines: &[Line], way: Way, line: &Line, metric: usize) -> String {
+    let Some(other) = lines.iter().find(|line| line.way == way) else {
         return "-".to_owned();
     };
     let pairs = line.metrics[metric]
         .values
         .iter()
-        .zip(&routed.metrics[metric].values);
+        .zip(&other.metrics[metric].values);
     let ratios = Spread {
-        values: pairs.map(|(own, routed)| own / routed).collect(),
+        values: pairs.map(|(own, other)| own / other).collect(),
     };
     ratios.text(2)
 }

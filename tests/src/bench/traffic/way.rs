@@ -1,6 +1,12 @@
 //! The ways that traffic can take from the client to the servers.
 
-use std::{fs, net::SocketAddr, process::Command, thread, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -23,6 +29,9 @@ pub const BULK_PORT: u16 = 7_101;
 pub enum Way {
     /// The host merely routes; clients name the servers.
     Routed,
+    /// The host merely routes, to an address that both servers own; connections
+    /// are spread over two next hops by a hash of addresses and ports.
+    RoutedEcmp,
     ShifterTc,
     ShifterXdp,
     /// A stateless NAT and nothing else.
@@ -35,8 +44,9 @@ pub enum Way {
 }
 
 impl Way {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Routed,
+        Self::RoutedEcmp,
         Self::ShifterTc,
         Self::ShifterXdp,
         Self::NatTc,
@@ -49,6 +59,7 @@ impl Way {
     pub fn name(self) -> &'static str {
         match self {
             Self::Routed => "routed",
+            Self::RoutedEcmp => "routed, ECMP",
             Self::ShifterTc => "shifter, tc",
             Self::ShifterXdp => "shifter, xdp",
             Self::NatTc => "bare NAT, tc",
@@ -100,6 +111,10 @@ impl<'lab> InForce<'lab> {
     pub fn start(lab: &'lab Lab, way: Way, object: &std::path::Path) -> Result<Self> {
         let what = match way {
             Way::Routed => What::Nothing,
+            Way::RoutedEcmp => {
+                ecmp(lab)?;
+                What::Nothing
+            }
             Way::ShifterTc => What::Agent(Box::new(shifter(lab, "tc")?)),
             Way::ShifterXdp => What::Agent(Box::new(shifter(lab, "xdp")?)),
             Way::NatTc | Way::NatXdp => What::Object {
@@ -120,6 +135,7 @@ impl<'lab> InForce<'lab> {
     pub fn requests_to(&self) -> [SocketAddr; 2] {
         match self.way {
             Way::Routed => Side::BOTH.map(|side| self.lab.listen(side, Family::V4)),
+            Way::RoutedEcmp => [shared_by_servers(self.lab); 2],
             _ => [self.lab.vip(Family::V4); 2],
         }
     }
@@ -127,7 +143,9 @@ impl<'lab> InForce<'lab> {
     /// Where bulk traffic goes.
     pub fn bulk_to(&self) -> SocketAddr {
         match self.way {
-            Way::Routed => Lab::at_port(self.lab.listen(Side::Blue, Family::V4), BULK_PORT),
+            Way::Routed | Way::RoutedEcmp => {
+                Lab::at_port(self.lab.listen(Side::Blue, Family::V4), BULK_PORT)
+            }
             _ => Lab::at_port(self.lab.vip(Family::V4), BULK_VIP_PORT),
         }
     }
@@ -231,6 +249,20 @@ fn hop(from: &Link, to: &Link) -> NextHopImage {
         source: from.mac,
         destination: to.mac,
     }
+}
+
+/// An address that both servers own, with the port of the VIP.
+pub fn shared_by_servers(lab: &Lab) -> SocketAddr {
+    (Ipv4Addr::new(10, 79, 0, 1), lab.vip(Family::V4).port()).into()
+}
+
+fn ecmp(lab: &Lab) -> Result<()> {
+    let shared = shared_by_servers(lab).ip();
+    let [blue, green] = Side::BOTH.map(|side| lab.listen(side, Family::V4).ip());
+    lab.host.sysctl("ipv4/fib_multipath_hash_policy", "1")?;
+    lab.host.ip(&[format!(
+        "route add {shared}/32 nexthop via {blue} nexthop via {green}"
+    )])
 }
 
 fn nftables(lab: &Lab) -> Result<()> {
