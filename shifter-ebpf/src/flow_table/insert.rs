@@ -63,8 +63,8 @@ fn best_place(set: *mut FlowSet, home: u32, now: u32) -> u64 {
     best
 }
 
-/// Whether only an unproven entry, or none, would give way to this flow: then an
-/// entry of its own may have given way to others just now. A global function: verified
+/// Whether no place is free or expired for this flow: then an entry of its own may
+/// have given way to others just now. A closing one may have begun to close since. A global function: verified
 /// once, and its stack is gone when it returns.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -76,10 +76,10 @@ pub extern "C" fn is_pressed(key: *const FlowKey, now: u32) -> u32 {
     let (Some(first), Some(second)) = (set_of(&key.places, 0), set_of(&key.places, 1)) else {
         return 0;
     };
-    if best_place(first, key.places.homes[0], now) >> 40 > u64::from(RANK_UNPROVEN) {
+    if best_place(first, key.places.homes[0], now) >> 40 > u64::from(RANK_CLOSING) {
         return 0;
     }
-    u32::from(best_place(second, key.places.homes[1], now) >> 40 <= u64::from(RANK_UNPROVEN))
+    u32::from(best_place(second, key.places.homes[1], now) >> 40 <= u64::from(RANK_CLOSING))
 }
 
 /// How willingly an entry gives way: rank from bit 40, time idle from bit 8,
