@@ -55,6 +55,9 @@ pub struct Headers {
     pub hop_limit: u8,
     /// The frame carries a VLAN tag.
     pub vlan: bool,
+    /// Everything lies where it does in a frame without tags, options and
+    /// extension headers, and can be read directly.
+    pub plain: bool,
     /// TCP flags; 0 for UDP and errors.
     pub tcp_flags: u8,
     /// Offset of the outer IP header.
@@ -112,6 +115,7 @@ pub fn parse<P: Packet>(packet: &P) -> Option<Headers> {
         kind: Kind::Segment,
         hop_limit: ip.hop_limit,
         vlan: l3 != 14,
+        plain: false,
         tcp_flags: 0,
         l3,
         l4: ip.offset,

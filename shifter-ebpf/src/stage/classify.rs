@@ -13,6 +13,7 @@ use crate::{
         VIPS, element, element_of,
     },
     stage::{
+        fast,
         forward::{self, Packet},
         reply,
     },
@@ -22,6 +23,9 @@ use crate::{
 /// Parses into this CPU's scratch space; a frame of its own on the stack.
 #[inline(never)]
 fn parse_into<H: Hook>(hook: &H, headers: &mut Headers) -> bool {
+    if fast::read_plain(hook, headers) {
+        return true;
+    }
     match parse(hook) {
         Some(parsed) => {
             *headers = parsed;

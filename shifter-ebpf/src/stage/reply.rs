@@ -21,7 +21,7 @@ use crate::{
         classify, count,
         forward::pool_of,
         route, select,
-        send::leave,
+        send::{leave, write},
         track::{From, track},
     },
     verdict::Outcome,
@@ -135,7 +135,7 @@ pub fn at_egress<H: Hook>(
     } else {
         Verdict::ReplyEgress
     };
-    match rewrite(hook, headers, Side::Source, &body.vip.addr, body.vip.port) {
+    match write(hook, headers, From::Backend, &body.vip, None) {
         Some(()) => Outcome::pass(hook, verdict),
         None => Outcome::drop(hook, Verdict::RewriteFailed),
     }

@@ -1,7 +1,7 @@
 //! To the backend: rewritten, and redirected or left to the kernel.
 
 use shifter_common::{
-    abi::{NextHop, ServiceBody, backend::BACKEND_REDIRECT, stats::Verdict},
+    abi::{AddressKey, NextHop, ServiceBody, backend::BACKEND_REDIRECT, stats::Verdict},
     packet::{
         parse::{Headers, Kind},
         rewrite::{Side, decrement_hop_limit, rewrite},
@@ -11,7 +11,7 @@ use shifter_common::{
 use crate::{
     hook::Hook,
     stage::{
-        classify, count, route,
+        classify, count, fast, route,
         select::{self, Choice},
         track::From,
     },
@@ -67,38 +67,42 @@ pub fn send<H: Hook>(
             }
         }
     }
-    let Some(next) = hop else {
-        let written = rewrite(
-            hook,
-            headers,
-            Side::Destination,
-            &backend.key.addr,
-            backend.key.port,
-        );
-        return match written {
-            Some(()) => Outcome::pass(hook, verdict),
-            None => Outcome::drop(hook, Verdict::RewriteFailed),
-        };
-    };
-    if !is_error {
+    if hop.is_some() && !is_error {
         verdict = Verdict::ForwardRedirect;
     }
-    let written = leave(hook, headers, next).and_then(|()| {
-        rewrite(
-            hook,
-            headers,
-            Side::Destination,
-            &backend.key.addr,
-            backend.key.port,
-        )
-    });
-    match written {
-        Some(()) => Outcome {
+    if write(hook, headers, From::Client, &backend.key, hop).is_none() {
+        return Outcome::drop(hook, Verdict::RewriteFailed);
+    }
+    match hop {
+        Some(next) => Outcome {
             verdict,
             action: hook.redirect(next.ifindex),
         },
-        None => Outcome::drop(hook, Verdict::RewriteFailed),
+        None => Outcome::pass(hook, verdict),
     }
+}
+
+/// Writes one side of a packet, and the MACs of where it is redirected to.
+/// `None`: it may be half written and must be dropped.
+#[inline(always)]
+pub fn write<H: Hook>(
+    hook: &mut H,
+    headers: &Headers,
+    from: From,
+    to: &AddressKey,
+    hop: Option<&NextHop>,
+) -> Option<()> {
+    if headers.plain {
+        return fast::write_plain(hook, headers, from, to, hop);
+    }
+    if let Some(next) = hop {
+        leave(hook, headers, next)?;
+    }
+    let side = match from {
+        From::Client => Side::Destination,
+        From::Backend => Side::Source,
+    };
+    rewrite(hook, headers, side, &to.addr, to.port)
 }
 
 /// One hop less, and the MACs of the next hop.

@@ -13,6 +13,7 @@ macro_rules! by {
 }
 
 mod frame;
+mod headers;
 mod write;
 
 use shifter_common::{
@@ -44,6 +45,7 @@ use crate::{
     verdict::{Outcome, conclude},
 };
 use frame::{Frame, Side, length_of, read};
+pub use headers::{read_plain, write_plain};
 use write::write;
 
 /// Where the IP header begins: behind Ethernet.
