@@ -160,7 +160,7 @@ fn choose<H: Hook>(
     if body.flags & SERVICE_LIVE_HAS_VIP != 0 {
         return vip(Origin::Adopted);
     }
-    // While unproven entries give way, this may be the end of a handshake whose
+    // While live entries give way, this may be the end of a handshake whose
     // entry just did: its SYN was sent where the weight says.
     let is_chosen = headers.protocol != 17
         && !settling
