@@ -4,7 +4,11 @@
 use std::{
     ffi::CString,
     io,
-    os::fd::{FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
 };
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use crate::topology::Netns;
 
 const PROG_LOAD: i64 = 5;
+const OBJ_PIN: i64 = 6;
 const LINK_CREATE: i64 = 28;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
@@ -39,6 +44,14 @@ struct LinkCreate {
     rest: [u64; 16],
 }
 
+/// And for BPF_OBJ_PIN.
+#[repr(C)]
+struct ObjPin {
+    path: u64,
+    fd: u32,
+    rest: [u32; 3],
+}
+
 /// A program on an interface; removed when dropped.
 #[derive(Debug)]
 pub struct Blocker {
@@ -55,18 +68,7 @@ impl Blocker {
         if index == 0 {
             bail!("no interface {interface} in {}", ns.name());
         }
-        let program = bpf(
-            PROG_LOAD,
-            &ProgLoad {
-                prog_type: PROG_TYPE_XDP,
-                instruction_count: PASS.len() as u32,
-                instructions: PASS.as_ptr() as u64,
-                license: c"GPL".as_ptr() as u64,
-                rest: [0; 16],
-            },
-        )
-        .context("load an XDP program")?;
-        use std::os::fd::AsRawFd;
+        let program = load()?;
         let attributes = LinkCreate {
             prog_fd: program.as_raw_fd().cast_unsigned(),
             interface: index,
@@ -84,9 +86,40 @@ impl Blocker {
     }
 }
 
+/// Pins a program that passes everything, for `ip link set dev X xdp pinned PATH`.
+pub fn pin_program(path: &Path) -> Result<()> {
+    let program = load()?;
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let attributes = ObjPin {
+        path: name.as_ptr() as u64,
+        fd: program.as_raw_fd().cast_unsigned(),
+        rest: [0; 3],
+    };
+    call(OBJ_PIN, &attributes).with_context(|| format!("pin a program at {}", path.display()))?;
+    Ok(())
+}
+
+fn load() -> Result<OwnedFd> {
+    let attributes = ProgLoad {
+        prog_type: PROG_TYPE_XDP,
+        instruction_count: PASS.len() as u32,
+        instructions: PASS.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        rest: [0; 16],
+    };
+    bpf(PROG_LOAD, &attributes).context("load an XDP program")
+}
+
+/// A command that makes a descriptor.
 fn bpf<T>(command: i64, attributes: &T) -> io::Result<OwnedFd> {
+    let fd = call(command, attributes)?;
+    // SAFETY: the descriptor was just made and has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn call<T>(command: i64, attributes: &T) -> io::Result<i32> {
     // SAFETY: the attributes are valid for their size, and so is what they point to.
-    let fd = unsafe {
+    let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             command,
@@ -94,9 +127,8 @@ fn bpf<T>(command: i64, attributes: &T) -> io::Result<OwnedFd> {
             size_of::<T>(),
         )
     };
-    if fd < 0 {
+    if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor was just made and has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    Ok(result as i32)
 }

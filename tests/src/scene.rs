@@ -255,7 +255,12 @@ pub fn hook_name(place: Place) -> &'static str {
     }
 }
 
-fn open_pin(path: &Path) -> OwnedFd {
+/// What is pinned at a path.
+///
+/// # Panics
+///
+/// When nothing is.
+pub fn open_pin(path: &Path) -> OwnedFd {
     const OBJ_GET: libc::c_int = 7;
     #[repr(C)]
     struct ObjGet {

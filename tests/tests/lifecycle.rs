@@ -51,6 +51,27 @@ fn assert_both_sides(report: &Report, what: &str) {
     assert_eq!(report.tcp_by_identity.len(), 2, "{what}: {report:?}");
 }
 
+/// Ids of what the kernel runs on the clients' interface, `[ingress, egress]`,
+/// all loaded by the agent that runs.
+fn programs(agent: &Agent) -> Vec<u64> {
+    let status = agent.json(&["status"]).unwrap();
+    let programs = status["interfaces"][0]["programs"].as_array().unwrap();
+    assert_eq!(programs.len(), 2, "{status}");
+    assert!(programs.iter().all(|p| p["state"] == "ours"), "{status}");
+    programs
+        .iter()
+        .map(|program| number(&program["id"]))
+        .collect()
+}
+
+/// A start brings programs of its own, which take the place of the former ones.
+fn assert_replaced(before: &mut Vec<u64>, agent: &Agent) {
+    let after = programs(agent);
+    let is_new = after.iter().all(|id| !before.contains(id));
+    assert!(is_new, "{before:?} are still there: {after:?}");
+    *before = after;
+}
+
 fn survives_its_agent(hook: &'static str) {
     let lab = Lab::new(Placement::Container).unwrap();
     let _servers = server::start_both(&lab).unwrap();
@@ -59,11 +80,13 @@ fn survives_its_agent(hook: &'static str) {
     let vips = Family::BOTH.map(|family| lab.vip(family));
     let requests = Requests::start(&lab.client, &vips, 2, 200).unwrap();
     let before = agent.service("tcp4").unwrap();
+    let mut in_force = programs(&agent);
 
     agent.kill();
     thread::sleep(Duration::from_secs(1));
     assert_eq!(agent.cli(&["status"]).unwrap().status.code(), Some(8));
     agent.restart().unwrap();
+    assert_replaced(&mut in_force, &agent);
     let after = agent.service("tcp4").unwrap();
     assert_eq!(before["generation"], after["generation"]);
     assert_eq!(
@@ -84,6 +107,7 @@ fn survives_its_agent(hook: &'static str) {
         "without an agent the weight stays in force: {without:?}"
     );
     agent.restart().unwrap();
+    assert_replaced(&mut in_force, &agent);
     agent.shift("tcp4", "0%").unwrap();
     agent.shift("tcp6", "0%").unwrap();
 

@@ -1,8 +1,11 @@
 //! Programs on the configured interfaces, as those come and go.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -31,6 +34,8 @@ pub struct Hooks {
     pins: Pins,
     asked: Hook,
     tended: Mutex<Tended>,
+    /// Some next hops could not be written.
+    lacks_next_hops: AtomicBool,
 }
 
 /// What is remembered from one look at the interfaces to the next.
@@ -40,6 +45,8 @@ struct Tended {
     failed: BTreeMap<String, Failed>,
     /// Taken off by `shifter detach` in this run, by their index then.
     detached: BTreeMap<String, u32>,
+    /// Interfaces that run another's program in the place of ours.
+    taken: BTreeSet<String>,
     left_over: LeftOver,
 }
 
@@ -62,6 +69,11 @@ pub fn egress_of(asked: HookEgress) -> Egress {
     }
 }
 
+/// Packets of tun and the like begin with their IP header.
+fn has_no_header(link: &Link) -> bool {
+    link.mac.is_none() && !link.loopback
+}
+
 impl Hooks {
     pub fn new(
         datapath: Arc<KernelDatapath>,
@@ -80,6 +92,7 @@ impl Hooks {
             pins,
             asked,
             tended: Mutex::default(),
+            lacks_next_hops: AtomicBool::new(false),
         }
     }
 
@@ -130,10 +143,7 @@ impl Hooks {
             .iter()
             .filter_map(|name| self.network.link(name))
             .collect();
-        if let Some(link) = links
-            .iter()
-            .find(|link| link.mac.is_none() && !link.loopback)
-        {
+        if let Some(link) = links.iter().find(|link| has_no_header(link)) {
             return Err(DatapathError::Refused(format!(
                 "interface {} has no Ethernet header, and packets without one are not understood: name the Ethernet interfaces that clients are behind",
                 link.name
@@ -206,35 +216,34 @@ impl Hooks {
         tracing::info!(interface = %link.name, hook, why, "attached");
     }
 
-    /// Follows one change of an interface; returns whether services shall settle anew.
+    /// Follows one change of an interface; returns whether services shall settle
+    /// anew. What an event says may be over by now, so it is what is there that
+    /// counts.
     pub fn follow(&self, event: &LinkEvent) -> bool {
         match event {
-            LinkEvent::Appeared { name, .. } => {
+            LinkEvent::Appeared { name, .. } | LinkEvent::XdpChanged { name, .. } => {
+                // What kept the programs off may be gone: no pause is waited for.
                 self.tended().failed.remove(name);
-                return self.tend();
             }
-            LinkEvent::Vanished { name, ifindex } => {
+            LinkEvent::Vanished { name, .. } => {
                 tracing::warn!(interface = %name, "is gone; it is attached again when it comes back");
-                self.gone(name, *ifindex);
             }
-            LinkEvent::Up { ifindex, .. } => self.datapath.interface_up(*ifindex, true),
-            LinkEvent::Down { name, ifindex } => {
-                tracing::warn!(interface = %name, "is down");
-                self.datapath.interface_up(*ifindex, false);
-            }
-            LinkEvent::Renamed { from, to, ifindex } => {
-                tracing::warn!(%from, %to, "an interface with our programs was renamed");
-                self.datapath.interface_renamed(from, to, *ifindex);
-                let is_configured = self.network.attached().contains(to);
-                let mut tended = self.tended();
-                tended.left_over.rename(*ifindex, to, is_configured);
+            LinkEvent::Up { .. } => {}
+            LinkEvent::Down { name, .. } => tracing::warn!(interface = %name, "is down"),
+            LinkEvent::Renamed { from, to, .. } => {
+                tracing::warn!(%from, %to, "an interface was renamed: programs are on what bears a configured name");
             }
         }
-        false
+        self.tend()
     }
 
     fn gone(&self, name: &str, ifindex: u32) {
-        if let Err(error) = self.datapath.interface_gone(name, ifindex) {
+        let done = if self.network.attached().iter().any(|a| a == name) {
+            self.datapath.interface_gone(name, ifindex)
+        } else {
+            self.datapath.take_off(ifindex)
+        };
+        if let Err(error) = done {
             tracing::warn!(%error, interface = name, "forgetting its links failed");
         }
     }
@@ -247,12 +256,10 @@ impl Hooks {
         let mut tended = self.tended();
         let mut alarms = Vec::new();
         let mut had_gap = false;
-        for hook in self.datapath.hooks() {
-            let is_there = self.network.link(&hook.interface);
-            if hook.hook != "none" && is_there.is_none_or(|link| link.index != hook.ifindex) {
-                self.gone(&hook.interface, hook.ifindex);
-            }
+        if self.lacks_next_hops.load(Ordering::Relaxed) {
+            self.refresh_next_hops(false);
         }
+        self.follow_indices(&mut tended);
         for name in self.network.attached() {
             let Some(link) = self.network.link(name) else {
                 alarms.push(format!(
@@ -265,14 +272,44 @@ impl Hooks {
                 Err(alarm) => alarms.push(alarm),
             }
         }
-        alarms.extend(tended.left_over.tend(&self.datapath, &self.pins));
+        let left_over = &mut tended.left_over;
+        alarms.extend(left_over.tend(&self.datapath, &self.network, &self.pins));
         self.datapath.set_alarms(alarms);
         had_gap
+    }
+
+    /// Programs stay with the index, whatever name it bears: brings what is
+    /// noted of them up to date.
+    fn follow_indices(&self, tended: &mut Tended) {
+        for hook in self.datapath.hooks() {
+            let Some(link) = self.network.link_at(hook.ifindex) else {
+                let is_waited_for = self.network.attached().contains(&hook.interface);
+                if hook.hook != "none" || !is_waited_for {
+                    self.gone(&hook.interface, hook.ifindex);
+                }
+                continue;
+            };
+            if link.name != hook.interface {
+                let (from, to) = (&hook.interface, &link.name);
+                self.datapath.interface_renamed(from, to, link.index);
+                if !self.network.attached().contains(to) {
+                    tended.left_over.add(link.index, to);
+                }
+            }
+            if link.running != hook.up {
+                self.datapath.interface_up(link.index, link.running);
+            }
+        }
     }
 
     /// Whether an ingress was put back, or what is loud about the interface.
     fn tend_link(&self, link: &Link, tended: &mut Tended) -> Result<bool, String> {
         let name = &link.name;
+        if has_no_header(link) {
+            return Err(format!(
+                "interface {name} has no Ethernet header, and packets without one are not understood: give its name back to the interface that clients are behind"
+            ));
+        }
         let look = self
             .datapath
             .look_at(link.index)
@@ -281,11 +318,15 @@ impl Hooks {
         self.heed_detach(link, tended)?;
         let programs = [&look.ingress, &look.egress];
         if let Some(other) = programs.iter().find(|p| p.state == ProgramState::Other) {
+            if tended.taken.insert(name.clone()) {
+                tracing::warn!(interface = %name, program = other.id, direction = other.direction, at = other.at, "another's program has taken the place of ours");
+            }
             return Err(format!(
                 "interface {name} runs {} (program {}, tag {}) at {}, which this agent did not load: start the agent again to replace it, or see `bpftool prog show id {}` for whose it is",
                 other.name, other.id, other.tag, other.direction, other.id
             ));
         }
+        tended.taken.remove(name);
         if programs.iter().all(|p| p.state == ProgramState::Ours) {
             tended.failed.remove(name);
             return match look.beside.first() {
@@ -387,8 +428,14 @@ impl Hooks {
 
     /// Next hops of clients, from the neighbours on our interfaces.
     pub fn refresh_next_hops(&self, routes_changed: bool) {
-        if let Err(error) = self.datapath.set_next_hops(&self.network.next_hops()) {
-            tracing::warn!(%error, "writing next hops failed");
+        let written = self.datapath.set_next_hops(&self.network.next_hops());
+        let before = self
+            .lacks_next_hops
+            .swap(written.is_err(), Ordering::Relaxed);
+        if let Err(error) = written
+            && !before
+        {
+            tracing::warn!(%error, "writing next hops failed; it is tried again every second");
         }
         if routes_changed {
             self.datapath.raise_route_generation();

@@ -52,17 +52,39 @@ impl LeftOver {
         }
     }
 
-    /// An interface with programs has another name.
-    pub fn rename(&mut self, ifindex: u32, to: &str, is_configured: bool) {
+    /// An interface with programs has a name that is not configured.
+    pub fn add(&mut self, ifindex: u32, name: &str) {
         self.interfaces.retain(|(index, _)| *index != ifindex);
-        if !is_configured {
-            self.interfaces.push((ifindex, to.to_owned()));
-            self.next = None;
+        self.interfaces.push((ifindex, name.to_owned()));
+        self.next = None;
+    }
+
+    /// Those that are gone, or bear a configured name again, are left over no
+    /// more; the others go by the name that they bear now.
+    fn follow_names(&mut self, network: &Network) {
+        let before = std::mem::take(&mut self.interfaces);
+        for (ifindex, name) in before {
+            let Some(link) = network.link_at(ifindex) else {
+                self.next = None;
+                continue;
+            };
+            if link.name != name {
+                self.next = None;
+            }
+            if !network.attached().contains(&link.name) {
+                self.interfaces.push((ifindex, link.name));
+            }
         }
     }
 
     /// Takes off what may go, and says what stays and why.
-    pub fn tend(&mut self, datapath: &KernelDatapath, pins: &Pins) -> Vec<String> {
+    pub fn tend(
+        &mut self,
+        datapath: &KernelDatapath,
+        network: &Network,
+        pins: &Pins,
+    ) -> Vec<String> {
+        self.follow_names(network);
         if self.interfaces.is_empty() {
             return Vec::new();
         }

@@ -292,7 +292,8 @@ async fn follow_network(network: Arc<Network>, hooks: Arc<Hooks>, reconciler: Ar
                     // Attaching takes some ms: off the runtime's threads.
                     let done = tokio::task::spawn_blocking(move || {
                         if hooks.follow(&event) {
-                            reconciler.settle_again();
+                            // Thousands of services take a second, and the next notice must not wait.
+                            tokio::task::spawn_blocking(move || reconciler.settle_again());
                         }
                     });
                     if done.await.is_err() {

@@ -1,7 +1,7 @@
 //! Backends, next hops, and the bits of what is in use.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -136,7 +136,17 @@ pub struct NextHops {
     slots: MappedArray<NextHop>,
     ids: BpfHashMap<MapData, Plain<NextHopKey>, u32>,
     known: HashMap<NextHopImage, u32>,
+    /// What `ids` holds.
+    offered: HashMap<NextHopKey, u32>,
     numbers: Numbers,
+}
+
+fn next_hop_key(hop: &NextHopImage) -> NextHopKey {
+    NextHopKey {
+        ifindex: hop.ifindex,
+        destination: hop.destination,
+        pad: [0; 2],
+    }
 }
 
 impl NextHops {
@@ -161,7 +171,9 @@ impl NextHops {
             }
         }
         let numbers = Numbers::new(slots.count(), known.values().copied());
+        let offered = ids.iter().flatten().map(|(key, id)| (key.0, id));
         Self {
+            offered: offered.collect(),
             slots,
             ids,
             known,
@@ -189,42 +201,49 @@ impl NextHops {
         // `ifindex` makes the slot valid: last.
         self.slots.write(id, NextHop { ifindex: 0, ..slot });
         self.slots.write(id, slot);
-        let key = NextHopKey {
-            ifindex: hop.ifindex,
-            destination: hop.destination,
-            pad: [0; 2],
-        };
-        self.ids
-            .insert(Plain(key), id, 0)
-            .map_err(|error| failed("writing a next hop", error, ""))?;
         self.known.insert(*hop, id);
         Ok(id)
+    }
+
+    /// As [`NextHops::intern`], for one that packets to clients look up by its
+    /// interface and MAC. A backend's is named by its id alone: with the MTU of
+    /// its route it may be another than that of the neighbour it goes to.
+    pub fn offer(&mut self, hop: &NextHopImage) -> Result<(), DatapathError> {
+        let id = self.intern(hop)?;
+        let key = next_hop_key(hop);
+        // A link that has its old MTU or MAC again is led back to its old record.
+        if self.offered.get(&key) != Some(&id) {
+            self.ids
+                .insert(Plain(key), id, 0)
+                .map_err(|error| failed("writing a next hop", error, ""))?;
+            self.offered.insert(key, id);
+        }
+        Ok(())
     }
 
     /// Forgets all next hops but `wanted` and those whose id is in `held`.
     /// Returns whether any went: the caller raises the route generation.
     pub fn retain(&mut self, wanted: &[NextHopImage], held: &[u32]) -> bool {
+        let wanted: HashSet<&NextHopImage> = wanted.iter().collect();
+        let held: HashSet<u32> = held.iter().copied().collect();
+        let offers: HashSet<NextHopKey> = wanted.iter().map(|hop| next_hop_key(hop)).collect();
+        let ids = &mut self.ids;
+        self.offered.retain(|key, _| {
+            let is_wanted = offers.contains(key);
+            if !is_wanted {
+                // The key may be gone already: nothing is lost then.
+                let _ = ids.remove(&Plain(*key));
+            }
+            is_wanted
+        });
         let gone: Vec<_> = self
             .known
             .iter()
-            .filter(|(hop, id)| !wanted.contains(hop) && !held.contains(id))
+            .filter(|(hop, id)| !wanted.contains(*hop) && !held.contains(*id))
             .map(|(hop, id)| (*hop, *id))
             .collect();
         for (hop, id) in &gone {
             self.known.remove(hop);
-            let key = NextHopKey {
-                ifindex: hop.ifindex,
-                destination: hop.destination,
-                pad: [0; 2],
-            };
-            if self
-                .ids
-                .get(&Plain(key), 0)
-                .is_ok_and(|current| current == *id)
-            {
-                // The key may be gone already: nothing is lost then.
-                let _ = self.ids.remove(&Plain(key));
-            }
             self.slots.write(
                 *id,
                 NextHop {

@@ -185,8 +185,11 @@ impl KernelDatapath {
             next_hops,
             ..
         } = &mut *tables;
+        // Those without room are looked up by each packet, until what goes makes
+        // room for them: an error must not keep that from going.
+        let mut offered = Ok(());
         for hop in hops {
-            next_hops.intern(hop)?;
+            offered = offered.and(next_hops.offer(hop));
         }
         let held: Vec<u32> = backends.used().map(|(_, record)| record.next_hop).collect();
         let changed = next_hops.retain(hops, &held);
@@ -194,7 +197,7 @@ impl KernelDatapath {
         if changed {
             self.raise_route_generation();
         }
-        Ok(())
+        offered
     }
 
     /// Lets what was replaced be used again, after a grace period of some ms.

@@ -12,6 +12,8 @@ mod resolve;
 mod ruleset;
 mod snapshot;
 mod sock_diag;
+#[cfg(test)]
+mod tests;
 mod watcher;
 
 use std::{
@@ -35,8 +37,11 @@ use resolve::Resolver;
 use ruleset::RulesetCache;
 use snapshot::Snapshot;
 
-/// Changes are told at most this often.
+/// Changes are told at most this often, the first after a pause at once.
 pub const COALESCE: Duration = Duration::from_millis(5);
+/// And at most this often while they do not end, so that a storm of them does
+/// not keep the agent busy.
+pub const COALESCE_MOST: Duration = Duration::from_millis(40);
 /// Next hops of backends are asked for again this often, where they are stale.
 pub const RESOLVE_EVERY: Duration = Duration::from_secs(3);
 
@@ -88,6 +93,9 @@ pub enum LinkEvent {
     Up { name: String, ifindex: u32 },
     /// Set down or without a carrier.
     Down { name: String, ifindex: u32 },
+    /// Somebody put a program into its XDP slot or took one out. The kernel
+    /// tells of those that are attached by netlink, not of links of bpf(2).
+    XdpChanged { name: String, ifindex: u32 },
     /// The interface, and what is attached to it, has another name. If the new
     /// name is one with a hook, `Appeared` follows.
     Renamed {
@@ -148,7 +156,7 @@ impl Network {
     }
 
     /// Rises whenever something changed that can be seen here, at most every
-    /// [`COALESCE`]. A neighbour that turns stale and reachable is no change.
+    /// [`COALESCE`] to [`COALESCE_MOST`]. A neighbour that turns stale and reachable is no change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }
@@ -172,6 +180,11 @@ impl Network {
     /// An interface by name.
     pub fn link(&self, name: &str) -> Option<Link> {
         self.shared.snapshot().link(name).cloned()
+    }
+
+    /// An interface by index, whatever its name is now.
+    pub fn link_at(&self, index: u32) -> Option<Link> {
+        self.shared.snapshot().links.get(&index).cloned()
     }
 
     /// All interfaces, in the order of their indices.

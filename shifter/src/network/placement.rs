@@ -9,7 +9,7 @@ use std::{
 use super::{
     Link, Network, Shared,
     netlink::{self, Query, Request, attributes, u32_at},
-    snapshot::{Neighbour, ip},
+    snapshot::{Neighbour, Snapshot, ip},
 };
 use crate::datapath::{NextHopImage, Placement};
 
@@ -177,18 +177,23 @@ impl Network {
     /// All neighbours on attached interfaces whose MAC may be used: the ways
     /// towards clients. In no particular order, each once.
     pub fn next_hops(&self) -> Vec<NextHopImage> {
-        let snapshot = self.shared.snapshot();
-        let mut found = HashSet::new();
-        for ((index, _), neighbour) in &snapshot.neighbours {
-            if let Some(link) = snapshot.links.get(index)
-                && self.shared.is_attached(link)
-                && let Some(mac) = neighbour.usable()
-            {
-                found.extend(next_hop(link, mac));
-            }
-        }
+        let found = next_hops_in(&self.shared.snapshot(), &self.shared.attached);
         found.into_iter().collect()
     }
+}
+
+/// Usable neighbours on the links that are called one of `attached`.
+pub(super) fn next_hops_in(snapshot: &Snapshot, attached: &[String]) -> HashSet<NextHopImage> {
+    let mut found = HashSet::new();
+    for ((index, _), neighbour) in &snapshot.neighbours {
+        if let Some(link) = snapshot.links.get(index)
+            && attached.contains(&link.name)
+            && let Some(mac) = neighbour.usable()
+        {
+            found.extend(next_hop(link, mac));
+        }
+    }
+    found
 }
 
 impl Shared {

@@ -2,6 +2,10 @@
 //!
 //! The kernel sends its own ARP and neighbour solicitations (RTM_NEWNEIGH with
 //! NTF_USE); no packet of ours is sent, and no entry is pinned.
+//!
+//! Neighbours towards clients are asked for too while they are stale: what is
+//! redirected to them does not pass by the kernel, which would ask, so a router
+//! that another one has replaced without a word would never be missed.
 
 use std::{collections::HashMap, io, net::IpAddr, sync::PoisonError, sync::atomic::Ordering};
 
@@ -16,6 +20,10 @@ const NTF_USE: u8 = 0x1;
 
 /// A neighbour to ask for: interface and address.
 type Hop = (u32, IpAddr);
+
+/// Stale neighbours that are asked for at once; the others are next, for those
+/// that answer are stale no more, and those that do not are lost.
+const STALE_AT_ONCE: usize = 64;
 
 /// Addresses whose next hops are kept resolved.
 #[derive(Default)]
@@ -70,6 +78,7 @@ pub(super) fn refresh(shared: &Shared, query: &mut Query) {
     }
     let mut hops: Vec<Hop> = resolver.hops.values().flatten().copied().collect();
     drop(resolver);
+    hops.extend(shared.stale_neighbours());
     hops.sort_unstable();
     hops.dedup();
     for hop in hops {
@@ -80,6 +89,22 @@ pub(super) fn refresh(shared: &Shared, query: &mut Query) {
 impl Shared {
     fn resolver(&self) -> std::sync::MutexGuard<'_, Resolver> {
         self.resolver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Some of the stale ones on attached interfaces.
+    fn stale_neighbours(&self) -> Vec<Hop> {
+        let snapshot = self.snapshot();
+        let is_asked = |index: &u32| {
+            let link = snapshot.links.get(index);
+            link.is_some_and(|link| self.is_attached(link) && link.running)
+        };
+        snapshot
+            .neighbours
+            .iter()
+            .filter(|((index, _), neighbour)| neighbour.is_stale() && is_asked(index))
+            .map(|(hop, _)| *hop)
+            .take(STALE_AT_ONCE)
+            .collect()
     }
 
     fn next_hop_towards(&self, query: &mut Query, ip: IpAddr) -> Option<Hop> {

@@ -18,6 +18,7 @@ const IFF_RUNNING: u32 = 0x40;
 const IFF_NOARP: u32 = 0x80;
 /// REACHABLE, STALE, DELAY, PROBE, PERMANENT: the MAC may be used.
 const NUD_USABLE: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x80;
+const NUD_STALE: u16 = 0x04;
 /// INCOMPLETE, REACHABLE, DELAY, PROBE, NOARP, PERMANENT: asking again is of no use.
 const NUD_SETTLED: u16 = 0x01 | 0x02 | 0x08 | 0x10 | 0x40 | 0x80;
 const NTF_PROXY: u8 = 0x8;
@@ -146,6 +147,11 @@ impl Neighbour {
     pub(super) fn usable(&self) -> Option<[u8; 6]> {
         self.mac
             .filter(|mac| self.state & NUD_USABLE != 0 && mac[0] & 1 == 0 && *mac != [0; 6])
+    }
+
+    /// Whether nobody has heard of it for a while.
+    pub(super) fn is_stale(&self) -> bool {
+        self.state & NUD_STALE != 0
     }
 
     /// Whether the kernel should be asked to look for it (again).
@@ -364,6 +370,10 @@ fn link_events(old: Option<&Link>, link: &Link, attached: &[String], events: &mu
     if old.is_none() || renamed.is_some() {
         let name = name.clone();
         events.push(LinkEvent::Appeared { name, ifindex });
+    }
+    if old.is_some_and(|old| old.xdp != link.xdp) {
+        let name = name.clone();
+        events.push(LinkEvent::XdpChanged { name, ifindex });
     }
     match (old.is_some_and(|old| old.running), link.running) {
         (false, true) => events.push(LinkEvent::Up { name, ifindex }),

@@ -10,7 +10,7 @@ use std::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::{
-    COALESCE, NetworkError, RESOLVE_EVERY, Shared,
+    COALESCE, COALESCE_MOST, NetworkError, RESOLVE_EVERY, Shared,
     netlink::{self, Query, Request, messages, wait_readable},
     snapshot::{Effects, Snapshot},
 };
@@ -30,13 +30,18 @@ const BATCH: usize = 512;
 const SKIP_STATS: u32 = 1 << 3;
 const IFLA_EXT_MASK: u16 = 29;
 const DUMP_TRIES: usize = 10;
+/// Notices that the socket can hold, and more.
+const MOST_QUEUED: usize = 1 << 16;
+/// Between two reads of everything: at least this, and twice what the last took.
+const READ_REST: Duration = Duration::from_millis(20);
+/// After a read of everything that failed.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 
 /// Subscribes to changes; before anything is read, so that none is missed.
 pub(super) fn subscribe() -> Result<Socket, NetworkError> {
     let error = |source| NetworkError::netlink("subscribing to changes of the network", source);
     let mut socket = Socket::new(NETLINK_ROUTE).map_err(error)?;
-    // More than net.core.rmem_max is cut down without an error; an overrun is mended anyway.
-    let _ = socket.set_rx_buf_sz(RECEIVE_BYTES);
+    make_room(&mut socket);
     socket.bind(&SocketAddr::new(0, 0)).map_err(error)?;
     for group in GROUPS {
         socket.add_membership(group).map_err(error)?;
@@ -46,6 +51,27 @@ pub(super) fn subscribe() -> Result<Socket, NetworkError> {
     }
     socket.set_non_blocking(true).map_err(error)?;
     Ok(socket)
+}
+
+/// More than net.core.rmem_max where CAP_NET_ADMIN allows it. Less is no error:
+/// an overrun is mended.
+fn make_room(socket: &mut Socket) {
+    let bytes = RECEIVE_BYTES as libc::c_int;
+    // SAFETY: an open socket, and an option that is one int.
+    let failed = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const bytes).cast(),
+            size_of_val(&bytes) as libc::socklen_t,
+        )
+    };
+    if failed != 0
+        && let Err(error) = socket.set_rx_buf_sz(RECEIVE_BYTES)
+    {
+        tracing::debug!(%error, "the socket for changes of the network stays small");
+    }
 }
 
 /// Reads links, addresses and neighbours.
@@ -103,6 +129,9 @@ pub(super) fn spawn(socket: Socket, query: Query, shared: Arc<Shared>) -> Result
         shared,
         effects: Effects::default(),
         told: None,
+        pause: COALESCE,
+        read_at: None,
+        rested_at: Instant::now(),
     };
     std::thread::Builder::new()
         .name("shifter-network".into())
@@ -118,6 +147,12 @@ struct Watcher {
     /// Not yet told.
     effects: Effects,
     told: Option<Instant>,
+    /// Between what was told last and what is told next.
+    pause: Duration,
+    /// When everything is to be read anew, because notices were lost.
+    read_at: Option<Instant>,
+    /// Not before this.
+    rested_at: Instant,
 }
 
 impl Watcher {
@@ -129,12 +164,18 @@ impl Watcher {
                 super::resolve::refresh(&self.shared, &mut self.query);
                 resolve_at = now + RESOLVE_EVERY;
             }
+            if self.read_at.is_some_and(|at| now >= at) {
+                self.read_anew();
+                continue;
+            }
             let until_told = self.until_told(now);
             if until_told == Some(Duration::ZERO) {
                 self.tell(now);
                 continue;
             }
-            let wait = until_told.unwrap_or(IDLE).min(resolve_at - now);
+            let until_read = self.read_at.map_or(IDLE, |at| at - now);
+            let wait = until_told.unwrap_or(IDLE).min(until_read);
+            let wait = wait.min(resolve_at - now);
             let wait_ms = wait.as_millis() as i32 + 1;
             match wait_readable(self.socket.as_raw_fd(), wait_ms) {
                 Ok(true) => self.take_in(),
@@ -150,7 +191,7 @@ impl Watcher {
     /// How long until a change may be told; `None` without one.
     fn until_told(&self, now: Instant) -> Option<Duration> {
         let pending = self.effects.changed || !self.effects.events.is_empty();
-        let due = self.told.map_or(now, |told| told + COALESCE);
+        let due = self.told.map_or(now, |told| told + self.pause);
         pending.then(|| due.saturating_duration_since(now))
     }
 
@@ -169,6 +210,11 @@ impl Watcher {
             let _ = self.shared.events.send(event);
         }
         self.shared.changes.send_modify(|count| *count += 1);
+        let was_quiet = self.told.is_none_or(|told| now - told > 2 * COALESCE_MOST);
+        self.pause = match was_quiet {
+            true => COALESCE,
+            false => (self.pause * 2).min(COALESCE_MOST),
+        };
         self.told = Some(now);
     }
 
@@ -182,7 +228,8 @@ impl Watcher {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     tracing::warn!("changes of the network came too fast; reading all anew");
-                    return self.read_anew();
+                    self.read_at = Some(self.rested_at);
+                    return;
                 }
                 Err(error) => {
                     tracing::error!(%error, "reading changes of the network failed");
@@ -208,14 +255,32 @@ impl Watcher {
         }
     }
 
+    /// Throws away what lies in the socket. It is older than what is read after
+    /// it, and as long as it lies there the kernel adds nothing and says so to
+    /// nobody (NETLINK_S_CONGESTED in net/netlink/af_netlink.c).
+    fn empty_socket(&mut self) {
+        for _ in 0..MOST_QUEUED {
+            if let Err(error) = self.socket.recv_from_full()
+                && error.raw_os_error() != Some(libc::ENOBUFS)
+            {
+                return;
+            }
+        }
+    }
+
     fn read_anew(&mut self) {
+        let begun = Instant::now();
+        self.empty_socket();
         let newer = match read_all(&mut self.query) {
             Ok(newer) => newer,
             Err(error) => {
-                tracing::error!(%error, "what is known of the network may be out of date");
+                tracing::error!(%error, "what is known of the network may be out of date; it is read again in a second");
+                self.read_at = Some(begun + READ_AGAIN);
                 return;
             }
         };
+        self.read_at = None;
+        self.rested_at = begun + READ_REST.max(3 * begun.elapsed());
         let mut snapshot = self
             .shared
             .snapshot

@@ -264,6 +264,11 @@ impl Lab {
         self.client_router.as_ref()
     }
 
+    /// The switch or router that remote servers are behind.
+    pub fn backend_net(&self) -> Option<&Netns> {
+        self.backend_net.as_ref()
+    }
+
     /// The switch that clients and servers share (`RemoteSame`), and its port
     /// to the host.
     pub fn switch(&self) -> Option<(&Netns, &'static str)> {

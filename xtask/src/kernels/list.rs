@@ -85,6 +85,7 @@ pub const SUITES: [Suite; 3] = [
             "programs_that_were_taken_off_by_hand_are_put_back_under_xdp",
         ]),
     },
+    // A restart replaces the programs in place, as an upgrade does.
     Suite {
         name: "lifecycle",
         threads: 1,

@@ -121,9 +121,15 @@ impl KernelDatapath {
 
     /// An interface goes by another name, programs and all.
     pub fn interface_renamed(&self, from: &str, to: &str, ifindex: u32) {
-        self.change_hook(ifindex, |hook| {
-            hook.interface = to.to_owned();
-            hook.why = format!("attached as {from}, renamed since");
+        self.change_hooks(|hooks| {
+            // What was noted of one that is gone and had this name.
+            hooks.retain(|hook| {
+                hook.interface != to || hook.ifindex == ifindex || hook.hook != "none"
+            });
+            if let Some(hook) = hooks.iter_mut().find(|hook| hook.ifindex == ifindex) {
+                hook.interface = to.to_owned();
+                hook.why = why_renamed(&hook.why, from, to);
+            }
         });
     }
 
@@ -190,6 +196,16 @@ impl KernelDatapath {
             known.insert(id, identity.clone());
         }
         identity
+    }
+}
+
+/// Why a hook was chosen, and the name that its interface had then.
+fn why_renamed(why: &str, from: &str, to: &str) -> String {
+    const THEN: &str = "; attached as ";
+    match why.rsplit_once(THEN) {
+        Some((chosen, first)) if first == to => chosen.to_owned(),
+        Some(_) => why.to_owned(),
+        None => format!("{why}{THEN}{from}"),
     }
 }
 
@@ -340,5 +356,13 @@ mod tests {
         assert_eq!(state(&[("xdp", 99), ("tcx", 98)], false), absent);
         // The egress program at ingress is not the ingress program.
         assert_eq!(state(&[("tcx", 12)], false).0, ProgramState::Absent);
+    }
+
+    #[test]
+    fn an_interface_that_has_its_name_again_says_nothing_of_the_other() {
+        let away = why_renamed("it was asked for", "eth0", "old0");
+        assert_eq!(away, "it was asked for; attached as eth0");
+        assert_eq!(why_renamed(&away, "old0", "old1"), away);
+        assert_eq!(why_renamed(&away, "old1", "eth0"), "it was asked for");
     }
 }
