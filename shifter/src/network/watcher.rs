@@ -191,7 +191,12 @@ impl Watcher {
     /// How long until a change may be told; `None` without one.
     fn until_told(&self, now: Instant) -> Option<Duration> {
         let pending = self.effects.changed || !self.effects.events.is_empty();
-        let due = self.told.map_or(now, |told| told + self.pause);
+        // A hook does not wait for what others do.
+        let pause = match self.effects.events.as_slice() {
+            [] => self.pause,
+            _ => COALESCE,
+        };
+        let due = self.told.map_or(now, |told| told + pause);
         pending.then(|| due.saturating_duration_since(now))
     }
 

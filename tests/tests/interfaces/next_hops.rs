@@ -48,12 +48,12 @@ fn change_mac(ns: &Netns, interface: &str, mac: [u8; 6]) {
 fn change_mac_silently(router: &Netns, mac: [u8; 6], host: [u8; 6]) {
     router
         .nft(
-            "table arp mute { chain out {
-               type filter hook output priority 0; arp operation request drop;
-             } }
-             table ip6 mute { chain out {
-               type filter hook output priority 0; icmpv6 type nd-neighbor-solicit drop;
-             } }\n",
+            "table arp mute {
+               chain out { type filter hook output priority 0; arp operation request drop; }
+             }
+             table ip6 mute {
+               chain out { type filter hook output priority 0; icmpv6 type nd-neighbor-solicit drop; }
+             }\n",
         )
         .unwrap();
     let mut lines = vec![format!("link set r1 address {}", text(mac))];
