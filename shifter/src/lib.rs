@@ -9,6 +9,7 @@ pub mod cli;
 pub mod control;
 pub mod datapath;
 pub mod doctor;
+pub mod fault;
 pub mod model;
 pub mod network;
 pub mod proto;

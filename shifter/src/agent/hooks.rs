@@ -177,8 +177,13 @@ impl Hooks {
     fn attach_links(&self, links: &[Link]) -> Result<(), DatapathError> {
         for link in links {
             self.datapath.attach_egress(&link.name, link.index)?;
+            crate::fault::point("attach-egress");
         }
-        links.iter().try_for_each(|link| self.attach_ingress(link))
+        for link in links {
+            self.attach_ingress(link)?;
+            crate::fault::point("attach-ingress");
+        }
+        Ok(())
     }
 
     fn attach_ingress(&self, link: &Link) -> Result<(), DatapathError> {

@@ -110,7 +110,11 @@ impl FlowTable {
     pub fn sweep(&self, timeouts: &[u32; TIMEOUTS]) -> u64 {
         let now = now_tick();
         let (mut freed, mut live) = (0, 0);
-        for set in 0..self.sets.count() {
+        let sets = self.sets.count();
+        for set in 0..sets {
+            if set == sets / 2 {
+                crate::fault::point("sweep");
+            }
             for place in 0..SET_ENTRIES {
                 let control = self.control(set, place);
                 let word = control.load(Ordering::Acquire);

@@ -120,6 +120,7 @@ impl KernelDatapath {
     pub fn open(setup: &Setup) -> Result<Self, DatapathError> {
         let pins = Pins::new(&setup.bpffs);
         let mut ebpf = load::load(&pins, setup.flow_capacity)?;
+        crate::fault::point("maps-pinned");
         load_programs(&mut ebpf)?;
         let sets = load::flow_sets(setup.flow_capacity);
         let timeouts = setup.timeouts_s.map(ticks_of_seconds);

@@ -15,7 +15,10 @@ use super::{
     load::failed,
     memory::MappedArray,
 };
-use crate::model::{Affinity, PoolName, Seed, SplitMethod, Vip};
+use crate::{
+    fault,
+    model::{Affinity, PoolName, Seed, SplitMethod, Vip},
+};
 
 /// Everything that makes a service visible to packets.
 pub struct Services {
@@ -148,6 +151,7 @@ impl Services {
             (None, Some(old)) => old.rings,
             (None, None) => Default::default(),
         };
+        fault::point("rings-written");
         let Some(slot) = self.slots.take() else {
             if rings.is_some() {
                 self.give_back_rings(&regions);
@@ -164,7 +168,9 @@ impl Services {
         // The body is whole before the head names it.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let (old_slot, _) = head_parts(self.heads.read(id));
+        fault::point("before-head");
         self.heads.write(id, head_word(slot, self.check));
+        fault::point("after-head");
         let published_ns = super::monotonic_ns();
         if let Some(old) = old {
             self.slots.give_back(old_slot);
