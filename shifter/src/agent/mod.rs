@@ -107,13 +107,14 @@ async fn serve(config: AgentConfig) -> Result<()> {
     datapath.set_next_hops(&network.next_hops())?;
 
     manager.status("bringing the kernel and the stored state together");
-    let store = Store::open(&config.state_dir)?;
+    let store = Store::open_or_refuse(&config.state_dir)?;
     let settings = Settings {
         settle: config.settle,
         bake: config.bake,
         gone_after: config.gone_after,
         state_dir: config.state_dir.clone(),
         flow_capacity: config.flow_capacity,
+        named: config.services.clone(),
     };
     let reconciler = Reconciler::start(
         Arc::clone(&datapath) as _,

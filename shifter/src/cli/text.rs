@@ -41,6 +41,22 @@ pub(super) fn bytes(number: u64) -> String {
     format!("{number} B")
 }
 
+/// Seconds since 1970 as `2027-01-15 08:01:01Z`, by the proleptic Gregorian calendar.
+pub(super) fn utc(unix_seconds: f64) -> String {
+    let seconds = unix_seconds.floor() as i64;
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Years begin in March, eras of 400 years in March of the year 0.
+    let day = days + 719_468;
+    let (era, day) = (day.div_euclid(146_097), day.rem_euclid(146_097));
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, (month + 2) % 12 + 1);
+    let year = era * 400 + year + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
+}
+
 /// What of the service names a client sees.
 pub(super) fn name(service: &Service) -> &str {
     service.spec.as_ref().map_or("", |spec| &spec.name)
@@ -87,6 +103,20 @@ pub(super) fn dead_man(dead_man: &DeadMan) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_shown_in_utc() {
+        for (seconds, shown) in [
+            (0.0, "1970-01-01 00:00:00Z"),
+            (-1.0, "1969-12-31 23:59:59Z"),
+            (951_782_400.5, "2000-02-29 00:00:00Z"),
+            (1_800_000_061.25, "2027-01-15 08:01:01Z"),
+            (4_107_542_399.0, "2100-02-28 23:59:59Z"),
+            (4_107_542_400.0, "2100-03-01 00:00:00Z"),
+        ] {
+            assert_eq!(utc(seconds), shown);
+        }
+    }
 
     #[test]
     fn numbers_read_well() {

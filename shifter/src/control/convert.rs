@@ -12,8 +12,8 @@ use crate::{
     },
     proto,
     reconcile::controller::{
-        BackendView, Change, ControlError, Explanation, FlowView, InfoView, Receipt, ServiceView,
-        ShareOf, WeightChange,
+        BackendView, Change, ControlError, Explanation, FlowView, InfoView, Receipt, Recorded,
+        ServiceView, ShareOf, WeightChange,
     },
     telemetry::is_drop,
 };
@@ -36,6 +36,22 @@ pub(super) fn seconds(value: f64, field: &str) -> Result<Duration, ControlError>
 
 /// Longest span a request can name: a year.
 const MAX_SECONDS: u64 = 366 * 86_400;
+
+pub(super) fn audit(record: Recorded) -> proto::AuditRecord {
+    let Recorded { number, audit } = record;
+    proto::AuditRecord {
+        number,
+        at_unix_seconds: audit.at_unix_ms as f64 / 1e3,
+        actor: audit.actor,
+        request_id: audit.request_id,
+        service: audit.service,
+        action: audit.action,
+        reason: audit.reason,
+        before: audit.before,
+        after: audit.after,
+        generation: audit.generation,
+    }
+}
 
 pub(super) fn pool(value: i32) -> Option<PoolName> {
     match proto::Pool::try_from(value) {

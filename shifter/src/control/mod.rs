@@ -19,6 +19,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch as channel;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{service::InterceptorLayer, transport::Server};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     proto::{
@@ -35,6 +36,8 @@ pub use socket::{Socket, SocketError};
 /// Becomes true, or loses its sender, when the server shall end.
 pub type Shutdown = channel::Receiver<bool>;
 
+/// Health service that says whether writes are stored.
+pub const STORE_HEALTH: &str = "shifter.store";
 /// How long requests under way may take once the server shall end.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -74,6 +77,7 @@ pub async fn serve(
     health
         .set_serving::<ServicesServer<services::ServicesApi>>()
         .await;
+    let _store_health = follow_store(Arc::clone(&context.controller), health);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -103,6 +107,32 @@ pub async fn serve(
         () = out_of_patience => {}
     }
     Ok(())
+}
+
+/// Keeps the health of [`STORE_HEALTH`] as the store is, until it is dropped.
+fn follow_store(controller: Arc<dyn Controller>, health: HealthReporter) -> AbortOnDrop {
+    let task = tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let status = match controller.store_problem() {
+                None => ServingStatus::Serving,
+                Some(_) => ServingStatus::NotServing,
+            };
+            health.set_service_status(STORE_HEALTH, status).await;
+        }
+    });
+    AbortOnDrop(task)
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Waits until the server shall end.

@@ -15,7 +15,7 @@ use crate::{
     proto::{self, admin_server::Admin, observe_server::Observe},
     reconcile::{
         Controller,
-        controller::{ControlError, FlowQuery},
+        controller::{AuditQuery, ControlError, FlowQuery},
     },
 };
 
@@ -25,6 +25,10 @@ type Answer<T> = Result<Response<T>, Status>;
 const DEFAULT_FLOWS: usize = 1_000;
 /// Flows listed at most.
 const MAX_FLOWS: usize = 1_000_000;
+/// Audit records listed where a request says no limit.
+const DEFAULT_AUDIT: u32 = 100;
+/// Audit records listed at most.
+const MAX_AUDIT: u32 = 10_000;
 /// Shortest interval of a stream of counters.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -146,5 +150,23 @@ impl Admin for AdminApi {
         let view = long(&self.0.controller, |controller| controller.info()).await?;
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Ok(Response::new(convert::info(view, kernel.trim().to_owned())))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<proto::ListAuditRequest>,
+    ) -> Answer<proto::ListAuditResponse> {
+        let message = request.into_inner();
+        let query = AuditQuery {
+            service: message.service,
+            before: message.before,
+            limit: match message.limit {
+                0 => DEFAULT_AUDIT,
+                limit => limit.min(MAX_AUDIT),
+            },
+        };
+        let records = long(&self.0.controller, move |c| c.audit(&query)).await?;
+        let records = records.into_iter().map(convert::audit).collect();
+        Ok(Response::new(proto::ListAuditResponse { records }))
     }
 }

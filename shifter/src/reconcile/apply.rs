@@ -9,10 +9,14 @@ use super::{
     controller::{Change, ControlError, Receipt, WriteContext},
     entry::{Entry, local_backends},
     plan::{Step, check_specs},
-    reconciler::{Core, Reconciler, audit, check_etag, describe_spec, elapsed_ns, finish, lock},
+    reconciler::{
+        Core, Reconciler, audit, check_etag, describe_spec, elapsed_ns, finish, lock,
+        nothing_changed, store_failed,
+    },
 };
 use crate::{
     datapath::{BackendId, DatapathError, ServiceId, ServiceImage},
+    fault,
     model::{PoolName, ServiceSpec, weight::threshold_share},
     store::Commit,
 };
@@ -81,9 +85,7 @@ impl Reconciler {
                 .iter()
                 .map(|s| (s.spec.name.as_str(), Some(&s.spec)))
                 .collect();
-            core.store
-                .note_pending(&noted)
-                .map_err(|error| ControlError::Internal(format!("{error}; nothing was changed")))?;
+            core.store.note_pending(&noted).map_err(nothing_changed)?;
             for step in &changed {
                 if let Err(error) = self.put(core, step, asked, &mut undo) {
                     self.undo(core, undo);
@@ -91,12 +93,11 @@ impl Reconciler {
                     return Err(error.into());
                 }
                 programmed.insert(step.spec.name.clone(), elapsed_ns(context));
+                fault::point("apply");
             }
             if let Err(error) = self.commit_steps(core, &changed, &undo, context) {
                 self.undo(core, undo);
-                return Err(ControlError::Internal(format!(
-                    "{error}; the change was taken back"
-                )));
+                return Err(store_failed(&error, "the change was taken back"));
             }
         }
         let mut receipts = Vec::with_capacity(steps.len());

@@ -8,8 +8,8 @@ use std::{
 
 use super::{
     controller::{
-        Change, ControlError, Controller, Explanation, FlowQuery, FlowView, InfoView, Receipt,
-        ServiceEvent, ServiceView, WeightChange, WriteContext,
+        AuditQuery, Change, ControlError, Controller, Explanation, FlowQuery, FlowView, InfoView,
+        Receipt, Recorded, ServiceEvent, ServiceView, WeightChange, WriteContext,
     },
     entry::hash_text,
     reconciler::{Reconciler, find, lock},
@@ -220,6 +220,16 @@ impl Controller for Reconciler {
 
     fn info(&self) -> Result<InfoView, ControlError> {
         self.do_info()
+    }
+
+    fn audit(&self, query: &AuditQuery) -> Result<Vec<Recorded>, ControlError> {
+        let core = lock(&self.core);
+        let records = core.store.audit(query);
+        records.map_err(|error| ControlError::Internal(error.to_string()))
+    }
+
+    fn store_problem(&self) -> Option<String> {
+        lock(&self.core).store.problem().map(str::to_owned)
     }
 
     fn first_flow(&self, name: &str, generation: u32) -> Result<Option<(u32, u64)>, ControlError> {

@@ -13,6 +13,8 @@ use crate::{
     model::{BackendSpec, PoolName, Protocol, ServiceSpec, Vip, Weight},
 };
 
+pub use crate::store::{Audit, AuditQuery, Recorded};
+
 /// Who asks, since when, and under which conditions.
 #[derive(Clone, Debug)]
 pub struct WriteContext {
@@ -270,6 +272,10 @@ pub trait Controller: Send + Sync + 'static {
     /// Flows, and the number of all that match.
     fn flows(&self, query: &FlowQuery) -> Result<(Vec<FlowView>, u64), ControlError>;
     fn info(&self) -> Result<InfoView, ControlError>;
+    /// Audit records, newest first.
+    fn audit(&self, query: &AuditQuery) -> Result<Vec<Recorded>, ControlError>;
+    /// What keeps writes from being stored, if anything does.
+    fn store_problem(&self) -> Option<String>;
     /// `(generation, ns)` once a flow was chosen under `generation` or a later one.
     fn first_flow(&self, name: &str, generation: u32) -> Result<Option<(u32, u64)>, ControlError>;
 

@@ -4,7 +4,9 @@ use super::{
     apply::slots,
     controller::{ControlError, Receipt, WriteContext},
     entry::Entry,
-    reconciler::{Reconciler, audit, check_etag, elapsed_ns, find, lock},
+    reconciler::{
+        Reconciler, audit, check_etag, elapsed_ns, find, lock, nothing_changed, store_failed,
+    },
 };
 use crate::{
     datapath::{FlowFilter, LONG_IDLE_S, ServiceId, idle_note, plural},
@@ -49,9 +51,8 @@ impl Reconciler {
         if context.validate_only {
             return Ok(receipt);
         }
-        core.store
-            .note_pending(&[(name, None)])
-            .map_err(|error| ControlError::Internal(format!("{error}; nothing was changed")))?;
+        let noted = [(name, None)];
+        core.store.note_pending(&noted).map_err(nothing_changed)?;
         self.datapath.delete_service(entry.id)?;
         receipt.programmed_ns = elapsed_ns(context);
         let at_unix_ms = self.clock.unix_ms();
@@ -130,6 +131,6 @@ impl Reconciler {
             Err(second) => format!("putting the service back failed too ({second})"),
         };
         core.services.insert(name, entry);
-        ControlError::Internal(format!("{error}; {outcome}"))
+        store_failed(error, &outcome)
     }
 }

@@ -18,6 +18,12 @@ impl Reconciler {
         let mut wanted = Vec::new();
         {
             let core = lock(&self.core);
+            if core.store.refused().is_some() {
+                let text =
+                    "the services of the agent's file are not loaded: it runs without its store";
+                tracing::warn!("{text}");
+                return Ok(vec![text.to_owned()]);
+            }
             let last: HashMap<String, ServiceSpec> = core
                 .store
                 .file_values()

@@ -13,7 +13,7 @@ impl Reconciler {
         let (services, mut backends) = {
             let core = lock(&self.core);
             // Which backends the rings of an orphan name is not known.
-            if !core.orphans.is_empty() {
+            if core.has_unknown() {
                 return;
             }
             (core.ids.retired.clone(), core.backends.idle())
@@ -63,7 +63,7 @@ impl Reconciler {
         // flows may have begun in between. Or one put an orphan back.
         let slot = core.backends.get(id);
         let in_use = slot.is_none_or(|slot| slot.in_use() || slot.named != since);
-        if in_use || !core.orphans.is_empty() {
+        if in_use || core.has_unknown() {
             return;
         }
         match self.datapath.delete_backend(id) {

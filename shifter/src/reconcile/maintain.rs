@@ -12,6 +12,11 @@ use crate::{datapath::BackendId, model::Vip, store::Commit};
 /// A packet filter that could not be read is read again this often, in ns.
 const FILTER_RETRY_NS: u64 = 30_000_000_000;
 
+/// A store that fails is tried again this often, in ns.
+const PROBE_NS: u64 = 10_000_000_000;
+/// The wall clock against that of the boot: less is how clocks are kept right.
+pub(super) const CLOCK_JUMP_MS: i64 = 5_000;
+
 /// What is known of reading the packet filter.
 #[derive(Default)]
 pub struct FilterReading {
@@ -34,6 +39,8 @@ impl Reconciler {
             for name in passed {
                 self.record_passed_dead_man(&mut core, &name);
             }
+            self.tend_store(&mut core);
+            self.follow_clock(&mut core);
             self.save_dirty(&mut core);
         }
         self.free_unused();
@@ -79,21 +86,74 @@ impl Reconciler {
             .filter(|entry| entry.dirty)
             .map(|entry| entry.row(true))
             .collect();
-        if rows.is_empty() {
+        if rows.is_empty() && core.unstored.is_empty() {
             return;
         }
         let commit = Commit {
             generation: core.generation,
             at_unix_ms: self.clock.unix_ms(),
             rows,
+            audit: core.unstored.clone(),
             ..Commit::default()
         };
         match core.store.commit(&commit) {
             Ok(()) => {
+                core.unstored.clear();
                 tracing::debug!("records that were published without a request are stored now");
                 core.services.values_mut().for_each(|e| e.dirty = false);
             }
             Err(error) => tracing::debug!(%error, "still not durable"),
+        }
+    }
+
+    /// Takes in what is wrong with the pins; once a second.
+    pub fn note_pins(&self, problem: Option<String>) {
+        lock(&self.core).pins = problem;
+    }
+
+    /// Looks whether the store's file is still whole, and whether what failed
+    /// still does, so that neither waits for the next request.
+    fn tend_store(&self, core: &mut Core) {
+        if core.store.refused().is_some() {
+            return;
+        }
+        let now_ns = self.clock.monotonic_ns();
+        let tried = if core.store.problem().is_none() {
+            core.store.check()
+        } else if now_ns >= core.probe_ns {
+            core.probe_ns = now_ns + PROBE_NS;
+            core.store.probe()
+        } else {
+            return;
+        };
+        if let Err(error) = tried {
+            tracing::debug!(%error, "the store cannot be written");
+        }
+    }
+
+    /// Dead-men count on the clock that nobody sets. The wall clock says what is
+    /// left of them after a boot, and how long a rollback undoes a promote: when
+    /// somebody sets it, these times are moved with it.
+    fn follow_clock(&self, core: &mut Core) {
+        let offset_ms = self.clock.unix_ms() - (self.clock.boot_ns() / 1_000_000) as i64;
+        let before = core.clock_offset_ms.replace(offset_ms);
+        let jump_ms = offset_ms - before.unwrap_or(offset_ms);
+        if jump_ms.abs() < CLOCK_JUMP_MS {
+            return;
+        }
+        tracing::warn!(
+            jump_s = jump_ms as f64 / 1e3,
+            "the wall clock was set: dead-men and the time to undo a promote are not changed by it; records of the audit keep their order"
+        );
+        for entry in core.services.values_mut() {
+            if let Some(dead_man) = &mut entry.dead_man {
+                dead_man.stored.deadline_unix_ms += jump_ms;
+                entry.dirty = true;
+            }
+            if let Some(promoted) = &mut entry.promoted {
+                promoted.at_unix_ms += jump_ms;
+                entry.dirty = true;
+            }
         }
     }
 
@@ -125,18 +185,18 @@ impl Reconciler {
     /// What the host answered comes into force, as far as it is still asked for.
     fn place(&self, answers: Vec<(BackendId, Answer)>, translated: &BTreeMap<Vip, bool>) {
         let mut core = lock(&self.core);
+        let has_unknown = core.has_unknown();
         let Core {
             services,
             backends,
             generation,
-            orphans,
             ..
         } = &mut *core;
         let mut moved = false;
         for (id, answer) in answers {
             moved |= backends.note(id, answer);
             // One that no service names may still carry flows, or be an orphan's.
-            if !orphans.is_empty() && !backends.get(id).is_some_and(|slot| slot.in_use()) {
+            if has_unknown && !backends.get(id).is_some_and(|slot| slot.in_use()) {
                 continue;
             }
             if let Err(error) = backends.sync(id, &*self.datapath) {

@@ -1,14 +1,12 @@
 //! The reconciler's state and the steps that every write shares.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-
-use shifter_common::abi::MAX_SERVICES;
 
 use super::{
     Clock, HostFacts,
@@ -19,6 +17,7 @@ use super::{
     entry::{Entry, Split, describe, threshold_moved},
     events::Events,
     gone::Gone,
+    ids::ServiceIds,
     maintain::FilterReading,
     observe::Observer,
     shed::Shed,
@@ -29,6 +28,8 @@ use crate::{
     store::{Audit, Commit, Store, StoreError},
 };
 
+/// Audit records kept until the store can be written again.
+const UNSTORED: usize = 1_000;
 /// How old the counts of the flow table may be when they are shown.
 const CENSUS_AGE: Duration = Duration::from_secs(1);
 
@@ -44,6 +45,9 @@ pub struct Settings {
     pub gone_after: Duration,
     pub flow_capacity: u32,
     pub state_dir: PathBuf,
+    /// Services of the agent's own file: where the store is lost, they name
+    /// what the kernel has.
+    pub named: Vec<ServiceSpec>,
 }
 
 impl Default for Settings {
@@ -54,6 +58,7 @@ impl Default for Settings {
             gone_after: config::DEFAULT_GONE_AFTER,
             flow_capacity: shifter_common::abi::DEFAULT_FLOW_CAPACITY,
             state_dir: "/var/lib/shifter".into(),
+            named: Vec::new(),
         }
     }
 }
@@ -63,6 +68,8 @@ impl Default for Settings {
 pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("{why} (nothing is in force here that could be served without it)")]
+    Nothing { why: String },
     #[error("reading what the kernel holds: {0}")]
     Inventory(DatapathError),
     #[error("bringing service {service:?} into force: {source}")]
@@ -105,60 +112,21 @@ pub struct Core {
     pub ring_slots: u64,
     /// About the host as a whole.
     pub warnings: Vec<String>,
+    /// Records of what is in force and could not be stored yet.
+    pub unstored: Vec<Audit>,
+    /// What is wrong with the pins.
+    pub pins: Option<String>,
+    /// When a store that fails is tried again; CLOCK_MONOTONIC in ns.
+    pub probe_ns: u64,
+    /// Wall clock less that of the boot, at the last look.
+    pub clock_offset_ms: Option<i64>,
 }
 
-/// Service ids: free, in use, and those that flows may still name.
-#[derive(Default)]
-pub struct ServiceIds {
-    free: BTreeSet<ServiceId>,
-    next: ServiceId,
-    pub retired: BTreeSet<ServiceId>,
-}
-
-impl ServiceIds {
-    pub fn adopt(&mut self, id: ServiceId) {
-        self.free.extend(self.next..id);
-        self.next = self.next.max(id + 1);
-        self.free.remove(&id);
-    }
-
-    /// Whether an id is in use or retired.
-    pub fn is_taken(&self, id: ServiceId) -> bool {
-        id < self.next && !self.free.contains(&id)
-    }
-
-    pub fn take(&mut self) -> Result<ServiceId, DatapathError> {
-        if let Some(id) = self.free.pop_first() {
-            return Ok(id);
-        }
-        if u32::from(self.next) < MAX_SERVICES {
-            self.next += 1;
-            return Ok(self.next - 1);
-        }
-        Err(Self::full())
-    }
-
-    /// Refuses more than are left.
-    pub fn check_limit(&self, more: usize) -> Result<(), DatapathError> {
-        let left = self.free.len() + (MAX_SERVICES as usize - usize::from(self.next));
-        if more <= left {
-            Ok(())
-        } else {
-            Err(Self::full())
-        }
-    }
-
-    fn full() -> DatapathError {
-        DatapathError::Full {
-            what: "services",
-            limit: u64::from(MAX_SERVICES),
-            remedy: "delete one that is no longer used (a deleted one counts until its flows have ended)",
-        }
-    }
-
-    pub fn release(&mut self, id: ServiceId) {
-        self.retired.remove(&id);
-        self.free.insert(id);
+impl Core {
+    /// Whether the kernel may name backends that no service here does: those
+    /// of an orphan's rings, or such as a lost store knew.
+    pub fn has_unknown(&self) -> bool {
+        !self.orphans.is_empty() || self.store.refused().is_some()
     }
 }
 
@@ -275,6 +243,7 @@ impl Reconciler {
             store,
             services,
             generation,
+            unstored,
             ..
         } = core;
         let entry = find_mut(services, name)?;
@@ -292,6 +261,9 @@ impl Reconciler {
         };
         if receipt.unchanged || context.validate_only {
             return Ok(finish(receipt, entry, context));
+        }
+        if write.durability == Durability::Required {
+            store.check().map_err(nothing_changed)?;
         }
         let described = entry.describe();
         entry.set_split(write.next);
@@ -311,6 +283,8 @@ impl Reconciler {
         match (store.commit(&commit), write.durability) {
             (Ok(()), _) => entry.dirty = false,
             (Err(error), Durability::Wanted) => {
+                let room = UNSTORED.saturating_sub(unstored.len());
+                unstored.extend(commit.audit.into_iter().take(room));
                 entry.dirty = true;
                 tracing::warn!(service = name, %error, "not durable");
                 receipt.warnings.push(format!(
@@ -354,7 +328,22 @@ impl Reconciler {
             }
         };
         self.events.push(&entry.spec.name, false);
-        ControlError::Internal(format!("{error}; {outcome}"))
+        store_failed(error, &outcome)
+    }
+}
+
+/// A write that the store refused before the kernel was asked.
+pub(super) fn nothing_changed(error: StoreError) -> ControlError {
+    store_failed(&error, "nothing was changed")
+}
+
+/// A failed store, and what became of the write.
+pub(super) fn store_failed(error: &StoreError, outcome: &str) -> ControlError {
+    let text = format!("{error}; {outcome}");
+    if error.is_lasting() {
+        ControlError::Precondition(text)
+    } else {
+        ControlError::Internal(text)
     }
 }
 
@@ -448,6 +437,7 @@ pub(super) fn audit_spec(
     Audit {
         at_unix_ms,
         actor: context.actor.clone(),
+        request_id: context.request_id.clone(),
         service: spec.name.clone(),
         action: action.to_owned(),
         reason: context.reason.clone(),

@@ -11,7 +11,9 @@ use super::{
     apply::slots,
     backends::{Answer, Backends},
     entry::{DeadMan, Entry, all_to, base_hash, desired_hash, local_backends},
-    reconciler::{Core, Reconciler, ServiceIds, Settings, StartError, describe_spec},
+    ids::ServiceIds,
+    maintain::CLOCK_JUMP_MS,
+    reconciler::{Core, Reconciler, Settings, StartError, describe_spec},
 };
 use crate::{
     datapath::{BackendId, Datapath, DatapathError, DeadManImage, ServiceImage},
@@ -20,7 +22,7 @@ use crate::{
     store::{Audit, Commit, Loaded, Pending, Promoted, Store, StoredDeadMan, StoredService},
 };
 
-type Key = (SocketAddr, Protocol);
+pub(super) type Key = (SocketAddr, Protocol);
 
 impl Reconciler {
     /// Adopts what the kernel holds and brings the stored state into force.
@@ -37,17 +39,27 @@ impl Reconciler {
     pub fn start_with_clock(
         datapath: Arc<dyn Datapath>,
         facts: Arc<dyn HostFacts>,
-        store: Store,
+        mut store: Store,
         settings: Settings,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, StartError> {
-        let loaded = store.load()?;
+        let loaded = store.load().unwrap_or_else(|error| {
+            store.refuse(error.to_string());
+            Loaded::default()
+        });
         let inventory = datapath.inventory().map_err(StartError::Inventory)?;
         let kernel: HashMap<Key, ServiceImage> = inventory
             .services
             .into_iter()
             .map(|image| ((image.vip.addr, image.vip.protocol), image))
             .collect();
+        if let Some(why) = store.refused()
+            && loaded.services.is_empty()
+            && kernel.is_empty()
+        {
+            let why = why.to_owned();
+            return Err(StartError::Nothing { why });
+        }
         let newest = kernel.values().map(|image| image.generation).max();
         let mut core = Core {
             store,
@@ -59,6 +71,10 @@ impl Reconciler {
             orphans: HashMap::new(),
             ring_slots: 0,
             warnings: Vec::new(),
+            unstored: Vec::new(),
+            pins: None,
+            probe_ns: 0,
+            clock_offset_ms: None,
         };
         let mut known: Vec<BackendId> = Vec::new();
         for (id, addr, protocol) in inventory.backends {
@@ -91,12 +107,12 @@ impl Reconciler {
     }
 }
 
-struct Start<'a> {
-    reconciler: &'a Reconciler,
-    kernel: HashMap<Key, ServiceImage>,
+pub(super) struct Start<'a> {
+    pub reconciler: &'a Reconciler,
+    pub kernel: HashMap<Key, ServiceImage>,
     /// Backend ids that the kernel holds.
     known: Vec<BackendId>,
-    at_unix_ms: i64,
+    pub at_unix_ms: i64,
 }
 
 /// A stored service and what the start found out about it.
@@ -123,7 +139,11 @@ impl Start<'_> {
                 })?;
             audits.extend(audit);
         }
-        self.leave_or_free_the_rest(core, fresh);
+        if core.store.refused().is_some() {
+            self.recover_the_rest(core);
+        } else {
+            self.leave_or_free_the_rest(core, fresh);
+        }
         self.commit(core, deleted, audits);
         Ok(())
     }
@@ -200,6 +220,7 @@ impl Start<'_> {
         Audit {
             at_unix_ms: self.at_unix_ms,
             actor: "agent".into(),
+            request_id: String::new(),
             service: service.spec.name.clone(),
             action: action.into(),
             reason: reason.into(),
@@ -250,6 +271,12 @@ impl Start<'_> {
     fn take_newer(&self, image: &ServiceImage, found: &mut Found) -> Option<DeadMan> {
         let service = &mut found.service;
         let armed = image.dead_man.map(|dead_man| self.armed(dead_man, service));
+        // The wall clock was set while no agent ran.
+        let deadline = |stored: StoredDeadMan| stored.deadline_unix_ms;
+        let wanted = armed.map(|dead_man| deadline(dead_man.stored));
+        found.dirty |= wanted
+            .zip(service.dead_man.map(deadline))
+            .is_some_and(|(is, was)| is != was);
         if image.generation <= service.generation {
             return armed;
         }
@@ -278,11 +305,15 @@ impl Start<'_> {
             .deadline_ns
             .saturating_sub(self.reconciler.clock.boot_ns());
         let remaining_ms = (remaining / 1_000_000) as i64;
-        let stored = service.dead_man.unwrap_or(StoredDeadMan {
+        let mut stored = service.dead_man.unwrap_or(StoredDeadMan {
             safe_threshold: image.safe_threshold,
             deadline_unix_ms: self.at_unix_ms + remaining_ms,
             after_ms: remaining_ms,
         });
+        let deadline_unix_ms = self.at_unix_ms + remaining_ms;
+        if (deadline_unix_ms - stored.deadline_unix_ms).abs() >= CLOCK_JUMP_MS {
+            stored.deadline_unix_ms = deadline_unix_ms;
+        }
         DeadMan { image, stored }
     }
 
@@ -390,6 +421,9 @@ impl Start<'_> {
             .filter(|e| e.dirty)
             .map(|e| e.row(true))
             .collect();
+        if core.store.refused().is_some() {
+            return;
+        }
         if rows.is_empty() && deleted.is_empty() {
             if let Err(error) = core.store.clear_pending() {
                 tracing::warn!(%error, "not durable");

@@ -253,7 +253,13 @@ impl Reconciler {
 
     /// Warnings of the agent itself.
     fn agent_warnings(&self, census: &Census) -> Vec<String> {
-        let mut warnings = lock(&self.core).warnings.clone();
+        let mut warnings: Vec<String> = {
+            let core = lock(&self.core);
+            let problem = core.store.problem().map(store_warning);
+            let pins = core.pins.clone();
+            let standing = core.warnings.iter().cloned();
+            problem.into_iter().chain(pins).chain(standing).collect()
+        };
         let capacity = u64::from(self.settings.flow_capacity);
         if census.live >= capacity / 10 * 9 {
             warnings.push(format!(
@@ -309,6 +315,10 @@ impl Reconciler {
                 (first, since.map_or(0, |since| at_ns.saturating_sub(since)))
             }))
     }
+}
+
+fn store_warning(problem: &str) -> String {
+    format!("the store cannot be written, so writes other than rollbacks are refused: {problem}")
 }
 
 /// A backend's address may be in use with both protocols: one filter for each.

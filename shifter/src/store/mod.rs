@@ -3,13 +3,25 @@
 //! One writer, the agent. Every write is one transaction; after `commit`
 //! returns, it survives a power cut.
 
+mod audit;
+mod error;
+mod place;
 mod schema;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension as _, Transaction, config::DbConfig, params,
+};
 
-use crate::model::{PoolName, ServiceSpec, Weight, file};
+use crate::{
+    fault,
+    model::{PoolName, ServiceSpec, Weight, file},
+};
+pub use audit::{Audit, AuditQuery, Recorded};
+pub use error::StoreError;
+use error::sql;
+use place::Place;
 
 /// Name of the database in the state directory.
 pub const STORE_FILE: &str = "shifter.db";
@@ -17,38 +29,6 @@ pub const STORE_FILE: &str = "shifter.db";
 pub const HISTORY_PER_SERVICE: u32 = 1_000;
 /// Audit records kept.
 pub const AUDIT_RECORDS: u32 = 100_000;
-
-/// What the store failed at, and what would mend it.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("{path} cannot be opened as the agent's store: {source}; the agent must be able to write there (state_dir in shifter.toml)", path = path.display())]
-    Open {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("{path} is damaged or no store of shifter ({source}): move it away, start the agent and apply the services again; what the kernel does meanwhile goes on", path = path.display())]
-    Damaged {
-        path: PathBuf,
-        source: rusqlite::Error,
-    },
-    #[error("{path} was written by a newer shifter (format {found}, this one knows {known}): start that one, or move the file away and apply the services again", path = path.display())]
-    Newer {
-        path: PathBuf,
-        found: i64,
-        known: i64,
-    },
-    #[error(
-        "{operation} in the store failed: {source}; is the disk of the state directory full or read-only?"
-    )]
-    Sql {
-        operation: &'static str,
-        source: rusqlite::Error,
-    },
-    #[error(
-        "the store holds a service that cannot be read: {0}; move the file away and apply the services again"
-    )]
-    Content(String),
-}
 
 /// The dead-man as stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,19 +68,6 @@ pub struct Row<'a> {
     pub promoted: Option<Promoted>,
 }
 
-/// Who did what, why, and what came of it.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Audit {
-    pub at_unix_ms: i64,
-    pub actor: String,
-    pub service: String,
-    pub action: String,
-    pub reason: String,
-    pub before: String,
-    pub after: String,
-    pub generation: u32,
-}
-
 /// Everything that one write changes.
 #[derive(Debug, Default)]
 pub struct Commit<'a> {
@@ -126,42 +93,118 @@ pub struct Loaded {
 /// The agent's store.
 pub struct Store {
     connection: Connection,
-}
-
-fn sql(operation: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
-    move |source| StoreError::Sql { operation, source }
+    /// None of a store in memory.
+    place: Option<Place>,
+    /// Why nothing is written before the agent is started again.
+    refused: Option<String>,
+    /// Why the last write failed.
+    failing: Option<String>,
 }
 
 impl Store {
     /// Opens `shifter.db` in the state directory, which is made if absent
-    /// (0700; the file 0600, because it holds the seeds).
+    /// (0700; the file 0600, because it holds the seeds). A file that is
+    /// damaged stays as it is.
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
-        use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
         let path = state_dir.join(STORE_FILE);
-        let opened = std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(state_dir)
-            .and_then(|()| {
-                let mut options = std::fs::OpenOptions::new();
-                options.create(true).append(true).mode(0o600).open(&path)
-            });
-        opened.map_err(|source| StoreError::Open {
-            path: path.clone(),
-            source,
-        })?;
-        let damaged = |source| StoreError::Damaged {
-            path: path.clone(),
-            source,
+        let place = Place::open(&path)?;
+        let opening = sql("opening");
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&path, flags).map_err(&opening)?;
+        // The log is moved into the file at the end: not into a damaged one.
+        let keep_log = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        connection.set_db_config(keep_log, true).map_err(&opening)?;
+        let connection = schema::prepare(connection, &path)?;
+        connection
+            .set_db_config(keep_log, false)
+            .map_err(&opening)?;
+        Ok(Self::over(connection, Some(place)))
+    }
+
+    /// As [`Store::open`]; where that fails, a store that refuses every write
+    /// and says why. It holds what a copy of the file tells where only the disk
+    /// is at fault, and nothing otherwise.
+    pub fn open_or_refuse(state_dir: &Path) -> Result<Self, StoreError> {
+        let error = match Self::open(state_dir) {
+            Ok(store) => return Ok(store),
+            Err(error) => error,
         };
-        let connection = Connection::open(&path).map_err(damaged)?;
-        schema::prepare(connection, &path).map(|connection| Self { connection })
+        let copied = error
+            .is_of_disk()
+            .then(|| place::copy(&state_dir.join(STORE_FILE)))
+            .flatten();
+        let mut store = match copied {
+            Some(connection) => Self::over(connection, None),
+            None => Self::in_memory()?,
+        };
+        store.refuse(error.to_string());
+        Ok(store)
     }
 
     /// A store that lasts as long as the process, for tests.
     pub fn in_memory() -> Result<Self, StoreError> {
         let connection = Connection::open_in_memory().map_err(sql("opening"))?;
-        schema::prepare(connection, Path::new(":memory:")).map(|connection| Self { connection })
+        let connection = schema::prepare(connection, Path::new(":memory:"))?;
+        Ok(Self::over(connection, None))
+    }
+
+    fn over(connection: Connection, place: Option<Place>) -> Self {
+        Self {
+            connection,
+            place,
+            refused: None,
+            failing: None,
+        }
+    }
+
+    /// From now on every write is refused, for this reason.
+    pub fn refuse(&mut self, why: String) {
+        tracing::error!(why, "the agent runs without its store");
+        self.keep_log(true);
+        self.refused = Some(why);
+    }
+
+    /// Why writes are refused until the agent is started again.
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
+    }
+
+    /// What is wrong with the store, if anything is known to be.
+    pub fn problem(&self) -> Option<&str> {
+        self.refused.as_deref().or(self.failing.as_deref())
+    }
+
+    /// Whether a write can be tried. Costs a look at the file.
+    pub fn check(&mut self) -> Result<(), StoreError> {
+        let checked = match (&self.refused, &mut self.place) {
+            (Some(why), _) => Err(StoreError::Refused { why: why.clone() }),
+            (None, Some(place)) => place.check(),
+            (None, None) => Ok(()),
+        };
+        if let Err(error) = &checked {
+            self.keep_log(true);
+            self.failing = Some(error.to_string());
+        }
+        checked
+    }
+
+    /// Leaves the write-ahead log beside a file that shall not be touched, or
+    /// moves it in at the end.
+    fn keep_log(&self, keep: bool) {
+        let set = self
+            .connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep);
+        if let Err(error) = set {
+            tracing::warn!(%error, "keeping the store's log apart failed");
+        }
+    }
+
+    /// Tries again what failed; the agent calls it now and then while something is wrong.
+    pub fn probe(&mut self) -> Result<(), StoreError> {
+        self.transact("trying to write", |tx| {
+            tx.execute("UPDATE host SET generation = generation", [])
+                .map(drop)
+        })
     }
 
     /// From now on every write fails (or not any more), as on a full disk.
@@ -225,7 +268,9 @@ impl Store {
                 insert.execute(params![name, spec.map(file::spec_to_json)])?;
             }
             Ok(())
-        })
+        })?;
+        fault::point("pending");
+        Ok(())
     }
 
     /// Forgets a noted write that did not come about.
@@ -249,10 +294,13 @@ impl Store {
                 tx.execute("DELETE FROM history WHERE service = ?1", [name])?;
             }
             for audit in &commit.audit {
-                record(tx, audit)?;
+                audit::record(tx, audit)?;
             }
+            fault::point("commit");
             Ok(())
-        })
+        })?;
+        fault::point("committed");
+        Ok(())
     }
 
     fn transact(
@@ -260,8 +308,17 @@ impl Store {
         operation: &'static str,
         body: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>,
     ) -> Result<(), StoreError> {
-        let tx = self.connection.transaction().map_err(sql(operation))?;
-        body(&tx).and_then(|()| tx.commit()).map_err(sql(operation))
+        self.check()?;
+        let done = self
+            .connection
+            .transaction()
+            .and_then(|tx| body(&tx).and_then(|()| tx.commit()))
+            .map_err(sql(operation));
+        if done.is_ok() && self.failing.is_some() {
+            self.keep_log(false);
+        }
+        self.failing = done.as_ref().err().map(StoreError::to_string);
+        done
     }
 
     /// The split of a service under a generation.
@@ -327,33 +384,6 @@ impl Store {
         })
     }
 
-    /// Newest audit records, newest first.
-    pub fn audit(&self, limit: u32) -> Result<Vec<Audit>, StoreError> {
-        let error = sql("reading the audit");
-        let mut statement = self
-            .connection
-            .prepare(
-                "SELECT at_unix_ms, actor, service, action, reason, before, after, generation
-                 FROM audit ORDER BY id DESC LIMIT ?1",
-            )
-            .map_err(&error)?;
-        let rows = statement
-            .query_map([limit], |row| {
-                Ok(Audit {
-                    at_unix_ms: row.get(0)?,
-                    actor: row.get(1)?,
-                    service: row.get(2)?,
-                    action: row.get(3)?,
-                    reason: row.get(4)?,
-                    before: row.get(5)?,
-                    after: row.get(6)?,
-                    generation: row.get(7)?,
-                })
-            })
-            .map_err(&error)?;
-        rows.collect::<Result<_, _>>().map_err(&error)
-    }
-
     /// Drops what is beyond [`HISTORY_PER_SERVICE`] and [`AUDIT_RECORDS`].
     pub fn prune(&mut self) -> Result<(), StoreError> {
         self.transact("pruning", |tx| {
@@ -371,6 +401,15 @@ impl Store {
             )?;
             Ok(())
         })
+    }
+}
+
+impl Drop for Store {
+    /// What went bad since the last look is not written to at the end either.
+    fn drop(&mut self) {
+        if self.check().is_err() {
+            tracing::debug!("the store's log stays beside its file");
+        }
     }
 }
 
@@ -403,24 +442,6 @@ fn save(tx: &Transaction<'_>, row: &Row<'_>, at_unix_ms: i64) -> rusqlite::Resul
     tx.prepare_cached("INSERT OR REPLACE INTO history VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute(params![name, row.generation, live, green, at_unix_ms])?;
     Ok(())
-}
-
-fn record(tx: &Transaction<'_>, audit: &Audit) -> rusqlite::Result<()> {
-    tx.prepare_cached(
-        "INSERT INTO audit (at_unix_ms, actor, service, action, reason, before, after, generation)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-    )?
-    .execute(params![
-        audit.at_unix_ms,
-        audit.actor,
-        audit.service,
-        audit.action,
-        audit.reason,
-        audit.before,
-        audit.after,
-        audit.generation,
-    ])
-    .map(drop)
 }
 
 fn stored_service(row: &rusqlite::Row<'_>) -> rusqlite::Result<Result<StoredService, StoreError>> {

@@ -4,11 +4,12 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-use super::{StoreError, sql};
+use super::{StoreError, error::sql};
 
 /// Each entry brings a file from the version of its index to the next; an
 /// entry that was released is never changed.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE host (generation INTEGER NOT NULL);
     INSERT INTO host VALUES (0);
     CREATE TABLE service (
@@ -44,18 +45,17 @@ const MIGRATIONS: [&str; 1] = ["
         after TEXT NOT NULL,
         generation INTEGER NOT NULL
     ) STRICT;
-"];
+",
+    "ALTER TABLE audit ADD COLUMN request_id TEXT NOT NULL DEFAULT '';",
+];
 
-/// Sets the connection up and brings the tables to the newest version.
+/// Sets the connection up and brings the tables to the newest version. What is
+/// damaged or not ours is not written to.
 pub fn prepare(mut connection: Connection, path: &Path) -> Result<Connection, StoreError> {
-    let damaged = |source| StoreError::Damaged {
-        path: path.to_owned(),
-        source,
-    };
     // The first statement that reads the file; it fails on what is no database.
     let found: i64 = connection
         .query_row("PRAGMA user_version", [], |row| row.get(0))
-        .map_err(damaged)?;
+        .map_err(read(path))?;
     let known = MIGRATIONS.len() as i64;
     if found > known {
         return Err(StoreError::Newer {
@@ -66,29 +66,49 @@ pub fn prepare(mut connection: Connection, path: &Path) -> Result<Connection, St
     }
     let tables: i64 = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-        .map_err(damaged)?;
+        .map_err(read(path))?;
     if found == 0 && tables > 0 {
-        return Err(damaged(rusqlite::Error::InvalidQuery));
+        return Err(damaged(path, "it has other tables".to_owned()));
+    }
+    let check: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(read(path))?;
+    if check != "ok" {
+        return Err(damaged(path, check));
     }
     connection
         .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
         .and_then(|()| connection.pragma_update(None, "synchronous", "FULL"))
         .map_err(sql("switching on the write-ahead log"))?;
     connection.set_prepared_statement_cache_capacity(32);
+    if found < known {
+        migrate(&mut connection, found)?;
+    }
+    Ok(connection)
+}
+
+fn migrate(connection: &mut Connection, found: i64) -> Result<(), StoreError> {
     let fault = sql("bringing the tables up to date");
     let tx = connection.transaction().map_err(&fault)?;
-    for migration in &MIGRATIONS[found.clamp(0, known) as usize..] {
+    for migration in &MIGRATIONS[found.max(0) as usize..] {
         tx.execute_batch(migration).map_err(&fault)?;
     }
-    tx.pragma_update(None, "user_version", known)
+    tx.pragma_update(None, "user_version", MIGRATIONS.len() as i64)
         .map_err(&fault)?;
-    tx.commit().map_err(&fault)?;
-    let check: String = connection
-        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-        .map_err(damaged)?;
-    if check == "ok" {
-        Ok(connection)
-    } else {
-        Err(damaged(rusqlite::Error::InvalidColumnName(check)))
+    tx.commit().map_err(&fault)
+}
+
+fn damaged(path: &Path, why: String) -> StoreError {
+    StoreError::Damaged {
+        path: path.to_owned(),
+        why,
+    }
+}
+
+/// A failed look at the file: damaged, or a disk that does not answer.
+fn read(path: &Path) -> impl Fn(rusqlite::Error) -> StoreError + '_ {
+    |error| match sql("reading the file")(error) {
+        StoreError::Broken { source, .. } => damaged(path, source.to_string()),
+        other => other,
     }
 }

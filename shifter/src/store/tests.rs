@@ -1,5 +1,7 @@
 //! What is committed is there after reopening; what is no store is refused.
 
+use std::path::PathBuf;
+
 use super::*;
 use crate::model::file::{Format, parse_services};
 
@@ -126,7 +128,7 @@ fn a_damaged_file_and_a_newer_one_are_refused() {
     drop(store);
     let text = Store::open(&dir.0).err().unwrap().to_string();
     assert!(
-        text.contains("newer shifter (format 99, this one knows 1)"),
+        text.contains("newer shifter (format 99, this one knows 2)"),
         "{text}"
     );
 }
@@ -177,4 +179,179 @@ fn history_is_bounded_per_service() {
     store.prune().unwrap();
     assert_eq!(store.split("web", 5).unwrap(), None);
     assert!(store.split("web", 6).unwrap().is_some());
+}
+
+#[test]
+fn a_file_of_the_first_format_is_brought_up_to_date_and_keeps_its_audit() {
+    let dir = Dir::new("older");
+    let mut store = Store::open(&dir.0).unwrap();
+    store.commit(&audited(&["one"])).unwrap();
+    store
+        .connection
+        .execute_batch("ALTER TABLE audit DROP COLUMN request_id; PRAGMA user_version = 1")
+        .unwrap();
+    drop(store);
+    let store = Store::open(&dir.0).unwrap();
+    let records = store.audit(&newest(9)).unwrap();
+    assert_eq!(records[0].audit.action, "one");
+    assert_eq!(records[0].audit.request_id, "");
+}
+
+fn audited<'a>(actions: &[&str]) -> Commit<'a> {
+    let audit = |action: &&str| Audit {
+        action: (*action).to_owned(),
+        service: "web".to_owned(),
+        request_id: "r-1".to_owned(),
+        ..Audit::default()
+    };
+    Commit {
+        audit: actions.iter().map(audit).collect(),
+        ..Commit::default()
+    }
+}
+
+fn newest(limit: u32) -> AuditQuery {
+    AuditQuery {
+        limit,
+        ..AuditQuery::default()
+    }
+}
+
+#[test]
+fn the_audit_is_paged_by_number_and_by_service() {
+    let mut store = Store::in_memory().unwrap();
+    store.commit(&audited(&["one", "two", "three"])).unwrap();
+    let page = store.audit(&newest(2)).unwrap();
+    let actions: Vec<_> = page.iter().map(|r| r.audit.action.as_str()).collect();
+    assert_eq!(actions, ["three", "two"]);
+    assert_eq!(page[0].audit.request_id, "r-1");
+    let before = page[1].number;
+    let rest = AuditQuery {
+        before,
+        ..newest(9)
+    };
+    assert_eq!(store.audit(&rest).unwrap()[0].audit.action, "one");
+    let service = "none".to_owned();
+    let none = AuditQuery {
+        service,
+        ..newest(9)
+    };
+    assert!(store.audit(&none).unwrap().is_empty());
+}
+
+#[test]
+fn the_audit_is_bounded() {
+    let mut store = Store::in_memory().unwrap();
+    store.commit(&audited(&["first", "second"])).unwrap();
+    let fill = format!(
+        "INSERT INTO audit (id, at_unix_ms, actor, service, action, reason, before, after, generation)
+         VALUES ({}, 0, '', '', 'last', '', '', '', 0)",
+        AUDIT_RECORDS + 1
+    );
+    store.connection.execute_batch(&fill).unwrap();
+    store.prune().unwrap();
+    let left = store.audit(&newest(9)).unwrap();
+    let actions: Vec<_> = left.iter().map(|r| r.audit.action.as_str()).collect();
+    assert_eq!(actions, ["last", "second"]);
+}
+
+/// A store with a service, closed; its directory and path.
+fn closed(name: &str) -> (Dir, PathBuf) {
+    let dir = Dir::new(name);
+    let spec = spec();
+    let mut store = Store::open(&dir.0).unwrap();
+    let commit = Commit {
+        generation: 3,
+        rows: vec![row(&spec, 3, true)],
+        ..Commit::default()
+    };
+    store.commit(&commit).unwrap();
+    drop(store);
+    let path = dir.0.join(STORE_FILE);
+    (dir, path)
+}
+
+#[test]
+fn a_damaged_file_leaves_a_store_that_refuses_writes_and_is_not_touched() {
+    for (name, length) in [("emptied", 0), ("cut", 5_000)] {
+        let (dir, path) = closed(name);
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(length).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let mut store = Store::open_or_refuse(&dir.0).unwrap();
+        assert!(store.refused().unwrap().contains("damaged"), "{name}");
+        assert_eq!(store.load().unwrap(), Loaded::default());
+        let error = store.commit(&Commit::default()).unwrap_err();
+        assert!(error.is_lasting(), "{error}");
+        assert!(error.to_string().contains("move it away"), "{error}");
+        drop(store);
+        assert_eq!(std::fs::read(&path).unwrap(), before, "{name}");
+    }
+}
+
+#[test]
+fn an_empty_file_beside_a_log_does_not_cost_the_log() {
+    let dir = Dir::new("log");
+    let spec = spec();
+    let mut store = Store::open(&dir.0).unwrap();
+    store.keep_log(true);
+    let commit = Commit {
+        rows: vec![row(&spec, 3, true)],
+        ..Commit::default()
+    };
+    store.commit(&commit).unwrap();
+    drop(store);
+    let log = dir.0.join("shifter.db-wal");
+    let before = std::fs::read(&log).unwrap();
+    let path = dir.0.join(STORE_FILE);
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(0).unwrap();
+    assert!(Store::open_or_refuse(&dir.0).unwrap().refused().is_some());
+    assert_eq!(std::fs::read(&log).unwrap(), before);
+}
+
+#[test]
+fn a_file_that_goes_bad_under_an_open_store_is_noticed_and_not_touched() {
+    let (dir, path) = closed("under");
+    let aside = dir.0.join("aside");
+    let mut store = Store::open(&dir.0).unwrap();
+    std::fs::rename(&path, &aside).unwrap();
+    let error = store.probe().unwrap_err().to_string();
+    assert!(error.contains("was removed while the agent ran"), "{error}");
+    assert_eq!(store.problem(), Some(error.as_str()));
+    std::fs::copy(&aside, &path).unwrap();
+    assert!(
+        store
+            .probe()
+            .unwrap_err()
+            .to_string()
+            .contains("was replaced")
+    );
+    std::fs::rename(&aside, &path).unwrap();
+    store.probe().unwrap();
+    assert_eq!(store.problem(), None);
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(4_096).unwrap();
+    assert!(
+        store
+            .probe()
+            .unwrap_err()
+            .to_string()
+            .contains("was truncated")
+    );
+    drop(store);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 4_096);
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_read_from_a_copy() {
+    let (dir, path) = closed("copy");
+    let copy = place::copy(&path).unwrap();
+    let mut store = Store::over(copy, None);
+    store.refuse("the disk is read-only".to_owned());
+    assert_eq!(store.load().unwrap().services.len(), 1);
+    assert!(store.split("web", 3).unwrap().is_some());
+    assert!(store.commit(&Commit::default()).is_err());
+    drop(store);
+    assert_eq!(Store::open(&dir.0).unwrap().load().unwrap().generation, 3);
 }

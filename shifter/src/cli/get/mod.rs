@@ -1,5 +1,6 @@
-//! `shifter get`: services, backends, flows, once or again and again.
+//! `shifter get`: services, backends, flows, audit, once or again and again.
 
+mod audit;
 mod backends;
 mod flows;
 mod services;
@@ -11,7 +12,7 @@ use super::{EXIT_DONE, client::Client, failure::Failure, screen::Screen};
 /// How often a watch reads again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Show services, backends or flows.
+/// Show services, backends, flows or who changed what.
 #[derive(clap::Args, Debug)]
 pub(super) struct Get {
     #[command(subcommand)]
@@ -26,6 +27,7 @@ enum What {
     Backends(backends::Backends),
     #[command(visible_alias = "flow")]
     Flows(flows::Flows),
+    Audit(audit::Audit),
 }
 
 impl Get {
@@ -34,6 +36,7 @@ impl Get {
             What::Services(what) => what.run(client, screen).await?,
             What::Backends(what) => what.run(client, screen).await?,
             What::Flows(what) => what.run(client, screen).await?,
+            What::Audit(what) => what.run(client, screen).await?,
         }
         Ok(EXIT_DONE)
     }

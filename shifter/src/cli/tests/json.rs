@@ -82,6 +82,9 @@ fn every_verb_answers_in_json() {
     );
     let states = value(&testbed, "get flows web --pool blue", 0);
     assert_eq!(states["flows"][1]["state"], "closing", "JSON has all");
+    let audit = value(&testbed, "get audit web", 0);
+    assert_eq!(audit["records"][0]["request_id"], "r-7");
+    assert_eq!(audit["records"][1]["actor"], "uid 0 pid 4242");
     assert_eq!(value(&testbed, "explain web 192.0.2.7", 0)["pool"], "green");
     let status = value(&testbed, "status", 0);
     assert_eq!(status["interfaces"][0]["hook"], "tc");

@@ -56,6 +56,26 @@ fn get_backends_names_those_that_answer_nothing() {
 }
 
 #[test]
+fn get_audit_shows_who_changed_what_newest_first_and_how_to_page_on() {
+    let testbed = Testbed::with_web();
+    assert_prints(
+        &testbed,
+        "get audit",
+        0,
+        "
+        NO  TIME                  BY              SERVICE  ACTION  GEN  BEFORE               AFTER                              REASON  REQUEST
+        2   2027-01-15 08:01:01Z  uid 0 pid 4242  web      shift     2  blue live, green 0%  blue live, green 5%                canary  r-7
+        1   2027-01-15 08:00:00Z  uid 0 pid 4242  web      apply     1  -                    create: vip: 203.0.113.10:443/tcp  -       -
+        ",
+    );
+    let ran = ask(&testbed, "get audit web --limit 1");
+    assert!(ran.out.contains("older ones: --before 2"), "{}", ran.out);
+    let ran = ask(&testbed, "get audit web --before 2");
+    assert!(ran.out.contains("create:") && !ran.out.contains("canary"));
+    assert_prints(&testbed, "get audit none", 0, "nothing was changed yet");
+}
+
+#[test]
 fn get_flows_shows_rows_and_says_when_there_are_more() {
     let testbed = Testbed::with_web();
     assert_prints(

@@ -16,8 +16,8 @@ use crate::{
     reconcile::{
         Controller,
         controller::{
-            Change, ControlError, DeadManView, Explanation, FlowQuery, FlowView, InfoView, Receipt,
-            ServiceEvent, ServiceView, WeightChange, WriteContext,
+            AuditQuery, Change, ControlError, DeadManView, Explanation, FlowQuery, FlowView,
+            InfoView, Receipt, Recorded, ServiceEvent, ServiceView, WeightChange, WriteContext,
         },
     },
 };
@@ -39,6 +39,7 @@ struct State {
     /// From this generation on there is a first flow.
     first_flow: Option<u32>,
     last_context: Option<WriteContext>,
+    store_problem: Option<String>,
 }
 
 impl FakeAgent {
@@ -57,6 +58,11 @@ impl FakeAgent {
     /// Lets a first flow come under every generation up to this one.
     pub fn let_first_flow_come(&self, generation: u32) {
         self.state().first_flow = Some(generation);
+    }
+
+    /// Lets the store fail, or not any more.
+    pub fn set_store_problem(&self, problem: Option<&str>) {
+        self.state().store_problem = problem.map(str::to_owned);
     }
 
     /// Changes a service behind the API's back.
@@ -319,6 +325,19 @@ impl Controller for FakeAgent {
 
     fn info(&self) -> Result<InfoView, ControlError> {
         Ok(views::info(self.state().services.len() as u64))
+    }
+
+    fn audit(&self, query: &AuditQuery) -> Result<Vec<Recorded>, ControlError> {
+        let records = views::audit().into_iter();
+        let matching = records.filter(|record| {
+            (query.service.is_empty() || record.audit.service == query.service)
+                && (query.before == 0 || record.number < query.before)
+        });
+        Ok(matching.take(query.limit as usize).collect())
+    }
+
+    fn store_problem(&self) -> Option<String> {
+        self.state().store_problem.clone()
     }
 
     fn first_flow(&self, name: &str, generation: u32) -> Result<Option<(u32, u64)>, ControlError> {

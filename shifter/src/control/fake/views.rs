@@ -11,7 +11,8 @@ use crate::{
     datapath::{Census, FlowRow, HookStatus, LimitUse, ProgramState, ProgramStatus, VerdictCount},
     model::{PoolName, Protocol, ServiceSpec, Weight},
     reconcile::controller::{
-        BackendView, Change, FlowView, InfoView, Observed, Receipt, ServiceView, ShareOf,
+        Audit, BackendView, Change, FlowView, InfoView, Observed, Receipt, Recorded, ServiceView,
+        ShareOf,
     },
 };
 
@@ -204,4 +205,31 @@ pub(super) fn info(services: u64) -> InfoView {
         warnings: vec!["16 Mi hugepages are missing".to_owned()],
         state_dir: "/var/lib/shifter".to_owned(),
     }
+}
+
+/// Two records, newest first.
+pub(super) fn audit() -> Vec<Recorded> {
+    let shift = Audit {
+        at_unix_ms: 1_800_000_061_250,
+        actor: "uid 0 pid 4242".into(),
+        request_id: "r-7".into(),
+        service: "web".into(),
+        action: "shift".into(),
+        reason: "canary".into(),
+        before: "blue live, green 0%".into(),
+        after: "blue live, green 5%".into(),
+        generation: 2,
+    };
+    let apply = Audit {
+        at_unix_ms: 1_800_000_000_000,
+        request_id: String::new(),
+        action: "apply".into(),
+        reason: String::new(),
+        before: String::new(),
+        after: "create: vip: 203.0.113.10:443/tcp".into(),
+        generation: 1,
+        ..shift.clone()
+    };
+    let record = |(number, audit)| Recorded { number, audit };
+    [(2, shift), (1, apply)].map(record).into()
 }

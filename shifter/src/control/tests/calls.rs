@@ -339,6 +339,52 @@ fn health_and_reflection_are_served() {
 }
 
 #[test]
+fn the_health_of_the_store_follows_what_keeps_writes_from_being_stored() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let testbed = Testbed::new();
+    let problem = Some("the disk is full");
+    testbed.runtime.block_on(async {
+        let mut health = HealthClient::new(testbed.channel());
+        for (problem, expected) in [(None, 1), (problem, 2), (None, 1)] {
+            testbed.agent.set_store_problem(problem);
+            let mut status = 0;
+            for _ in 0..100 {
+                let request = HealthCheckRequest {
+                    service: "shifter.store".to_owned(),
+                };
+                let answer = health.check(request).await;
+                status = answer.map_or(0, |answer| answer.into_inner().status);
+                if status == expected {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            assert_eq!(status, expected, "{problem:?}");
+        }
+    });
+}
+
+#[test]
+fn the_audit_is_listed_newest_first_and_paged_by_number() {
+    let testbed = Testbed::new();
+    testbed.runtime.block_on(async {
+        let mut admin = proto::admin_client::AdminClient::new(testbed.channel());
+        let all = proto::ListAuditRequest::default();
+        let records = admin.list_audit(all).await.unwrap().into_inner().records;
+        let numbers: Vec<_> = records.iter().map(|record| record.number).collect();
+        assert_eq!(numbers, [2, 1]);
+        assert_eq!(records[0].at_unix_seconds, 1_800_000_061.25);
+        assert_eq!(records[0].before, "blue live, green 0%");
+        let older = proto::ListAuditRequest {
+            before: 2,
+            ..Default::default()
+        };
+        let records = admin.list_audit(older).await.unwrap().into_inner().records;
+        assert_eq!((records.len(), records[0].action.as_str()), (1, "apply"));
+    });
+}
+
+#[test]
 fn five_thousand_services_fit_into_one_call() {
     let testbed = Testbed::new();
     let mut services = testbed.services();

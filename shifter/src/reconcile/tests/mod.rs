@@ -3,6 +3,7 @@
 mod apply;
 mod chaos;
 mod delete;
+mod faults;
 mod free;
 mod gone;
 mod observe;

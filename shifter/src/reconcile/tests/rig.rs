@@ -19,11 +19,11 @@ use crate::{
     },
     network::TcpSockets,
     reconcile::{
-        Clock, Controller as _, HostFacts, Reconciler, Settings,
+        Clock, Controller as _, HostFacts, Reconciler, Settings, StartError,
         controller::{ControlError, Receipt, ShareOf, WeightChange, WriteContext},
         reconciler::lock,
     },
-    store::Store,
+    store::{Audit, AuditQuery, Store},
 };
 
 /// Addresses in 203.0.113.0/24 and 2001:db8::/64 are local.
@@ -126,6 +126,11 @@ impl FakeClock {
             .fetch_add(duration.as_millis() as i64, Ordering::Relaxed);
     }
 
+    /// Somebody sets the wall clock.
+    pub fn set_wall(&self, by_ms: i64) {
+        self.unix_ms.fetch_add(by_ms, Ordering::Relaxed);
+    }
+
     /// The other clocks begin again; the wall clock goes on.
     pub fn reboot(&self, down: Duration) {
         self.ns.store(5_000_000_000, Ordering::Relaxed);
@@ -168,15 +173,15 @@ fn start(
     facts: &Arc<FakeFacts>,
     clock: &Arc<FakeClock>,
     dir: &std::path::Path,
-) -> Arc<Reconciler> {
+    settings: Settings,
+) -> Result<Arc<Reconciler>, StartError> {
     Reconciler::start_with_clock(
         datapath.clone(),
         facts.clone(),
-        Store::open(dir).unwrap(),
-        Settings::default(),
+        Store::open_or_refuse(dir).unwrap(),
+        settings,
         clock.clone(),
     )
-    .unwrap()
 }
 
 impl Rig {
@@ -185,7 +190,7 @@ impl Rig {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("shifter-rec-{}-{number}", std::process::id()));
         let (datapath, facts, clock) = Default::default();
-        let reconciler = start(&datapath, &facts, &clock, &dir);
+        let reconciler = start(&datapath, &facts, &clock, &dir, Settings::default()).unwrap();
         Self {
             datapath,
             facts,
@@ -204,7 +209,25 @@ impl Rig {
 
     /// The agent dies and starts again.
     pub fn restart(&mut self) {
-        self.reconciler = start(&self.datapath, &self.facts, &self.clock, &self.dir);
+        self.restart_with(Settings::default());
+    }
+
+    /// As [`Rig::restart`], with other settings.
+    pub fn restart_with(&mut self, settings: Settings) {
+        let (datapath, facts) = (&self.datapath, &self.facts);
+        self.reconciler = start(datapath, facts, &self.clock, &self.dir, settings).unwrap();
+    }
+
+    /// Why a start fails, after a reboot.
+    pub fn refused_after_reboot(&self) -> String {
+        let (datapath, settings) = (Arc::default(), Settings::default());
+        let started = start(&datapath, &self.facts, &self.clock, &self.dir, settings);
+        started.err().unwrap().to_string()
+    }
+
+    /// The store is damaged while the agent is down.
+    pub fn damage_store(&self) {
+        std::fs::write(self.dir.join(crate::store::STORE_FILE), "no database").unwrap();
     }
 
     pub fn state_dir(&self) -> std::path::PathBuf {
@@ -289,11 +312,21 @@ impl Rig {
     }
 
     pub fn actions(&self) -> Vec<String> {
-        let audit = lock(&self.reconciler.core).store.audit(100).unwrap();
-        audit
-            .into_iter()
+        let records = self.audit().into_iter();
+        records
             .map(|a| format!("{} {}", a.actor, a.action))
             .collect()
+    }
+
+    /// Newest first.
+    pub fn audit(&self) -> Vec<Audit> {
+        let query = AuditQuery {
+            limit: 100,
+            ..AuditQuery::default()
+        };
+        let core = lock(&self.reconciler.core);
+        let records = core.store.audit(&query).unwrap();
+        records.into_iter().map(|record| record.audit).collect()
     }
 }
 
