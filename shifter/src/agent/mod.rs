@@ -29,8 +29,10 @@ use crate::{
     control,
     datapath::{
         Datapath as _,
+        carry::Keeper,
         kernel::{KernelDatapath, Setup},
         load::Pins,
+        mend::{mend_pins, note_installation},
         noted, plural,
     },
     model::config::{AgentConfig, parse_config},
@@ -89,6 +91,9 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let pins = Pins::new(&config.bpffs);
     let _lock = pins.lock()?;
     let _alone = alone::claim()?;
+    for note in mend_pins(&pins, &config.state_dir)? {
+        tracing::warn!("{note}");
+    }
     manager.status("loading the programs");
     let network = Network::start(config.interfaces.clone())?;
     let datapath = Arc::new(KernelDatapath::open(&Setup {
@@ -132,6 +137,7 @@ async fn serve(config: AgentConfig) -> Result<()> {
         None => None,
     };
     let had_gap = hooks.attach_all()?;
+    note_installation(&config.state_dir, &datapath.tag());
     if had_gap {
         reconciler.settle_again();
     }
@@ -162,11 +168,22 @@ async fn serve(config: AgentConfig) -> Result<()> {
         Arc::clone(&network),
         Arc::clone(&reconciler),
     ));
+    let keeper_of_pins = Keeper::new(Pins::new(&config.bpffs))?;
     let keeper = std::thread::Builder::new().name("maintain".into()).spawn({
         let (reconciler, stopped) = (Arc::clone(&reconciler), stopped.clone());
         let (datapath, hooks, network) = (datapath, Arc::clone(&hooks), network);
         let manager = Arc::clone(&manager);
-        move || maintain(&reconciler, &datapath, &hooks, &network, &manager, &stopped)
+        move || {
+            maintain(
+                &reconciler,
+                &datapath,
+                &hooks,
+                &network,
+                keeper_of_pins,
+                &manager,
+                &stopped,
+            );
+        }
     })?;
     tracing::info!(
         took_ms = started.elapsed().as_millis() as u64,
@@ -203,6 +220,7 @@ fn maintain(
     datapath: &KernelDatapath,
     hooks: &Hooks,
     network: &Network,
+    mut keeper_of_pins: Keeper,
     manager: &Manager,
     stopped: &watch::Receiver<bool>,
 ) {
@@ -214,6 +232,7 @@ fn maintain(
             reconciler.tick_observed();
             reconciler.maintain();
             datapath.reclaim();
+            reconciler.note_pins(keeper_of_pins.look());
             if hooks.tend() {
                 reconciler.settle_again();
             }

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::read_config;
 use crate::{
-    datapath::{load::Pins, noted, plural},
+    datapath::{load::Pins, mend::mend_pins, noted, plural},
     store::STORE_FILE,
 };
 
@@ -48,6 +48,8 @@ pub fn prepare(config_path: &Path) -> Result<Vec<String>> {
         config.state_dir.display(),
         plural(files as u64, "file")
     ));
+
+    done.extend(mend_pins(&pins, &config.state_dir)?);
 
     let socket_dir = config.unix.parent().unwrap_or(Path::new("/"));
     make(socket_dir, 0o755)?;

@@ -6,6 +6,7 @@
 pub mod allocator;
 pub mod attach;
 pub mod backends;
+pub mod carry;
 mod clsact;
 pub mod fake;
 pub mod flows;
@@ -13,6 +14,7 @@ mod inspect;
 pub mod kernel;
 pub mod load;
 pub mod memory;
+pub mod mend;
 pub mod noted;
 pub mod off;
 pub mod pinned;

@@ -61,7 +61,7 @@ fn detach_link(path: &Path) -> io::Result<()> {
 }
 
 /// bpf(2) with the first 16 bytes of its attributes.
-fn bpf(command: libc::c_int, attr: [u64; 2]) -> io::Result<i32> {
+pub(super) fn bpf(command: libc::c_int, attr: [u64; 2]) -> io::Result<i32> {
     // SAFETY: `attr` is valid for its size and names only what lives over the call.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(&attr)) };

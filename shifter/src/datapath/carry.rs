@@ -1,0 +1,117 @@
+//! A BPF file system that is taken away under a running agent.
+//!
+//! As long as somebody has a directory of it open, what is pinned there lives
+//! on, out of reach of any path. So the agent keeps one open, and pins all of it
+//! again where another file system is mounted in its place.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use super::{
+    DatapathError,
+    load::{Pins, failed, is_bpffs},
+    pinned::bpf,
+    plural,
+};
+
+/// Keeps the pins within reach.
+pub struct Keeper {
+    pins: Pins,
+    /// The directory of the pins, as it was opened.
+    held: fs::File,
+}
+
+impl Keeper {
+    /// Over the pins of an agent that holds their lock.
+    pub fn new(pins: Pins) -> Result<Self, DatapathError> {
+        let held = open(pins.root())?;
+        Ok(Self { pins, held })
+    }
+
+    /// Looks whether the pins are still where they were, and carries them over
+    /// to another file system that is there now. What is wrong, with what mends it.
+    pub fn look(&mut self) -> Option<String> {
+        if self.is_in_place() {
+            return None;
+        }
+        let root = self.pins.root().to_owned();
+        let parent = root.parent().unwrap_or(Path::new("/"));
+        if !is_bpffs(parent) {
+            return Some(format!(
+                "the BPF file system with the pins is gone from {}: programs and flows go on as long as this agent runs, and end with it: mount -t bpf bpf {}",
+                parent.display(),
+                parent.display()
+            ));
+        }
+        match self.carry_over() {
+            Ok(count) => {
+                tracing::warn!(
+                    "another BPF file system was mounted at {}: {} carried over",
+                    parent.display(),
+                    plural(count, "pin")
+                );
+                None
+            }
+            Err(error) => Some(format!(
+                "another BPF file system is mounted at {}, and the pins cannot be carried over ({error}): programs and flows go on as long as this agent runs",
+                parent.display()
+            )),
+        }
+    }
+
+    fn is_in_place(&self) -> bool {
+        let same = |there: fs::Metadata| {
+            let own = self.held.metadata().ok()?;
+            Some((own.dev(), own.ino()) == (there.dev(), there.ino()))
+        };
+        let there = fs::metadata(self.pins.root()).ok();
+        there.and_then(same).unwrap_or(false)
+    }
+
+    /// Pins everything again; returns how much that is.
+    fn carry_over(&mut self) -> Result<u64, DatapathError> {
+        self.pins.create()?;
+        let old = PathBuf::from(format!("/proc/self/fd/{}", self.held.as_raw_fd()));
+        let mut count = 0;
+        for (name, to) in [("maps", self.pins.maps()), ("links", self.pins.links())] {
+            let from = old.join(name);
+            let what = || format!("carrying pins over to {}", to.display());
+            let entries = fs::read_dir(&from).map_err(|error| failed(what(), error, ""))?;
+            for name in entries.flatten().map(|entry| entry.file_name()) {
+                let path = to.join(&name);
+                if from.join(&name).is_dir() || path.exists() {
+                    continue;
+                }
+                pin_again(&from.join(&name), &path)
+                    .map_err(|error| failed(what(), error, "bpffs must be writable"))?;
+                count += 1;
+            }
+        }
+        self.held = self.pins.lock()?;
+        Ok(count)
+    }
+}
+
+fn open(directory: &Path) -> Result<fs::File, DatapathError> {
+    fs::File::open(directory)
+        .map_err(|error| failed(format!("opening {}", directory.display()), error, ""))
+}
+
+/// A second pin of what is pinned at `from`, map or link.
+fn pin_again(from: &Path, to: &Path) -> io::Result<()> {
+    const OBJ_PIN: libc::c_int = 6;
+    const OBJ_GET: libc::c_int = 7;
+    let from = CString::new(from.as_os_str().as_bytes())?;
+    let to = CString::new(to.as_os_str().as_bytes())?;
+    let object = bpf(OBJ_GET, [from.as_ptr() as u64, 0])?;
+    // SAFETY: the descriptor was just made and has no other owner.
+    let object = unsafe { OwnedFd::from_raw_fd(object) };
+    bpf(OBJ_PIN, [to.as_ptr() as u64, object.as_raw_fd() as u64]).map(drop)
+}
