@@ -163,6 +163,25 @@ impl<'lab> Agent<'lab> {
         self.wait_until_ready()
     }
 
+    /// As [`Agent::restart`], with one more variable for this start only.
+    pub fn restart_with(&mut self, name: &'static str, value: &str) -> Result<()> {
+        self.settings.environment.push((name, value.to_owned()));
+        let started = self.restart();
+        self.settings.environment.pop();
+        started
+    }
+
+    /// Waits for the process to end by itself; the signal that ended it.
+    pub fn wait_for_signal(&mut self, limit: Duration) -> Option<i32> {
+        use std::os::unix::process::ExitStatusExt as _;
+        self.process.as_mut()?.wait(limit)?.signal()
+    }
+
+    /// Directory of its store.
+    pub fn state_dir(&self) -> PathBuf {
+        self.lab.dir().join("state")
+    }
+
     /// What stands before the binary and becomes it.
     fn wrapper(&self) -> Vec<OsString> {
         let mut words: Vec<OsString> = Vec::new();

@@ -12,6 +12,7 @@ pub mod evidence;
 pub mod mover;
 pub mod need;
 pub mod packet;
+pub mod records;
 pub mod rpc;
 pub mod scene;
 pub mod standin;
