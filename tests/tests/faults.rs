@@ -304,6 +304,9 @@ fn an_agent_with_a_damaged_store_serves_what_the_kernel_tells_and_leaves_the_fil
     storm.finish().unwrap().assert_untouched("a damaged store");
 }
 
+/// What is said, what does it, and what mends it.
+type Case<'a> = (&'a str, &'a dyn Fn(), &'a dyn Fn());
+
 #[test]
 fn a_store_that_goes_bad_under_the_agent_is_loud_and_never_stops_a_rollback() {
     need!();
@@ -317,7 +320,7 @@ fn a_store_that_goes_bad_under_the_agent_is_loud_and_never_stops_a_rollback() {
     agent.restart().unwrap();
     let path = agent.state_dir().join("shifter.db");
     let aside = agent.state_dir().join("shifter.db.aside");
-    let cases: [(&str, &dyn Fn(), &dyn Fn()); 2] = [
+    let cases: [Case<'_>; 2] = [
         (
             "was removed",
             &|| fs::rename(&path, &aside).unwrap(),

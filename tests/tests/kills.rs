@@ -338,7 +338,7 @@ fn survives_kills(
 
 /// Every point, and so many random moments, in a random order.
 fn moments(points: &[&'static str], count: u64, random: &mut Random) -> Vec<Moment> {
-    let mut moments: Vec<Moment> = points.iter().map(|point| Moment::At(*point)).collect();
+    let mut moments: Vec<Moment> = points.iter().map(|point| Moment::At(point)).collect();
     moments.extend((0..count).map(|_| Moment::After(random.below(LATEST_MS))));
     for i in (1..moments.len()).rev() {
         moments.swap(i, random.below(i as u64 + 1) as usize);

@@ -81,18 +81,10 @@ impl Keeper {
         let old = PathBuf::from(format!("/proc/self/fd/{}", self.held.as_raw_fd()));
         let mut count = 0;
         for (name, to) in [("maps", self.pins.maps()), ("links", self.pins.links())] {
-            let from = old.join(name);
-            let what = || format!("carrying pins over to {}", to.display());
-            let entries = fs::read_dir(&from).map_err(|error| failed(what(), error, ""))?;
-            for name in entries.flatten().map(|entry| entry.file_name()) {
-                let path = to.join(&name);
-                if from.join(&name).is_dir() || path.exists() {
-                    continue;
-                }
-                pin_again(&from.join(&name), &path)
-                    .map_err(|error| failed(what(), error, "bpffs must be writable"))?;
-                count += 1;
-            }
+            count += pin_all_again(&old.join(name), &to).map_err(|error| {
+                let what = format!("carrying pins over to {}", to.display());
+                failed(what, error, "bpffs must be writable")
+            })?;
         }
         self.held = self.pins.lock()?;
         Ok(count)
@@ -102,6 +94,23 @@ impl Keeper {
 fn open(directory: &Path) -> Result<fs::File, DatapathError> {
     fs::File::open(directory)
         .map_err(|error| failed(format!("opening {}", directory.display()), error, ""))
+}
+
+/// Second pins of all that is pinned below `from`; returns how many.
+fn pin_all_again(from: &Path, to: &Path) -> io::Result<u64> {
+    fs::create_dir_all(to)?;
+    let mut count = 0;
+    for entry in fs::read_dir(from)? {
+        let name = entry?.file_name();
+        let (from, to) = (from.join(&name), to.join(&name));
+        if from.is_dir() {
+            count += pin_all_again(&from, &to)?;
+        } else if !to.exists() {
+            pin_again(&from, &to)?;
+            count += 1;
+        }
+    }
+    Ok(count)
 }
 
 /// A second pin of what is pinned at `from`, map or link.

@@ -6,8 +6,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use aya::{
@@ -73,10 +74,13 @@ fn noted(state_dir: &Path) -> Option<String> {
 /// of which too much is gone.
 pub fn mend_pins(pins: &Pins, state_dir: &Path) -> Result<Vec<String>, DatapathError> {
     let mut notes = strangers(pins);
+    let Some(maps) = maps_of(pins) else {
+        return Ok(notes);
+    };
     let names: Vec<&str> = shapes(1).iter().map(|shape| shape.name).collect();
     let (mut present, mut missing) = (BTreeMap::new(), Vec::new());
     for name in names {
-        match pinned_id(&pins.maps(), name)? {
+        match pinned_id(&maps, name)? {
             Some(id) => drop(present.insert(name, id)),
             None => missing.push(name),
         }
@@ -92,11 +96,11 @@ pub fn mend_pins(pins: &Pins, state_dir: &Path) -> Result<Vec<String>, DatapathE
         // All or nothing: they belong together.
         (false, true) => return Ok(notes),
         // A first start that was cut off leaves some of its maps, all empty.
-        (false, false) if is_filled(pins, &present) => return Err(refusal(pins, &needed)),
+        (false, false) if is_filled(&maps, &present) => return Err(refusal(pins, &needed)),
         (false, false) => {}
     }
     for (name, map) in found {
-        pin_again(&pins.maps().join(name), &map)?;
+        pin_again(&maps.join(name), &map)?;
         notes.push(format!(
             "the pin of {name} was gone; the map is the one of the programs that run, and is pinned again"
         ));
@@ -139,6 +143,23 @@ fn find<'n>(
     (found, lost)
 }
 
+/// The directory of the maps. None while there are several numbered ones, which
+/// belong to a version that brings flows over between two.
+fn maps_of(pins: &Pins) -> Option<PathBuf> {
+    let entries = fs::read_dir(pins.maps()).into_iter().flatten().flatten();
+    let mut numbered = entries.filter(|entry| is_number(&entry.file_name()));
+    match (numbered.next(), numbered.next()) {
+        (None, _) => Some(pins.maps()),
+        (Some(only), None) => Some(only.path()),
+        (Some(_), Some(_)) => None,
+    }
+}
+
+fn is_number(name: &OsStr) -> bool {
+    name.to_str()
+        .is_some_and(|name| name.parse::<u32>().is_ok())
+}
+
 fn cut(name: &str) -> &str {
     &name[..name.len().min(NAME_CHARS)]
 }
@@ -159,7 +180,7 @@ fn strangers(pins: &Pins) -> Vec<String> {
             let is_ours = if directory == pins.links() {
                 is_link(&name)
             } else {
-                maps.contains(&name)
+                maps.contains(&name) || is_number(name.as_ref())
             };
             if !is_ours {
                 notes.push(format!(
@@ -234,11 +255,11 @@ fn pin_again(path: &Path, map: &MapData) -> Result<(), DatapathError> {
 }
 
 /// Whether an agent has filled these maps: then they belong together.
-fn is_filled(pins: &Pins, present: &BTreeMap<&str, u32>) -> bool {
+fn is_filled(maps: &Path, present: &BTreeMap<&str, u32>) -> bool {
     FILLED
         .iter()
         .filter(|name| present.contains_key(*name))
-        .any(|name| has_content(&pins.maps().join(name)).unwrap_or(true))
+        .any(|name| has_content(&maps.join(name)).unwrap_or(true))
 }
 
 fn has_content(path: &Path) -> Option<bool> {
