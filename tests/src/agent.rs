@@ -142,25 +142,53 @@ impl<'lab> Agent<'lab> {
 
     /// Starts the process again, after [`Agent::stop`] or [`Agent::kill`].
     pub fn restart(&mut self) -> Result<()> {
+        self.process = Some(self.begin(&[], &[])?);
+        self.wait_until_ready()
+    }
+
+    /// Starts a process beside the one that runs, if one does: `shifter agent`
+    /// with more words and variables. Nothing is waited for.
+    pub fn begin(&mut self, words: &[&str], environment: &[(&str, &str)]) -> Result<Process> {
         self.starts += 1;
         if self.settings.confined {
             let mut prepare = self.lab.host.command_with_sys(binary()?);
             run(prepare.args(["prepare", "--config"]).arg(self.config()))?;
         }
-        let mut words = self.wrapper();
-        words.push(binary()?.into());
-        let mut command = self.lab.host.command_with_sys(&words[0]);
-        command.args(&words[1..]);
+        let mut before = self.wrapper();
+        before.push(binary()?.into());
+        let mut command = self.lab.host.command_with_sys(&before[0]);
+        command.args(&before[1..]);
         command
             .args(["agent", "--config"])
             .arg(self.config())
+            .args(words)
             .env("SHIFTER_BPFFS", self.lab.bpffs())
             .env("PATH", self.path()?)
             .env("RUST_LOG", env::var("RUST_LOG").unwrap_or("info".into()))
-            .envs(self.settings.environment.iter().cloned());
+            .envs(self.settings.environment.iter().cloned())
+            .envs(environment.iter().copied());
         let log = self.lab.dir().join(format!("agent-{}.log", self.starts));
-        self.process = Some(Process::start(command, log)?);
-        self.wait_until_ready()
+        Process::start(command, log)
+    }
+
+    /// `shifter agent --replace`: waits until the new process serves and the
+    /// old one has ended by itself.
+    pub fn replace(&mut self) -> Result<()> {
+        let mut new = self.begin(&["--replace"], &[])?;
+        new.wait_for("serving took_ms", start_limit())?;
+        let old = self.process.replace(new);
+        if let Some(mut old) = old {
+            match old.wait(Duration::from_secs(10)) {
+                Some(status) if status.success() => {}
+                ended => bail!("the old agent ended with {ended:?}:\n{}", old.output()),
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on this process is the agent; the one before is given.
+    pub fn follow(&mut self, process: Process) -> Option<Process> {
+        self.process.replace(process)
     }
 
     /// As [`Agent::restart`], with one more variable for this start only.

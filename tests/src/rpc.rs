@@ -1,16 +1,24 @@
 //! The agent's gRPC, for scenarios that change weights faster than a command
 //! line can be started.
 
-use std::{io, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use hyper_util::rt::TokioIo;
 use shifter::proto::{
-    ApplyRequest, GetInfoRequest, Info, Receipt, ServiceSpec, SetWeightRequest,
-    admin_client::AdminClient, services_client::ServicesClient, set_weight_request::ShareOf,
+    ApplyRequest, GetInfoRequest, GetServiceRequest, Info, Receipt, Service, ServiceSpec,
+    SetWeightRequest, admin_client::AdminClient, services_client::ServicesClient,
+    set_weight_request::ShareOf,
 };
 use tokio::{net::UnixStream, runtime::Runtime};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint, Uri},
+};
+
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use crate::agent::Agent;
 
@@ -20,6 +28,7 @@ pub struct Rpc {
     runtime: Runtime,
     services: ServicesClient<Channel>,
     admin: AdminClient<Channel>,
+    health: HealthClient<Channel>,
 }
 
 impl Rpc {
@@ -30,10 +39,14 @@ impl Rpc {
 
     /// As [`Rpc::connect`], with another limit for each call.
     pub fn connect_with(agent: &Agent<'_>, limit: Duration) -> Result<Self> {
+        Self::at(agent.socket(), limit)
+    }
+
+    /// As [`Rpc::connect_with`], by the path of the socket.
+    pub fn at(path: PathBuf, limit: Duration) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let path = agent.socket();
         let channel = runtime.block_on(
             Endpoint::from_static("http://shifter.invalid")
                 .timeout(limit)
@@ -45,12 +58,28 @@ impl Rpc {
         Ok(Self {
             runtime,
             services: ServicesClient::new(channel.clone()),
-            admin: AdminClient::new(channel),
+            admin: AdminClient::new(channel.clone()),
+            health: HealthClient::new(channel),
         })
     }
 
+    /// `Services.Get`.
+    pub fn get(&mut self, service: &str) -> Result<Service, Status> {
+        let name = service.to_owned();
+        let call = self.services.get(GetServiceRequest { name });
+        Ok(self.runtime.block_on(call)?.into_inner())
+    }
+
+    /// `grpc.health.v1.Health.Check` of one component: whether it serves.
+    pub fn is_serving(&mut self, component: &str) -> Result<bool, Status> {
+        let service = component.to_owned();
+        let call = self.health.check(HealthCheckRequest { service });
+        let answer = self.runtime.block_on(call)?.into_inner();
+        Ok(answer.status() == ServingStatus::Serving)
+    }
+
     /// `Services.SetWeight` with an absolute weight of green.
-    pub fn set_weight(&mut self, service: &str, green: &str) -> Result<Receipt> {
+    pub fn set_weight(&mut self, service: &str, green: &str) -> Result<Receipt, Status> {
         let request = SetWeightRequest {
             name: service.to_owned(),
             share_of: Some(ShareOf::Green(green.to_owned())),
@@ -61,7 +90,7 @@ impl Rpc {
     }
 
     /// `Services.Apply`.
-    pub fn apply(&mut self, services: Vec<ServiceSpec>) -> Result<Vec<Receipt>> {
+    pub fn apply(&mut self, services: Vec<ServiceSpec>) -> Result<Vec<Receipt>, Status> {
         let request = ApplyRequest {
             services,
             ..Default::default()

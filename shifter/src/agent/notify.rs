@@ -11,8 +11,19 @@ use std::{
             net::{SocketAddr, UnixDatagram},
         },
     },
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use super::{
+    handover::Watched,
+    panics,
+    supervise::{KEEP_ALIVE, Stopped},
 };
 
 /// A maintenance pass is due every second; one that took longer than this and
@@ -22,6 +33,10 @@ const SHORTEST_PATIENCE: Duration = Duration::from_secs(5);
 /// The service manager that started this process, if one did.
 pub struct Manager {
     to: Option<SocketAddr>,
+    /// As it was given, for an agent that takes over.
+    socket: Option<String>,
+    /// Another process is the service's main one, and only that is heard.
+    quiet: AtomicBool,
     /// Half of the time that it waits for a sign of life, if it does.
     every: Option<Duration>,
     status: Mutex<String>,
@@ -30,17 +45,29 @@ pub struct Manager {
 
 impl Manager {
     /// As the environment names it: NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID.
-    pub fn from_environment() -> Arc<Self> {
+    /// An agent that takes over from another is not heard before it is ready,
+    /// and where it has no manager of its own it takes over the other's too.
+    pub fn from_environment(taking_over: Option<Option<&Watched>>) -> Arc<Self> {
         let text = |name| std::env::var(name).ok();
-        let socket = std::env::var_os("NOTIFY_SOCKET");
-        Arc::new(Self::new(
-            socket.as_deref(),
-            watchdog_interval(
-                text("WATCHDOG_USEC").as_deref(),
-                text("WATCHDOG_PID").as_deref(),
-                std::process::id(),
+        let own = std::env::var_os("NOTIFY_SOCKET");
+        let manager = match (own, taking_over.flatten()) {
+            (None, Some(other)) => Self::new(
+                Some(OsStr::new(&other.socket)),
+                other.watchdog_usec.and_then(half_of),
             ),
-        ))
+            (own, _) => Self::new(
+                own.as_deref(),
+                watchdog_interval(
+                    text("WATCHDOG_USEC").as_deref(),
+                    text("WATCHDOG_PID").as_deref(),
+                    std::process::id(),
+                ),
+            ),
+        };
+        manager
+            .quiet
+            .store(taking_over.is_some(), Ordering::Release);
+        Arc::new(manager)
     }
 
     fn new(socket: Option<&OsStr>, every: Option<Duration>) -> Self {
@@ -52,7 +79,12 @@ impl Manager {
                 .ok()
         });
         Self {
+            socket: socket
+                .filter(|_| to.is_some())
+                .and_then(OsStr::to_str)
+                .map(str::to_owned),
             to,
+            quiet: AtomicBool::new(false),
             every,
             status: Mutex::default(),
             answered: Mutex::new(Instant::now()),
@@ -70,8 +102,29 @@ impl Manager {
         }
     }
 
+    /// Whether a service manager started this process.
+    pub fn is_there(&self) -> bool {
+        self.to.is_some()
+    }
+
+    /// What another agent needs to be heard.
+    pub fn watched(&self) -> Option<Watched> {
+        Some(Watched {
+            socket: self.socket.clone()?,
+            watchdog_usec: self.every.map(|half| 2 * half.as_micros() as u64),
+        })
+    }
+
+    /// From now on another process is the service's main one. Said by this one,
+    /// which still is: with NotifyAccess=main no other is heard.
+    pub fn hand_to(&self, pid: i32) {
+        self.tell(&format!("MAINPID={pid}"));
+        self.quiet.store(true, Ordering::Release);
+    }
+
     /// Attached and serving; from now on the control loop has to answer.
     pub fn ready(&self) {
+        self.quiet.store(false, Ordering::Release);
         self.answer();
         self.tell("READY=1");
     }
@@ -89,10 +142,20 @@ impl Manager {
     /// Says four times in the watchdog's time that the agent lives, as long as
     /// its control loop has answered in the last half of it. It runs on the runtime that serves the API:
     /// where either stands still, systemd starts the agent anew.
-    pub async fn keep_alive(self: Arc<Self>) {
-        let Some(every) = self.every.filter(|_| self.to.is_some()) else {
-            return;
-        };
+    pub async fn keep_alive(self: Arc<Self>, mut stopped: Stopped) -> Result<()> {
+        panics::point(KEEP_ALIVE);
+        let over = async move { drop(stopped.wait_for(|stop| *stop).await) };
+        match self.every.filter(|_| self.to.is_some()) {
+            None => over.await,
+            Some(every) => tokio::select! {
+                () = self.tell_all_the_time(every) => {}
+                () = over => {}
+            },
+        }
+        Ok(())
+    }
+
+    async fn tell_all_the_time(&self, every: Duration) {
         let mut stands_still = false;
         // One sign that is late or lost is not yet silence.
         let mut ticks = tokio::time::interval(every / 2);
@@ -122,6 +185,9 @@ impl Manager {
 
     fn tell(&self, state: &str) {
         let Some(to) = &self.to else { return };
+        if self.quiet.load(Ordering::Acquire) {
+            return;
+        }
         let told = UnixDatagram::unbound()
             .and_then(|socket| socket.send_to_addr(state.as_bytes(), to).map(drop));
         if let Err(error) = told {
@@ -148,8 +214,11 @@ fn watchdog_interval(usec: Option<&str>, pid: Option<&str>, own: u32) -> Option<
     if pid.is_some_and(|pid| pid.parse() != Ok(own)) {
         return None;
     }
-    let usec: u64 = usec?.parse().ok().filter(|usec| *usec > 0)?;
-    Some(Duration::from_micros(usec.div_ceil(2)))
+    half_of(usec?.parse().ok()?)
+}
+
+fn half_of(usec: u64) -> Option<Duration> {
+    (usec > 0).then(|| Duration::from_micros(usec.div_ceil(2)))
 }
 
 #[cfg(test)]
@@ -216,10 +285,28 @@ mod tests {
             .enable_all()
             .build()
             .unwrap();
-        runtime.spawn(Arc::clone(&manager).keep_alive());
+        let (_stop, stopped) = tokio::sync::watch::channel(false);
+        runtime.spawn(Arc::clone(&manager).keep_alive(stopped));
         for _ in 0..3 {
             assert_eq!(next(&socket), "WATCHDOG=1");
         }
+    }
+
+    #[test]
+    fn the_one_who_goes_names_the_next_and_is_silent_then() {
+        let (manager, socket) = heard("next", Duration::from_secs(1));
+        let watched = manager.watched().unwrap();
+        assert_eq!(watched.watchdog_usec, Some(2_000_000));
+        manager.hand_to(4242);
+        manager.stopping();
+        let next_one = Manager::new(
+            Some(OsStr::new(&watched.socket)),
+            watched.watchdog_usec.and_then(half_of),
+        );
+        next_one.quiet.store(true, Ordering::Release);
+        next_one.status("loading");
+        next_one.ready();
+        assert_eq!([next(&socket), next(&socket)], ["MAINPID=4242", "READY=1"]);
     }
 
     #[test]

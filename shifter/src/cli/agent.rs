@@ -10,11 +10,17 @@ pub(super) struct Agent {
     /// Configuration of the agent.
     #[arg(long, value_name = "FILE", default_value = "/etc/shifter/shifter.toml")]
     config: PathBuf,
+    /// Take over from the agent that runs, without a moment in which none answers.
+    ///
+    /// If this one cannot be ready, that one goes on. Under systemd, `systemctl
+    /// reload shifter` does this.
+    #[arg(long)]
+    replace: bool,
 }
 
 impl Agent {
     pub fn run(self) -> Result<u8, Failure> {
-        crate::agent::run(&self.config).map_err(Failure::Local)?;
+        crate::agent::run(&self.config, self.replace).map_err(Failure::Local)?;
         Ok(EXIT_DONE)
     }
 }

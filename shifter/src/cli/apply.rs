@@ -41,8 +41,12 @@ impl Apply {
             force: self.force,
             request_id: String::new(),
         };
-        let mut services = client.services();
-        let answer = client.call_for(more, services.apply(request)).await?;
+        let answer = client
+            .write(more, || {
+                let (mut services, request) = (client.services(), request.clone());
+                async move { services.apply(request).await }
+            })
+            .await?;
         if screen.json() {
             screen.json_value(&answer)?;
         } else if self.dry_run {

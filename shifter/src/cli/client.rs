@@ -1,6 +1,10 @@
 //! The connection to the agent.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -12,8 +16,11 @@ use tonic::{
 use super::{Global, failure::Failure};
 use crate::proto::{
     GetServiceRequest, ListServicesRequest, MESSAGE_BYTES, Service, admin_client::AdminClient,
-    observe_client::ObserveClient, services_client::ServicesClient,
+    error::Reason, observe_client::ObserveClient, services_client::ServicesClient,
 };
+
+/// Before a write is sent to the next agent.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Asks the agent at one endpoint; every answer is waited for only so long.
 pub(super) struct Client {
@@ -80,6 +87,25 @@ impl Client {
         }
     }
 
+    /// As [`Client::call_for`], for a write. One that an agent sends away because
+    /// another takes over has changed nothing, and goes to the other.
+    pub async fn write<T, F>(&self, more: Duration, call: impl Fn() -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let begun = Instant::now();
+        loop {
+            let nothing_done = match self.call_for(more, call()).await {
+                Err(failure) if failure.has_done_nothing() => failure,
+                other => return other,
+            };
+            if begun.elapsed() >= self.timeout {
+                return Err(nothing_done);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
     /// What a status means, with a look at the socket where the connection failed.
     pub fn failure(&self, status: Status) -> Failure {
         let failure = Failure::from_status(status, &self.endpoint);
@@ -127,6 +153,11 @@ impl Client {
                 .services),
         }
     }
+}
+
+/// Whether the agent is being replaced, or ends.
+pub(super) fn is_leaving(status: &Status) -> bool {
+    Reason::of(status) == Some(Reason::AgentLeaving)
 }
 
 fn socket_path(endpoint: &str) -> Result<PathBuf, Failure> {

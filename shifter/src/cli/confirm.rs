@@ -1,5 +1,7 @@
 //! `shifter confirm`: keeps the weight that a dead-man guards.
 
+use std::time::Duration;
+
 use crate::proto::ConfirmRequest;
 
 use super::{client::Client, failure::Failure, receipt, screen::Screen};
@@ -21,7 +23,12 @@ impl Confirm {
             etag: self.if_match,
             request_id: String::new(),
         };
-        let answer = client.call(client.services().confirm(request)).await?;
+        let answer = client
+            .write(Duration::ZERO, || {
+                let (mut services, request) = (client.services(), request.clone());
+                async move { services.confirm(request).await }
+            })
+            .await?;
         receipt::print(answer, client, screen).await
     }
 }

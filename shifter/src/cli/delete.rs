@@ -1,5 +1,7 @@
 //! `shifter delete`: takes a service out.
 
+use std::time::Duration;
+
 use crate::proto::DeleteServiceRequest;
 
 use super::{
@@ -35,7 +37,12 @@ impl Delete {
             force: self.force,
             request_id: String::new(),
         };
-        let receipt = client.call(client.services().delete(request)).await?;
+        let receipt = client
+            .write(Duration::ZERO, || {
+                let (mut services, request) = (client.services(), request.clone());
+                async move { services.delete(request).await }
+            })
+            .await?;
         if screen.json() {
             screen.json_value(&receipt)?;
             return Ok(EXIT_DONE);

@@ -49,6 +49,16 @@ impl Failure {
         }
     }
 
+    /// Whether the request was not sent, or sent away by an agent that leaves.
+    pub fn has_done_nothing(&self) -> bool {
+        match self {
+            Self::Refused(status) => Reason::of(status) == Some(Reason::AgentLeaving),
+            // Said by the HTTP/2 client of what it still has when a connection ends.
+            Self::Unreachable { cause, .. } => cause == "operation was canceled",
+            _ => false,
+        }
+    }
+
     /// A status as a failure; without a reason of ours it may say that the
     /// connection broke.
     pub fn from_status(status: Status, endpoint: &str) -> Self {

@@ -1,5 +1,7 @@
 //! `shifter promote`: the candidate takes all and becomes live.
 
+use std::time::Duration;
+
 use crate::proto::PromoteRequest;
 
 use super::{client::Client, failure::Failure, receipt, screen::Screen};
@@ -25,7 +27,12 @@ impl Promote {
             etag: self.if_match,
             request_id: String::new(),
         };
-        let answer = client.call(client.services().promote(request)).await?;
+        let answer = client
+            .write(Duration::ZERO, || {
+                let (mut services, request) = (client.services(), request.clone());
+                async move { services.promote(request).await }
+            })
+            .await?;
         receipt::print(answer, client, screen).await
     }
 }

@@ -1,5 +1,7 @@
 //! `shifter rollback`: back to the good split, at once.
 
+use std::time::Duration;
+
 use crate::proto::RollbackRequest;
 
 use super::{client::Client, failure::Failure, receipt, screen::Screen};
@@ -25,7 +27,12 @@ impl Rollback {
             reason: self.reason,
             request_id: String::new(),
         };
-        let answer = client.call(client.services().rollback(request)).await?;
+        let answer = client
+            .write(Duration::ZERO, || {
+                let (mut services, request) = (client.services(), request.clone());
+                async move { services.rollback(request).await }
+            })
+            .await?;
         receipt::print(answer, client, screen).await
     }
 }

@@ -64,8 +64,12 @@ impl Shift {
             wait_first_flow_seconds: wait.as_secs_f64(),
             ..Default::default()
         };
-        let mut services = client.services();
-        let answer = client.call_for(wait, services.set_weight(request)).await?;
+        let answer = client
+            .write(wait, || {
+                let (mut services, request) = (client.services(), request.clone());
+                async move { services.set_weight(request).await }
+            })
+            .await?;
         receipt::print(answer, client, screen).await
     }
 }

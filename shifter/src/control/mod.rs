@@ -3,6 +3,7 @@
 mod convert;
 #[cfg(test)]
 pub(crate) mod fake;
+mod gate;
 mod observe;
 mod peer;
 mod services;
@@ -14,7 +15,7 @@ pub(crate) mod testbed;
 mod tests;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::watch as channel;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -31,6 +32,8 @@ use crate::{
 };
 
 pub use convert::desired_message;
+pub use gate::Gate;
+use gate::GateLayer;
 pub use socket::{Socket, SocketError};
 
 /// Becomes true, or loses its sender, when the server shall end.
@@ -38,6 +41,9 @@ pub type Shutdown = channel::Receiver<bool>;
 
 /// Health service that says whether writes are stored.
 pub const STORE_HEALTH: &str = "shifter.store";
+/// The parts of the agent by name, and whether each does its work.
+pub type Components = BTreeMap<&'static str, bool>;
+
 /// How long requests under way may take once the server shall end.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -52,39 +58,49 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
+/// What the API is served from.
+#[derive(Clone)]
+pub struct Served {
+    pub controller: Arc<dyn Controller>,
+    pub receipts: Arc<Receipts>,
+    /// What writes pass through.
+    pub gate: Arc<Gate>,
+    /// What `grpc.health.v1` tells of, beside the API itself.
+    pub components: channel::Receiver<Components>,
+}
+
 /// What every service of the API works with.
 #[derive(Clone)]
 struct Context {
     controller: Arc<dyn Controller>,
     receipts: Arc<Receipts>,
+    gate: Arc<Gate>,
     shutdown: Shutdown,
 }
 
 /// Serves the API on `socket` until `shutdown`; requests under way end first,
 /// streams end at once.
-pub async fn serve(
-    socket: Socket,
-    controller: Arc<dyn Controller>,
-    receipts: Arc<Receipts>,
-    shutdown: Shutdown,
-) -> Result<(), ServeError> {
+pub async fn serve(socket: Socket, served: Served, shutdown: Shutdown) -> Result<(), ServeError> {
     let context = Context {
-        controller,
-        receipts,
+        controller: served.controller,
+        receipts: served.receipts,
+        gate: Arc::clone(&served.gate),
         shutdown: shutdown.clone(),
     };
     let (health, health_service) = tonic_health::server::health_reporter();
     health
         .set_serving::<ServicesServer<services::ServicesApi>>()
         .await;
-    let _store_health = follow_store(Arc::clone(&context.controller), health);
+    let _store_health = follow_store(Arc::clone(&context.controller), health.clone());
+    report(&health, &served.components).await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let (listener, _path) = socket.into_listener()?;
+    let (listener, _place) = socket.into_listener()?;
     let server = Server::builder()
         .layer(InterceptorLayer::new(peer::admit))
+        .layer(GateLayer(served.gate))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(
@@ -105,6 +121,7 @@ pub async fn serve(
     tokio::select! {
         ended = server => ended?,
         () = out_of_patience => {}
+        () = follow(health, served.components) => {}
     }
     Ok(())
 }
@@ -133,6 +150,26 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// Tells of every component as it is now.
+async fn report(health: &HealthReporter, components: &channel::Receiver<Components>) {
+    let components = components.borrow().clone();
+    for (name, works) in components {
+        let status = match works {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
+        };
+        health.set_service_status(name, status).await;
+    }
+}
+
+/// Tells of components as they change; never ends.
+async fn follow(health: HealthReporter, mut components: channel::Receiver<Components>) {
+    while components.changed().await.is_ok() {
+        report(&health, &components).await;
+    }
+    std::future::pending().await
 }
 
 /// Waits until the server shall end.

@@ -9,7 +9,7 @@ use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use super::{Context, convert, services::long, stopped};
+use super::{Context, convert, gate::leaving, services::long, stopped};
 use crate::model::text::parse_backend_addr;
 use crate::{
     proto::{self, admin_server::Admin, observe_server::Observe},
@@ -130,7 +130,11 @@ impl Observe for ObserveApi {
                 tokio::select! {
                     _ = tick.tick() => {}
                     () = queue.closed() => return,
-                    () = stopped(context.shutdown.clone()) => return,
+                    () = stopped(context.shutdown.clone()) => {
+                        // A client that does not read is not waited for.
+                        let _ = queue.try_send(Err(leaving()));
+                        return;
+                    }
                 }
                 let service = message.service.clone();
                 let stats = long(&context.controller, move |c| stats(c, &service)).await;

@@ -102,6 +102,7 @@ impl ServicesApi {
         let found = tokio::select! {
             found = tokio::time::timeout(wait, look) => found.unwrap_or_else(|_| Err(none())),
             () = stopped(self.0.shutdown.clone()) => Err("the agent is ending, so the first flow was not waited for".to_owned()),
+            () = self.0.gate.shut() => Err("the agent is being replaced, so the first flow was not waited for".to_owned()),
         };
         match found {
             Ok(first) => receipt.first_flow = Some(first),

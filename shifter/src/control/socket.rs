@@ -9,6 +9,10 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Why the socket cannot be had.
@@ -28,18 +32,20 @@ pub enum SocketError {
     },
 }
 
-/// A socket that listens, mode 0600.
+/// A socket that listens, mode 0600. Its path goes with the last of its copies.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
-    place: Place,
+    place: Arc<Place>,
 }
 
 /// Takes its socket away when dropped, unless another has taken the path.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     path: PathBuf,
     inode: u64,
+    /// The socket is another process's now.
+    left: AtomicBool,
 }
 
 impl Socket {
@@ -79,15 +85,70 @@ impl Socket {
             let _ = fs::remove_file(&hidden);
             failed("setting up the socket")(source)
         })?;
-        let path = path.to_owned();
-        Ok(Self {
+        Ok(Self::at(listener, path, inode))
+    }
+
+    fn at(listener: UnixListener, path: &Path, inode: u64) -> Self {
+        let place = Place {
+            path: path.to_owned(),
+            inode,
+            left: AtomicBool::new(false),
+        };
+        Self {
             listener,
-            place: Place { path, inode },
+            place: Arc::new(place),
+        }
+    }
+
+    /// Shares what another process listens on at `path`, a socket of this
+    /// inode; `None` where the path names something else by now. The path
+    /// stays the other's until [`Socket::own`].
+    pub fn adopt(listener: UnixListener, path: &Path, inode: u64) -> Option<Self> {
+        let socket = names(path, inode).then(|| Self::at(listener, path, inode))?;
+        socket.leave();
+        Some(socket)
+    }
+
+    /// Another one on the same queue of connections.
+    pub fn share(&self) -> Result<Self, SocketError> {
+        let failed = |source| SocketError::Io {
+            operation: "sharing",
+            path: self.place.path.clone(),
+            source,
+        };
+        Ok(Self {
+            listener: self.listener.try_clone().map_err(failed)?,
+            place: Arc::clone(&self.place),
         })
     }
 
+    /// The listener, to be given to another process.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.place.path
+    }
+
+    /// Inode of the socket at its path.
+    pub fn inode(&self) -> u64 {
+        self.place.inode
+    }
+
+    /// From now on the path is this process's, and goes with its last copy.
+    pub fn own(&self) {
+        self.place.left.store(false, Ordering::Release);
+    }
+
+    /// Leaves the path to the process that has taken the socket over.
+    pub fn leave(&self) {
+        self.place.left.store(true, Ordering::Release);
+    }
+
     /// The listener for tokio, and the guard of its path.
-    pub(super) fn into_listener(self) -> Result<(tokio::net::UnixListener, Place), SocketError> {
+    pub fn into_listener(self) -> Result<(tokio::net::UnixListener, Arc<Place>), SocketError> {
         let Self { listener, place } = self;
         match tokio::net::UnixListener::from_std(listener) {
             Ok(listener) => Ok((listener, place)),
@@ -100,11 +161,15 @@ impl Socket {
     }
 }
 
+/// Whether a path is a socket of this inode.
+fn names(path: &Path, inode: u64) -> bool {
+    fs::symlink_metadata(path)
+        .is_ok_and(|found| found.file_type().is_socket() && found.ino() == inode)
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| found.file_type().is_socket() && found.ino() == self.inode);
-        if ours {
+        if !self.left.load(Ordering::Acquire) && names(&self.path, self.inode) {
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, runtime::Runtime, sync::watch, task::JoinHandle};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{ServeError, Socket, fake::FakeAgent, serve};
+use super::{Components, Gate, ServeError, Served, Socket, fake::FakeAgent, serve};
 use crate::{
     proto::{
         ApplyRequest, BackendSpec, MESSAGE_BYTES, ServiceSpec, services_client::ServicesClient,
@@ -46,6 +46,8 @@ pub struct Testbed {
     pub receipts: Arc<Receipts>,
     pub runtime: Runtime,
     pub directory: Directory,
+    pub gate: Arc<Gate>,
+    pub components: watch::Sender<Components>,
     stop: watch::Sender<bool>,
     server: Option<JoinHandle<Result<(), ServeError>>>,
 }
@@ -58,12 +60,22 @@ impl Testbed {
         let agent = Arc::new(FakeAgent::new());
         let receipts = Arc::new(Receipts::default());
         let (stop, stopped) = watch::channel(false);
-        let server = runtime.spawn(serve(socket, agent.clone(), receipts.clone(), stopped));
+        let components = watch::Sender::new(Components::from([("maintain", true)]));
+        let served = Served {
+            controller: agent.clone(),
+            receipts: receipts.clone(),
+            gate: Gate::open(),
+            components: components.subscribe(),
+        };
+        let gate = served.gate.clone();
+        let server = runtime.spawn(serve(socket, served, stopped));
         Self {
             agent,
             receipts,
             runtime,
             directory,
+            gate,
+            components,
             stop,
             server: Some(server),
         }

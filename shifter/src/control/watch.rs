@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::{Context, Shutdown, convert, services::long, stopped};
+use super::{Context, Shutdown, convert, gate::leaving, services::long, stopped};
 use crate::{
     proto::WatchResponse,
     reconcile::{
@@ -59,7 +59,10 @@ pub(super) fn start(context: &Context, name: String, resume: Resume) -> Receiver
         tokio::select! {
             () = watcher.run(resume) => {}
             () = queue.closed() => {}
-            () = stopped(shutdown) => {}
+            () = stopped(shutdown) => {
+                // A client that does not read is not waited for: its stream just ends.
+                let _ = queue.try_send(Err(leaving()));
+            }
         }
     });
     ReceiverStream::new(responses)

@@ -28,6 +28,33 @@ pub struct MapShape {
     value: u32,
 }
 
+/// Maps with a value for each CPU.
+const PER_CPU: [&str; 5] = [
+    "POOL_COUNTERS",
+    "SPLIT_ERRORS",
+    "BACKEND_COUNTERS",
+    "VERDICTS",
+    "EVICTED",
+];
+/// What the kernel keeps beside each element of a hash map, about.
+const HASH_ELEMENT: u64 = 64;
+
+impl MapShape {
+    /// Kernel memory that it takes, about.
+    pub fn bytes(&self, cpus: u64) -> u64 {
+        let values = match PER_CPU.contains(&self.name) {
+            true => cpus,
+            false => 1,
+        };
+        let beside = if self.key == 4 {
+            0
+        } else {
+            HASH_ELEMENT + u64::from(self.key)
+        };
+        u64::from(self.entries) * (u64::from(self.value).next_multiple_of(8) * values + beside)
+    }
+}
+
 const fn array<T>(name: &'static str, entries: u32) -> MapShape {
     MapShape {
         name,
@@ -163,7 +190,7 @@ impl Pins {
                 |pid| format!("process {pid}"),
             );
             return Err(DatapathError::Refused(format!(
-                "{holder} is the agent of this host already (it holds {}): stop it first, or talk to it with the command line",
+                "{holder} is the agent of this host already (it holds {}): take over from it with `shifter agent --replace`, or stop it first",
                 self.root.display()
             )));
         }

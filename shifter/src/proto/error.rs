@@ -20,10 +20,11 @@ pub enum Reason {
     LimitReached,
     PeerNotAllowed,
     Internal,
+    AgentLeaving,
 }
 
 /// Reason, its name on the wire, gRPC code, exit code of the command line.
-pub const TABLE: [(Reason, &str, Code, u8); 7] = [
+pub const TABLE: [(Reason, &str, Code, u8); 8] = [
     (Reason::Invalid, "INVALID", Code::InvalidArgument, 1),
     (
         Reason::ServiceNotFound,
@@ -51,6 +52,7 @@ pub const TABLE: [(Reason, &str, Code, u8); 7] = [
         9,
     ),
     (Reason::Internal, "INTERNAL", Code::Internal, 1),
+    (Reason::AgentLeaving, "AGENT_LEAVING", Code::Unavailable, 8),
 ];
 
 impl Reason {

@@ -35,4 +35,8 @@ pub trait HostFacts: Send + Sync + 'static {
     /// The TCP sockets at these addresses, here or in the namespace with this
     /// id; whole or an error. Takes some ms: not for a request's path.
     fn tcp_sockets(&self, netns: Option<i32>, at: &HashSet<SocketAddr>) -> io::Result<TcpSockets>;
+    /// What is loud about the agent itself; waits for nothing.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }

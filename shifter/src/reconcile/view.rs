@@ -277,6 +277,7 @@ impl Reconciler {
             warnings.push(shed::warning(lately, shed));
         }
         warnings.extend(self.datapath.warnings());
+        warnings.extend(self.facts.warnings());
         warnings
     }
 

@@ -6,6 +6,7 @@ use crate::proto::{ListServicesResponse, Service, WatchRequest, WatchResponse};
 
 use super::{Client, Failure, PAUSE, Page, Screen, print};
 use crate::cli::{
+    client::is_leaving,
     screen::Style,
     table::{self, Table, styled},
     text,
@@ -38,14 +39,15 @@ impl Services {
     }
 
     async fn watch(&self, client: &Client, screen: &mut Screen<'_>) -> Result<(), Failure> {
-        let request = WatchRequest {
+        let mut changes = Changes {
+            client,
             name: self.name.clone().unwrap_or_default(),
-            resume_version: 0,
+            known: 0,
+            stream: None,
         };
-        let mut changes = client.call(client.services().watch(request)).await?;
         if screen.json() {
             loop {
-                let change = next(&mut changes, client).await?;
+                let change = changes.next().await?;
                 screen.json_line(&change)?;
             }
         }
@@ -53,7 +55,7 @@ impl Services {
         let mut page = Page::default();
         let mut present = false;
         loop {
-            match tokio::time::timeout(PAUSE, next(&mut changes, client)).await {
+            match tokio::time::timeout(PAUSE, changes.next()).await {
                 Ok(change) => present |= change?.kind != "present",
                 Err(_) => present = true,
             }
@@ -65,14 +67,43 @@ impl Services {
     }
 }
 
-async fn next(
-    changes: &mut Streaming<WatchResponse>,
-    client: &Client,
-) -> Result<WatchResponse, Failure> {
-    match changes.message().await {
-        Ok(Some(change)) => Ok(change),
-        Ok(None) => Err(client.ended()),
-        Err(status) => Err(client.failure(status)),
+/// A watch that goes on with the next agent where one takes over from another.
+struct Changes<'a> {
+    client: &'a Client,
+    name: String,
+    /// Version up to which everything was told.
+    known: u64,
+    stream: Option<Streaming<WatchResponse>>,
+}
+
+impl Changes<'_> {
+    async fn next(&mut self) -> Result<WatchResponse, Failure> {
+        loop {
+            if self.stream.is_none() {
+                let request = WatchRequest {
+                    name: self.name.clone(),
+                    resume_version: self.known,
+                };
+                let mut services = self.client.services();
+                self.stream = Some(self.client.call(services.watch(request)).await?);
+            }
+            let Some(stream) = &mut self.stream else {
+                continue;
+            };
+            match stream.message().await {
+                Ok(Some(change)) => {
+                    self.known = self.known.max(change.version);
+                    return Ok(change);
+                }
+                Ok(None) => return Err(self.client.ended()),
+                Err(status) if is_leaving(&status) => {
+                    self.stream = None;
+                    // It may answer on this connection for a moment yet.
+                    tokio::time::sleep(PAUSE / 10).await;
+                }
+                Err(status) => return Err(self.client.failure(status)),
+            }
+        }
     }
 }
 

@@ -66,6 +66,25 @@ fn a_socket_that_took_the_path_over_is_not_removed_by_its_predecessor() {
 }
 
 #[test]
+fn a_socket_that_was_taken_over_keeps_its_path_until_it_is_owned() {
+    let directory = Directory::new();
+    let path = directory.0.join("shifter.sock");
+    let first = Socket::bind(&path).unwrap();
+    let listener = || first.listener().try_clone().unwrap();
+    assert!(Socket::adopt(listener(), &path, first.inode() + 1).is_none());
+    drop(Socket::adopt(listener(), &path, first.inode()).unwrap());
+    assert!(path.exists(), "whoever failed to take over removes nothing");
+    let second = Socket::adopt(listener(), &path, first.inode()).unwrap();
+    second.own();
+    first.leave();
+    drop(first.share().unwrap());
+    drop(first);
+    assert!(path.exists(), "whoever has left removes nothing");
+    drop(second);
+    assert!(!path.exists());
+}
+
+#[test]
 fn the_end_of_the_server_takes_its_socket_away() {
     let mut testbed = Testbed::new();
     let path = testbed.path();

@@ -153,6 +153,11 @@ fn the_end_of_the_server_ends_its_streams_at_once() {
         "{:?}",
         begun.elapsed()
     );
-    let end = testbed.runtime.block_on(watch.message()).unwrap();
-    assert_eq!(end, None);
+    let end = testbed.runtime.block_on(watch.message()).unwrap_err();
+    assert_refused(
+        &end,
+        Code::Unavailable,
+        Reason::AgentLeaving,
+        "last version",
+    );
 }
