@@ -32,9 +32,10 @@ pub fn bench(arguments: &[String]) -> Result<()> {
             "the bench makes network namespaces and loads eBPF programs: run `cargo xtask bench` as root"
         );
     }
-    // Packets and control call nothing that is not there anyway.
+    // The others call nothing that is not there anyway.
     let has_traffic = arguments.iter().any(|argument| argument == "traffic");
-    let has_others = arguments.iter().any(|a| a == "packets" || a == "control");
+    let others = ["packets", "control", "start"];
+    let has_others = arguments.iter().any(|a| others.contains(&a.as_str()));
     if !asks_for_help && (has_traffic || !has_others) {
         setup(Need::Bench)?;
     }

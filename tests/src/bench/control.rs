@@ -61,12 +61,12 @@ pub struct Line {
 
 /// The figures, in the order in which they were first found.
 #[derive(Default)]
-struct Figures {
-    lines: Vec<Line>,
+pub(super) struct Figures {
+    pub lines: Vec<Line>,
 }
 
 impl Figures {
-    fn add(&mut self, what: &str, unit: &'static str, values: impl IntoIterator<Item = f64>) {
+    pub fn add(&mut self, what: &str, unit: &'static str, values: impl IntoIterator<Item = f64>) {
         let at = self.lines.iter().position(|line| line.what == what);
         let at = at.unwrap_or_else(|| {
             self.lines.push(Line {
@@ -157,7 +157,7 @@ fn weights(lab: &Lab, rpc: &mut Rpc, writes: usize, figures: &mut Figures) -> Re
     let start = Instant::now();
     let receipts = (0..writes)
         .map(|i| rpc.set_weight("web", ["10%", "20%"][i % 2]))
-        .collect::<Result<Vec<Receipt>>>()?;
+        .collect::<Result<Vec<Receipt>, _>>()?;
     let took = start.elapsed().as_secs_f64();
     ensure!(
         receipts.iter().all(|receipt| !receipt.unchanged),
@@ -229,7 +229,12 @@ fn publish(lab: &Lab, rpc: &mut Rpc, count: usize, figures: &mut Figures) -> Res
     Ok(())
 }
 
-fn apply(lab: &Lab, rpc: &mut Rpc, services: usize, figures: &mut Figures) -> Result<()> {
+pub(super) fn apply(
+    lab: &Lab,
+    rpc: &mut Rpc,
+    services: usize,
+    figures: &mut Figures,
+) -> Result<()> {
     let specs: Vec<ServiceSpec> = (0..services)
         .map(|i| {
             let blue = vec![backend(lab, Side::Blue, 7_001)];

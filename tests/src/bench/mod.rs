@@ -5,5 +5,6 @@ pub mod control;
 pub mod object;
 pub mod packets;
 pub mod report;
+pub mod start;
 pub mod stat;
 pub mod traffic;

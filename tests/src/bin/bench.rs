@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use shifter::datapath::attach::Place;
-use shifter_tests::bench::{control, object, packets, report, traffic};
+use shifter_tests::bench::{control, object, packets, report, start, traffic};
 
 /// Parts of the bench.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -16,6 +16,8 @@ enum Part {
     Traffic,
     /// Writes, sweeps and memory of the agent.
     Control,
+    /// Starts of the agent with many services and flows.
+    Start,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -102,6 +104,18 @@ fn main() -> Result<()> {
         println!("\ncontrol, median (quartiles)\n");
         print!("{}", control::table(&lines));
         found.push(("control", control::json(&lines)));
+    }
+    if wants(Part::Start) {
+        let options = control::Options {
+            rounds: arguments
+                .rounds
+                .unwrap_or(if arguments.quick { 1 } else { 3 }),
+            ..control::Options::default()
+        };
+        let lines = start::measure(&options, &mut |text| eprintln!("{text}"))?;
+        println!("\nstarts, median (quartiles)\n");
+        print!("{}", control::table(&lines));
+        found.push(("start", control::json(&lines)));
     }
     if let Some(path) = &arguments.json {
         report::write_json(path, arguments.quick, &found)?;
