@@ -23,7 +23,10 @@ const API: &str = "/shifter.v1.";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Door {
     Open,
+    /// Writes wait; a rollback does not, as long as this agent writes at all.
     Held,
+    /// This agent writes no more.
+    Still,
     Closed,
 }
 
@@ -80,14 +83,25 @@ impl Gate {
         self.state.send_modify(|state| state.door = door);
     }
 
-    /// Waits until no write is under way.
+    /// Waits until no write is under way. From then on, where writes are held,
+    /// rollbacks wait as well.
     pub async fn quiet(&self) {
-        // It cannot fail: the sender is here.
-        let _ = self
-            .state
-            .subscribe()
-            .wait_for(|state| state.under_way == 0)
-            .await;
+        let mut state = self.state.subscribe();
+        loop {
+            let mut is_quiet = false;
+            self.state.send_if_modified(|state| {
+                is_quiet = state.under_way == 0;
+                let is_stilled = is_quiet && state.door == Door::Held;
+                if is_stilled {
+                    state.door = Door::Still;
+                }
+                is_stilled
+            });
+            // It cannot fail: the sender is here.
+            if is_quiet || state.wait_for(|state| state.under_way == 0).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Waits until writes are not let through at once.
@@ -100,11 +114,11 @@ impl Gate {
     }
 
     /// Waits for the gate to be open; `None` once it is closed.
-    async fn enter(self: Arc<Self>) -> Option<Pass> {
+    async fn enter(self: Arc<Self>, is_rollback: bool) -> Option<Pass> {
         let mut state = self.state.subscribe();
         loop {
             let let_in = self.state.send_if_modified(|state| {
-                let is_open = state.door == Door::Open;
+                let is_open = state.door == Door::Open || (is_rollback && state.door == Door::Held);
                 state.under_way += usize::from(is_open);
                 is_open
             });
@@ -112,7 +126,7 @@ impl Gate {
                 return Some(Pass(self));
             }
             let door = state
-                .wait_for(|state| state.door != Door::Held)
+                .wait_for(|state| matches!(state.door, Door::Open | Door::Closed))
                 .await
                 .ok()?;
             if door.door == Door::Closed {
@@ -142,6 +156,11 @@ fn is_write(path: &str) -> bool {
     path.starts_with(API) && !READS.iter().any(|read| method.starts_with(read))
 }
 
+/// Whether it is the one write that waits for nothing.
+fn is_rollback(path: &str) -> bool {
+    path.ends_with("/Rollback")
+}
+
 /// Puts a gate before the writes of a server.
 #[derive(Clone)]
 pub(super) struct GateLayer(pub Arc<Gate>);
@@ -167,6 +186,7 @@ impl<S> Service<Request<Body>> for Gated<S>
 where
     S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send,
+    S::Error: Send,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -184,11 +204,25 @@ where
             return Box::pin(inner.call(request));
         }
         let gate = Arc::clone(&self.gate);
+        let is_rollback = is_rollback(request.uri().path());
         Box::pin(async move {
-            let Some(_pass) = gate.enter().await else {
+            let Some(pass) = gate.enter(is_rollback).await else {
                 return Ok(leaving().into_http());
             };
-            inner.call(request).await
+            // A task of its own: a client that goes away ends its request, but not
+            // what that has begun, which stays under way.
+            let answered = tokio::spawn(async move {
+                let answer = inner.call(request).await;
+                drop(pass);
+                answer
+            });
+            match answered.await {
+                Ok(answer) => answer,
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Err(_) => Ok(leaving().into_http()),
+                },
+            }
         })
     }
 }
@@ -225,10 +259,10 @@ mod tests {
     #[tokio::test]
     async fn a_held_gate_waits_for_what_is_under_way_and_lets_nothing_in() {
         let gate = Gate::open();
-        let first = Arc::clone(&gate).enter().await.unwrap();
+        let first = Arc::clone(&gate).enter(false).await.unwrap();
         gate.hold();
         gate.shut().await;
-        let mut second = tokio::spawn(Arc::clone(&gate).enter());
+        let mut second = tokio::spawn(Arc::clone(&gate).enter(false));
         let short = Duration::from_millis(20);
         assert!(tokio::time::timeout(short, gate.quiet()).await.is_err());
         drop(first);
@@ -239,13 +273,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_rollback_passes_a_held_gate_until_this_agent_writes_no_more() {
+        let gate = Gate::open();
+        let write = Arc::clone(&gate).enter(false).await.unwrap();
+        gate.hold();
+        let rollback = Arc::clone(&gate).enter(true).await.unwrap();
+        drop(write);
+        let short = Duration::from_millis(20);
+        assert!(tokio::time::timeout(short, gate.quiet()).await.is_err());
+        drop(rollback);
+        gate.quiet().await;
+        let mut late = tokio::spawn(Arc::clone(&gate).enter(true));
+        assert!(tokio::time::timeout(short, &mut late).await.is_err());
+        gate.release();
+        assert!(late.await.unwrap().is_some());
+    }
+
+    #[tokio::test]
     async fn a_closed_gate_sends_away_what_waits_and_what_comes() {
         let gate = Gate::open();
         gate.hold();
-        let waits = tokio::spawn(Arc::clone(&gate).enter());
+        let waits = tokio::spawn(Arc::clone(&gate).enter(false));
         tokio::task::yield_now().await;
         gate.close();
         assert!(waits.await.unwrap().is_none());
-        assert!(gate.enter().await.is_none());
+        assert!(gate.enter(false).await.is_none());
     }
 }
