@@ -126,9 +126,6 @@ impl Engine {
         let reconciler = Reconciler::start(Arc::clone(&datapath) as _, facts, store, settings)?;
         host.forget();
         fault::point("start_reconciled");
-        if !config.services.is_empty() {
-            reconciler.load_file_services(&config.services)?;
-        }
         Ok(Self {
             network,
             changes,
@@ -144,6 +141,15 @@ impl Engine {
                 attach: Duration::ZERO,
             },
         })
+    }
+
+    /// Takes in the services of the agent's own file. What it says then counts as
+    /// its last load: so it is not called where a start may still be taken back.
+    pub fn load_file(&self, config: &AgentConfig) -> Result<()> {
+        if !config.services.is_empty() {
+            self.reconciler.load_file_services(&config.services)?;
+        }
+        Ok(())
     }
 
     /// Attaches all programs.

@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use tokio::{sync::broadcast::error::RecvError, task::JoinHandle};
+use tokio::{
+    sync::broadcast::error::RecvError,
+    task::{JoinHandle, JoinSet},
+};
 
 use super::{
     engine::Engine,
@@ -153,16 +156,26 @@ async fn follow_network(engine: Engine, mut stopped: Stopped, again: bool) -> Re
     let mut changes = engine.changes.clone();
     let mut events = engine.network.link_events();
     let mut route_generation = engine.route_generation;
+    // Thousands of services take a second, and the next notice must not wait. Ended
+    // before this task ends: then another agent may be about to write.
+    let mut settling = JoinSet::new();
     if again {
         let engine = engine.clone();
         blocking(move || {
-            follow(&engine, &Change::All, false);
+            if follow(&engine, &Change::All, false) {
+                engine.reconciler.settle_again();
+            }
             follow(&engine, &Change::NextHops, true);
         })
         .await?;
     }
+    let mut look = tokio::time::interval(MAINTAIN_EVERY);
     loop {
         panics::point(NETWORK);
+        if !engine.network.is_watched() {
+            bail!("the thread that watches the network has ended: restart the agent");
+        }
+        while settling.try_join_next().is_some() {}
         let change = tokio::select! {
             event = events.recv() => match event {
                 Ok(event) => Change::Link(event),
@@ -173,30 +186,32 @@ async fn follow_network(engine: Engine, mut stopped: Stopped, again: bool) -> Re
                 Ok(()) => Change::NextHops,
                 Err(_) => bail!("the watcher of the network has ended"),
             },
-            _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+            _ = look.tick() => continue,
+            _ = stopped.wait_for(|stop| *stop) => break,
         };
         let generation = engine.network.route_generation();
         let routes_changed = matches!(change, Change::NextHops)
             && std::mem::replace(&mut route_generation, generation) != generation;
-        let engine = engine.clone();
+        let at_work = engine.clone();
         // Attaching takes some ms: off the runtime's threads.
-        blocking(move || follow(&engine, &change, routes_changed)).await?;
+        if blocking(move || follow(&at_work, &change, routes_changed)).await? {
+            let reconciler = Arc::clone(&engine.reconciler);
+            settling.spawn_blocking(move || reconciler.settle_again());
+        }
     }
+    while settling.join_next().await.is_some() {}
+    Ok(())
 }
 
-fn follow(engine: &Engine, change: &Change, routes_changed: bool) {
-    let had_gap = match change {
+/// Acts on a change; whether services have to settle.
+fn follow(engine: &Engine, change: &Change, routes_changed: bool) -> bool {
+    match change {
         Change::Link(event) => engine.hooks.follow(event),
         Change::All => engine.hooks.tend(),
         Change::NextHops => {
             engine.hooks.refresh_next_hops(routes_changed);
             false
         }
-    };
-    if had_gap {
-        // Thousands of services take a second, and the next notice must not wait.
-        let reconciler = Arc::clone(&engine.reconciler);
-        tokio::task::spawn_blocking(move || reconciler.settle_again());
     }
 }
 

@@ -125,9 +125,18 @@ impl Life {
     async fn open(&self, handed: Option<&mut Handed>) -> Result<(Doors, Engine, Claim)> {
         let claim = self.claim_within(self.patience).await?;
         fault::point("start_claimed");
-        let mut engine = self.open_engine()?;
+        let is_handed = handed.is_some();
         let doors = Doors::open(&self.config, handed).await?;
-        engine.attach()?;
+        let mut engine = self.open_engine()?;
+        // What the file says is taken in once nothing else can be refused. The agent
+        // that goes on after a handover that failed takes in none.
+        if is_handed {
+            engine.attach()?;
+            engine.load_file(&self.config)?;
+        } else {
+            engine.load_file(&self.config)?;
+            engine.attach()?;
+        }
         Ok((doors, engine, claim))
     }
 

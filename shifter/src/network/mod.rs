@@ -121,6 +121,8 @@ struct Shared {
     events: broadcast::Sender<LinkEvent>,
     route_generation: AtomicU32,
     stop: AtomicBool,
+    /// The thread that watches is gone.
+    has_ended: AtomicBool,
 }
 
 impl Network {
@@ -146,6 +148,7 @@ impl Network {
             events: broadcast::Sender::new(256),
             route_generation: AtomicU32::new(1),
             stop: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
         });
         let own_query = open("opening a netlink socket for the watcher")?;
         watcher::spawn(subscription, own_query, Arc::clone(&shared))?;
@@ -170,6 +173,11 @@ impl Network {
     /// What happens to the attached interfaces from now on.
     pub fn link_events(&self) -> broadcast::Receiver<LinkEvent> {
         self.shared.events.subscribe()
+    }
+
+    /// Whether changes are still told of.
+    pub fn is_watched(&self) -> bool {
+        !self.shared.has_ended.load(Ordering::Acquire)
     }
 
     /// Names of the interfaces that have a hook, or shall get one.

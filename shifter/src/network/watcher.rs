@@ -123,6 +123,7 @@ fn read(query: &mut Query, request: &Request, snapshot: &mut Snapshot) -> io::Re
 
 /// Starts the thread; it ends within a second after the stop flag is set.
 pub(super) fn spawn(socket: Socket, query: Query, shared: Arc<Shared>) -> Result<(), NetworkError> {
+    let watch = Watch(Arc::clone(&shared));
     let watcher = Watcher {
         socket,
         query,
@@ -135,9 +136,21 @@ pub(super) fn spawn(socket: Socket, query: Query, shared: Arc<Shared>) -> Result
     };
     std::thread::Builder::new()
         .name("shifter-network".into())
-        .spawn(move || watcher.run())
+        .spawn(move || {
+            let _watch = watch;
+            watcher.run();
+        })
         .map(drop)
         .map_err(NetworkError::Thread)
+}
+
+/// Dropped with the thread, however that ends.
+struct Watch(Arc<Shared>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.has_ended.store(true, Ordering::Release);
+    }
 }
 
 struct Watcher {
