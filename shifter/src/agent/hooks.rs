@@ -349,7 +349,9 @@ impl Hooks {
     /// made anew, with another index, stays detached in this run.
     fn heed_detach(&self, link: &Link, tended: &mut Tended) -> Result<(), String> {
         let name = &link.name;
-        let is_marked = self.pins.is_detached(link.index);
+        // Where the pins are out of reach, so are the marks: what is off stays off.
+        let is_marked = self.pins.is_detached(link.index)
+            || (!self.pins.root().exists() && tended.detached.contains_key(name));
         match tended.detached.get(name) {
             // The detach failed, and took its mark back.
             Some(index) if *index == link.index && !is_marked => {

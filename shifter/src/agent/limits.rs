@@ -116,6 +116,15 @@ fn available(meminfo: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
+/// Bytes of files in the cache, by memory.stat of a cgroup.
+fn cached(stat: &str) -> u64 {
+    let of = |name: &str| -> Option<u64> {
+        let line = stat.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().parse().ok()
+    };
+    of("active_file ").unwrap_or(0) + of("inactive_file ").unwrap_or(0)
+}
+
 /// The cgroup (version 2) above this process that leaves the least, and how
 /// many bytes; `None` where none has a limit.
 fn cgroup_leaves(own: &str, root: &Path) -> Option<(PathBuf, u64)> {
@@ -131,7 +140,10 @@ fn cgroup_leaves(own: &str, root: &Path) -> Option<(PathBuf, u64)> {
         let Some(limit) = number("memory.max") else {
             continue;
         };
-        let left = limit.saturating_sub(number("memory.current").unwrap_or(0));
+        // Files in the cache count as well, and give way.
+        let stat = fs::read_to_string(directory.join("memory.stat")).unwrap_or_default();
+        let used = number("memory.current").unwrap_or(0);
+        let left = limit.saturating_sub(used.saturating_sub(cached(&stat)));
         if least.as_ref().is_none_or(|(_, least)| left < *least) {
             least = Some((Path::new("/").join(cgroup), left));
         }
@@ -179,6 +191,12 @@ mod tests {
     fn the_default_table_is_counted_whole() {
         let bytes: u64 = shapes(1 << 20).iter().map(|shape| shape.bytes(2)).sum();
         assert!(bytes > 128 * MIB && bytes < 256 * MIB, "{bytes}");
+    }
+
+    #[test]
+    fn files_in_the_cache_give_way() {
+        assert_eq!(cached("anon 7\ninactive_file 300\nactive_file 50\n"), 350);
+        assert_eq!(cached(""), 0);
     }
 
     #[test]

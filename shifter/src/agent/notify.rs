@@ -96,7 +96,7 @@ impl Manager {
         let mut said = lock(&self.status);
         // A line break would begin another variable.
         let line = line.replace('\n', " ");
-        if *said != line {
+        if *said != line && !self.quiet.load(Ordering::Acquire) {
             self.tell(&format!("STATUS={line}"));
             *said = line;
         }

@@ -77,7 +77,9 @@ fn wanted(config: &AgentConfig) -> Vec<(u32, &'static str)> {
     }
     // Root without this is an owner like any other.
     let store = config.state_dir.join(STORE_FILE);
-    let paths = [&*store, &*config.state_dir, &*config.unix, &*config.bpffs];
+    // Of the socket its directory: one that is left over is this user's, and a new one is made.
+    let unix = config.unix.parent().unwrap_or(Path::new("/"));
+    let paths = [&*store, &*config.state_dir, unix, &*config.bpffs];
     if !paths.into_iter().all(is_own) {
         wanted.push((CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE"));
     }

@@ -84,6 +84,13 @@ fn connect(path: &Path, pid: u32) -> Result<UnixStream> {
         )
     };
     let stream = UnixStream::connect(path).with_context(unreachable)?;
+    let peer = alone::peer(&stream);
+    if !peer.as_ref().is_some_and(alone::is_agent) {
+        bail!(
+            "what answers at {} is no agent of this user: see who holds that path; nothing was taken over",
+            path.display()
+        );
+    }
     stream
         .set_read_timeout(Some(OFFER_WAIT))
         .with_context(unreachable)?;
