@@ -287,8 +287,12 @@ impl Reconciler {
                 unstored.extend(commit.audit.into_iter().take(room));
                 entry.dirty = true;
                 tracing::warn!(service = name, %error, "not durable");
+                let again = match store.refused() {
+                    None => "it is tried again every second",
+                    Some(_) => "nothing is stored until the agent is started with a good store",
+                };
                 receipt.warnings.push(format!(
-                    "not durable: it is in force, but the store failed ({error}); it is tried again every second"
+                    "not durable: it is in force, but the store failed ({error}); {again}"
                 ));
             }
             (Err(error), Durability::Required) => {

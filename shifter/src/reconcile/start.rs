@@ -98,6 +98,7 @@ impl Reconciler {
             reconciler: &reconciler,
             kernel,
             known,
+            moved_from: Vec::new(),
             at_unix_ms: reconciler.clock.unix_ms(),
         };
         let mut core = super::reconciler::lock(&reconciler.core);
@@ -112,6 +113,8 @@ pub(super) struct Start<'a> {
     pub kernel: HashMap<Key, ServiceImage>,
     /// Backend ids that the kernel holds.
     known: Vec<BackendId>,
+    /// VIPs that a completed write has moved its service away from.
+    moved_from: Vec<Key>,
     pub at_unix_ms: i64,
 }
 
@@ -125,7 +128,6 @@ struct Found {
 
 impl Start<'_> {
     fn run(mut self, core: &mut Core, loaded: Loaded) -> Result<(), StartError> {
-        let fresh = loaded.generation == 0 && loaded.services.is_empty();
         let mut deleted = Vec::new();
         let services = self.complete_pending(loaded, &mut deleted);
         let mut audits = Vec::new();
@@ -142,7 +144,7 @@ impl Start<'_> {
         if core.store.refused().is_some() {
             self.recover_the_rest(core);
         } else {
-            self.leave_or_free_the_rest(core, fresh);
+            self.leave_the_rest(core);
         }
         self.commit(core, deleted, audits);
         Ok(())
@@ -150,7 +152,7 @@ impl Start<'_> {
 
     /// A noted write that reached the kernel in any part is completed; one
     /// that did not is forgotten.
-    fn complete_pending(&self, loaded: Loaded, deleted: &mut Vec<String>) -> Vec<Found> {
+    fn complete_pending(&mut self, loaded: Loaded, deleted: &mut Vec<String>) -> Vec<Found> {
         let mut services: BTreeMap<String, Found> = loaded
             .services
             .into_iter()
@@ -172,6 +174,11 @@ impl Start<'_> {
                     let key = (spec.vip.addr, spec.vip.protocol);
                     let kernel = self.kernel.get(&key).map_or(0, |image| image.generation);
                     let before = services.remove(&name);
+                    let left = before.as_ref().map(|found| found.service.spec.vip);
+                    self.moved_from.extend(
+                        left.map(|vip| (vip.addr, vip.protocol))
+                            .filter(|left| *left != key),
+                    );
                     let generation = before.as_ref().map_or(0, |b| b.service.generation);
                     let service = StoredService {
                         generation: generation.max(kernel),
@@ -390,12 +397,13 @@ impl Start<'_> {
         })
     }
 
-    /// What the kernel holds beyond the stored services. With a store that is
-    /// new, it may be all that is left of a lost one: it goes on, and an apply
-    /// with the same VIP takes it over. Otherwise it is not wanted.
-    fn leave_or_free_the_rest(&mut self, core: &mut Core, fresh: bool) {
+    /// What the kernel holds beyond the stored services may be all that is left of
+    /// a lost store, or newer than one that was brought back: it goes on, and an
+    /// apply with the same VIP takes it over. Only a VIP that a completed write has
+    /// moved away from is freed.
+    fn leave_the_rest(&mut self, core: &mut Core) {
         for (key, image) in std::mem::take(&mut self.kernel) {
-            if fresh {
+            if !self.moved_from.contains(&key) {
                 core.warnings.push(format!(
                     "the kernel has a service at {} that the store knows nothing of: it goes on as it is; apply its description to take it over",
                     image.vip
@@ -403,7 +411,7 @@ impl Start<'_> {
                 core.orphans.insert(key, image);
                 continue;
             }
-            tracing::warn!(vip = %image.vip, "freeing a service that is not wanted");
+            tracing::warn!(vip = %image.vip, "freeing a VIP that its service has left");
             match self.reconciler.datapath.delete_service(image.id) {
                 Ok(()) => {
                     core.ids.retired.insert(image.id);

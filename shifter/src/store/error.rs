@@ -12,7 +12,7 @@ pub enum StoreError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("{path} is damaged or no store of shifter ({why}): move it away, start the agent and apply the services again; what the kernel does meanwhile goes on", path = path.display())]
+    #[error("{path} is damaged or no store of shifter ({why}): move it away with what lies beside it (-wal, -shm), start the agent and apply the services again; what the kernel does meanwhile goes on", path = path.display())]
     Damaged { path: PathBuf, why: String },
     #[error("{path} was written by a newer shifter (format {found}, this one knows {known}): start that one, or move the file away and apply the services again", path = path.display())]
     Newer {
@@ -28,7 +28,7 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     #[error(
-        "{operation} in the store failed, because its file is damaged ({source}): stop the agent, move the file away, start it and apply the services again; what the kernel does meanwhile goes on"
+        "{operation} in the store failed, because its file is damaged ({source}): stop the agent, move the file away with what lies beside it (-wal, -shm), start it and apply the services again; what the kernel does meanwhile goes on"
     )]
     Broken {
         operation: &'static str,

@@ -118,10 +118,29 @@ fn create(path: &Path) -> Result<(), StoreError> {
     connection
         .close()
         .map_err(|(_, error)| sql("closing the new file")(error))?;
+    put_log_aside(path).map_err(failed)?;
     fs::rename(&new, path).map_err(failed)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
     let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
     synced.map_err(failed)
+}
+
+/// Moves what is left beside a file that is gone out of the way of the one that
+/// takes its name: SQLite would play another file's write-ahead log back into it.
+fn put_log_aside(path: &Path) -> io::Result<()> {
+    for suffix in BESIDE {
+        let log = with_suffix(path, suffix);
+        if log.try_exists()? {
+            let aside = with_suffix(&log, ".old");
+            fs::rename(&log, &aside)?;
+            tracing::warn!(
+                "{} belonged to another file: moved to {}",
+                log.display(),
+                aside.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// A connection to a copy of the file and its write-ahead log; the copy has no

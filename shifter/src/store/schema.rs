@@ -1,6 +1,6 @@
 //! The tables, and how an older file is brought up to them.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use rusqlite::Connection;
 
@@ -52,6 +52,10 @@ const MIGRATIONS: [&str; 2] = [
 /// Sets the connection up and brings the tables to the newest version. What is
 /// damaged or not ours is not written to.
 pub fn prepare(mut connection: Connection, path: &Path) -> Result<Connection, StoreError> {
+    // Somebody who looks at the file with a tool of SQLite's must not hold a rollback up.
+    connection
+        .busy_timeout(Duration::from_millis(100))
+        .map_err(sql("setting a limit for waiting"))?;
     // The first statement that reads the file; it fails on what is no database.
     let found: i64 = connection
         .query_row("PRAGMA user_version", [], |row| row.get(0))

@@ -105,6 +105,30 @@ fn the_file_is_for_its_owner_only() {
 }
 
 #[test]
+fn the_log_of_another_file_is_not_played_back_into_a_new_one() {
+    let dir = Dir::new("log");
+    let spec = spec();
+    let mut store = Store::open(&dir.0).unwrap();
+    store
+        .commit(&Commit {
+            generation: 7,
+            rows: vec![row(&spec, 7, true)],
+            ..Commit::default()
+        })
+        .unwrap();
+    let log = dir.0.join("shifter.db-wal");
+    let left = std::fs::read(&log).unwrap();
+    assert!(!left.is_empty());
+    drop(store);
+    std::fs::remove_file(dir.0.join("shifter.db")).unwrap();
+    std::fs::write(&log, &left).unwrap();
+    let loaded = Store::open(&dir.0).unwrap().load().unwrap();
+    assert!(loaded.services.is_empty() && loaded.generation == 0);
+    let aside = dir.0.join("shifter.db-wal.old");
+    assert_eq!(std::fs::read(aside).unwrap(), left);
+}
+
+#[test]
 fn a_damaged_file_and_a_newer_one_are_refused() {
     let dir = Dir::new("damaged");
     let path = dir.0.join("shifter.db");
