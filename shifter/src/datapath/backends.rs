@@ -26,6 +26,16 @@ pub struct Plain<T: Copy>(pub T);
 // `repr(C)` with explicit padding and valid for every bit pattern.
 unsafe impl<T: Copy + 'static> aya::Pod for Plain<T> {}
 
+/// Whether a removal failed because there was nothing to remove: where an agent
+/// was killed half-way.
+pub fn is_not_there(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
+        _ => false,
+    }
+}
+
 /// An address as map keys hold it, and its family.
 pub fn address_bytes(ip: IpAddr) -> ([u8; 16], u8) {
     match ip {
@@ -347,8 +357,8 @@ impl Backends {
         }
         let (addr, _) = addr_of(&record.key);
         match self.ids.remove(&Plain(record.key)) {
-            // Gone already where an agent was killed half-way.
-            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Ok(()) => {}
+            Err(error) if is_not_there(&error) => {}
             Err(error) => return Err(failed(format!("removing backend {addr}"), error, "")),
         }
         known.remove(Whose::Backend, &record.key);

@@ -14,6 +14,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aya::maps::MapInfo;
+
 use super::{
     DatapathError,
     load::{Pins, failed, is_bpffs},
@@ -77,18 +79,39 @@ impl Keeper {
 
     /// Pins everything again; returns how much that is.
     fn carry_over(&mut self) -> Result<u64, DatapathError> {
-        self.pins.create()?;
+        let lock = self.pins.lock()?;
         let old = PathBuf::from(format!("/proc/self/fd/{}", self.held.as_raw_fd()));
+        refuse_others(&old.join("maps"), &self.pins.maps())?;
         let mut count = 0;
-        for (name, to) in [("maps", self.pins.maps()), ("links", self.pins.links())] {
+        for name in ["maps", "links", "detached"] {
+            if !old.join(name).exists() {
+                continue;
+            }
+            let to = self.pins.root().join(name);
             count += pin_all_again(&old.join(name), &to).map_err(|error| {
                 let what = format!("carrying pins over to {}", to.display());
                 failed(what, error, "bpffs must be writable")
             })?;
         }
-        self.held = self.pins.lock()?;
+        self.held = lock;
         Ok(count)
     }
+}
+
+/// Refuses to mix two installations: maps that are pinned here already must be ours.
+fn refuse_others(from: &Path, to: &Path) -> Result<(), DatapathError> {
+    let id = |path: PathBuf| MapInfo::from_pin(path).ok().map(|info| info.id());
+    let entries = fs::read_dir(to).into_iter().flatten().flatten();
+    for name in entries.map(|entry| entry.file_name()) {
+        if to.join(&name).is_file() && id(to.join(&name)) != id(from.join(&name)) {
+            return Err(DatapathError::Refused(format!(
+                "{} is pinned there, and is not this installation's: take it away (`rm -r {}`) or mount an empty BPF file system",
+                to.join(&name).display(),
+                to.parent().unwrap_or(to).display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn open(directory: &Path) -> Result<fs::File, DatapathError> {

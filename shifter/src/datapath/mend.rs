@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use aya::{
@@ -74,9 +74,8 @@ fn noted(state_dir: &Path) -> Option<String> {
 /// of which too much is gone.
 pub fn mend_pins(pins: &Pins, state_dir: &Path) -> Result<Vec<String>, DatapathError> {
     let mut notes = strangers(pins);
-    let Some(maps) = maps_of(pins) else {
-        return Ok(notes);
-    };
+    refuse_editions(pins)?;
+    let maps = pins.maps();
     let names: Vec<&str> = shapes(1).iter().map(|shape| shape.name).collect();
     let (mut present, mut missing) = (BTreeMap::new(), Vec::new());
     for name in names {
@@ -143,15 +142,18 @@ fn find<'n>(
     (found, lost)
 }
 
-/// The directory of the maps. None while there are several numbered ones, which
-/// belong to a version that brings flows over between two.
-fn maps_of(pins: &Pins) -> Option<PathBuf> {
+/// Maps in numbered directories are another version's, which this one cannot take over.
+fn refuse_editions(pins: &Pins) -> Result<(), DatapathError> {
     let entries = fs::read_dir(pins.maps()).into_iter().flatten().flatten();
-    let mut numbered = entries.filter(|entry| is_number(&entry.file_name()));
-    match (numbered.next(), numbered.next()) {
-        (None, _) => Some(pins.maps()),
-        (Some(only), None) => Some(only.path()),
-        (Some(_), Some(_)) => None,
+    match entries
+        .map(|entry| entry.path())
+        .find(|path| path.file_name().is_some_and(is_number))
+    {
+        None => Ok(()),
+        Some(path) => Err(DatapathError::Refused(format!(
+            "{} holds maps of another version of shifter: start that version, or give up its flows with `shifter detach --force`",
+            path.display()
+        ))),
     }
 }
 
@@ -180,7 +182,7 @@ fn strangers(pins: &Pins) -> Vec<String> {
             let is_ours = if directory == pins.links() {
                 is_link(&name)
             } else {
-                maps.contains(&name) || is_number(name.as_ref())
+                maps.contains(&name)
             };
             if !is_ours {
                 notes.push(format!(

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
+use aya::maps::{HashMap as BpfHashMap, MapData};
 use shifter_common::{
     abi::{self, AddressKey, BLUE, GREEN, RingRegion, ServiceBody, ring::RING_LANES, service::*},
     select::ring_slot,
@@ -11,7 +11,7 @@ use shifter_common::{
 use super::{
     BackendId, DatapathError, DeadManImage, ServiceId, ServiceImage,
     allocator::{Numbers, Regions},
-    backends::{Known, Plain, Whose, addr_of, vip_key},
+    backends::{Known, Plain, Whose, addr_of, is_not_there, vip_key},
     load::failed,
     memory::MappedArray,
 };
@@ -209,7 +209,8 @@ impl Services {
         };
         let vip = body.vip;
         match self.vips.remove(&Plain(vip)) {
-            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Ok(()) => {}
+            Err(error) if is_not_there(&error) => {}
             Err(error) => {
                 return Err(failed(
                     format!("removing VIP {}", addr_of(&vip).0),
@@ -222,7 +223,8 @@ impl Services {
         let is_last = self.addresses.get(&mark) == Some(&1);
         if is_last {
             match self.vips.remove(&Plain(mark)) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Ok(()) => {}
+                Err(error) if is_not_there(&error) => {}
                 Err(error) => return Err(failed("removing a VIP's address", error, "")),
             }
         }
