@@ -7,6 +7,7 @@
 
 pub mod abi;
 pub mod hash;
+pub mod histogram;
 pub mod known;
 pub mod life;
 pub mod packet;

@@ -5,6 +5,7 @@ pub mod duration;
 pub mod file;
 pub mod json;
 pub mod service;
+pub mod signals;
 pub mod text;
 pub mod tree;
 pub mod validate;
