@@ -7,6 +7,7 @@
 mod allow;
 mod number;
 mod read;
+mod value;
 mod words;
 mod write;
 

@@ -1,3 +1,5 @@
+//! Tests of how gates are read: defaults, what is written is read again, refusals.
+
 use super::*;
 use crate::{
     judge::tests::{read, try_read},
