@@ -4,18 +4,38 @@
 //! A judge compares the *candidate* (the pool that is not live) with the live pool,
 //! both over the same time. docs/judges.md says what each one tests.
 
+mod aa;
 mod allow;
+mod evidence;
+mod failures;
+mod mann_whitney;
+mod normal;
 mod number;
+mod random;
 mod read;
+mod recording;
+mod replay;
+mod sequential;
+#[cfg(test)]
+mod simulate;
+mod sparse;
+mod state;
+mod threshold;
+mod times;
 mod value;
 mod words;
 mod write;
 
 use std::time::Duration;
 
+pub use aa::{FalseAlarms, Split, false_alarms};
 pub use allow::{Allowed, GateError, Origin, UrlError, allowed_host, check_allowed, host_of};
 pub use number::{Number, Ratio};
 pub use read::{gate, gates};
+pub use recording::{Recorded, Recording, RecordingError};
+pub use replay::{Change, Replay, replay};
+pub use sparse::{signals_from_json, signals_to_json};
+pub use state::{GateState, StateError, Window};
 
 /// What a gate found.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -300,6 +320,9 @@ impl GateSpec {
         )
     }
 }
+
+#[cfg(test)]
+mod power_tests;
 
 #[cfg(test)]
 mod tests {

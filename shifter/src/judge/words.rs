@@ -194,3 +194,18 @@ pub(super) fn show_time(time: Duration) -> String {
         _ => format!("{}us", time.as_micros()),
     }
 }
+
+/// A share in reasons: `2.1%`.
+pub(super) fn show_share(share: f64) -> String {
+    let text = format!("{:.4}", share * 100.0);
+    format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+/// A time in reasons: `3.1 ms`.
+pub(super) fn show_ns(ns: f64) -> String {
+    match ns {
+        _ if ns < 1e6 => format!("{:.0} us", ns / 1e3),
+        _ if ns < 1e9 => format!("{:.3} ms", ns / 1e6),
+        _ => format!("{:.3} s", ns / 1e9),
+    }
+}
