@@ -11,10 +11,10 @@ mod failures;
 mod mann_whitney;
 mod normal;
 mod number;
-mod random;
 mod read;
 mod recording;
 mod replay;
+mod seeded;
 mod sequential;
 #[cfg(test)]
 mod simulate;
