@@ -50,11 +50,13 @@ enum End {
 }
 
 /// What became of them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ended {
     pub served: usize,
     pub reset: usize,
     pub silent: usize,
+    /// Those that were not served.
+    pub lost: Vec<SocketAddrV4>,
 }
 
 impl<'a> Slow<'a> {
@@ -107,6 +109,14 @@ impl<'a> Slow<'a> {
             served: count(Some(End::Served)),
             reset: count(Some(End::Reset)),
             silent: count(None),
+            lost: {
+                let is_lost = |client: &Client| client.end != Some(End::Served);
+                let clients = self.clients.iter();
+                clients
+                    .filter(|(_, client)| is_lost(client))
+                    .map(|(addr, _)| *addr)
+                    .collect()
+            },
         })
     }
 
