@@ -23,8 +23,9 @@ use crate::{
 
 /// How long an answer is waited for before what it answers is sent again.
 const WAIT: Duration = Duration::from_secs(1);
-/// How often something is sent.
-const TRIES: u32 = 4;
+/// How often something is sent: a real client goes on for minutes (RFC 9293, 3.8.3),
+/// so one that is silent after this is not merely unlucky.
+const TRIES: u32 = 12;
 
 /// Handshakes under way.
 #[derive(Debug)]
