@@ -1,6 +1,6 @@
 //! Shifter moves live traffic between two versions of a service in the kernel.
 //!
-//! `model` and `ring` are pure; `datapath` is the only module with aya,
+//! `model`, `ring` and `judge` are pure; `datapath` is the only module with aya,
 //! `control` serves gRPC, `telemetry` metrics, `cli` is a gRPC client;
 //! `reconcile` is where they meet.
 
@@ -10,6 +10,7 @@ pub mod control;
 pub mod datapath;
 pub mod doctor;
 pub mod fault;
+pub mod judge;
 pub mod model;
 pub mod network;
 pub mod proto;

@@ -59,14 +59,14 @@ pub fn parse_services(
 }
 
 /// Reads a text into a tree.
-pub(super) fn read(text: &str, format: Format) -> Result<Node, Fault> {
+pub(crate) fn read(text: &str, format: Format) -> Result<Node, Fault> {
     match format {
         Format::Toml => tree::from_toml(text),
         Format::Json => super::json::from_json(text),
     }
 }
 
-pub(super) fn locate(text: &str, file_name: &str, fault: Fault) -> FileError {
+pub(crate) fn locate(text: &str, file_name: &str, fault: Fault) -> FileError {
     let (line, column) = tree::line_column(text, fault.at);
     FileError {
         file: file_name.to_owned(),
@@ -269,20 +269,20 @@ fn backend(node: &Node) -> Result<BackendSpec, Fault> {
     })
 }
 
-pub(super) fn place(at: usize, error: impl std::fmt::Display) -> Fault {
+pub(crate) fn place(at: usize, error: impl std::fmt::Display) -> Fault {
     Fault::new(at, error.to_string())
 }
 
 /// A table whose keys are all known.
-pub(super) struct Table<'a> {
-    pub(super) at: usize,
+pub(crate) struct Table<'a> {
+    pub(crate) at: usize,
     what: &'a str,
     entries: &'a [Entry],
 }
 
 impl<'a> Table<'a> {
     /// Refuses what is no table and every key that is not in `known`.
-    pub(super) fn of(node: &'a Node, what: &'a str, known: &[&str]) -> Result<Self, Fault> {
+    pub(crate) fn of(node: &'a Node, what: &'a str, known: &[&str]) -> Result<Self, Fault> {
         let Value::Table(entries) = &node.value else {
             let kind = node.value.kind();
             return Err(Fault::new(
@@ -302,12 +302,12 @@ impl<'a> Table<'a> {
         })
     }
 
-    pub(super) fn find(&self, key: &str) -> Option<&'a Entry> {
+    pub(crate) fn find(&self, key: &str) -> Option<&'a Entry> {
         self.entries.iter().find(|entry| entry.key == key)
     }
 
     /// A text and its place; `None` if absent.
-    pub(super) fn string(&self, key: &str) -> Result<Option<(&'a str, usize)>, Fault> {
+    pub(crate) fn string(&self, key: &str) -> Result<Option<(&'a str, usize)>, Fault> {
         match self.find(key) {
             None => Ok(None),
             Some(entry) => match &entry.node.value {
@@ -320,7 +320,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    fn need(&self, key: &str, meaning: &str) -> Result<(&'a str, usize), Fault> {
+    pub(crate) fn need(&self, key: &str, meaning: &str) -> Result<(&'a str, usize), Fault> {
         self.string(key)?.ok_or_else(|| {
             Fault::new(
                 self.at,
@@ -330,7 +330,7 @@ impl<'a> Table<'a> {
     }
 
     /// A text read as `T`.
-    pub(super) fn parse<T>(&self, key: &str) -> Result<Option<T>, Fault>
+    pub(crate) fn parse<T>(&self, key: &str) -> Result<Option<T>, Fault>
     where
         T: std::str::FromStr<Err: std::fmt::Display>,
     {
@@ -342,7 +342,7 @@ impl<'a> Table<'a> {
             .transpose()
     }
 
-    pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>, Fault> {
+    pub(crate) fn boolean(&self, key: &str) -> Result<Option<bool>, Fault> {
         match self.find(key) {
             None => Ok(None),
             Some(entry) => match &entry.node.value {
@@ -355,7 +355,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    pub(super) fn integer(&self, key: &str, low: i64, high: i64) -> Result<Option<i64>, Fault> {
+    pub(crate) fn integer(&self, key: &str, low: i64, high: i64) -> Result<Option<i64>, Fault> {
         let Some(entry) = self.find(key) else {
             return Ok(None);
         };

@@ -140,9 +140,16 @@ impl Reader<'_> {
         ) {
             self.at += 1;
         }
-        match serde_json::from_str(&self.text[start..self.at]) {
-            Ok(number) => Value::Integer(number),
-            Err(_) => Value::Other("no whole number"),
+        let text = &self.text[start..self.at];
+        if let Ok(number) = serde_json::from_str(text) {
+            return Value::Integer(number);
+        }
+        match serde_json::from_str::<f64>(text) {
+            // A whole one that is too large for any key is no number with a point.
+            Ok(number) if number.is_finite() && text.contains(['.', 'e', 'E']) => {
+                Value::Float(number)
+            }
+            _ => Value::Other("no whole number"),
         }
     }
 

@@ -17,10 +17,12 @@ pub struct Node {
 pub enum Value {
     String(String),
     Integer(i64),
+    /// With a point or an exponent; finite.
+    Float(f64),
     Bool(bool),
     Array(Vec<Node>),
     Table(Vec<Entry>),
-    /// Float, date, null: nothing that any key takes.
+    /// Date, null: nothing that any key takes.
     Other(&'static str),
 }
 
@@ -55,6 +57,7 @@ impl Value {
         match self {
             Self::String(_) => "a string",
             Self::Integer(_) => "a number",
+            Self::Float(_) => "a number with a point",
             Self::Bool(_) => "a boolean",
             Self::Array(_) => "a list",
             Self::Table(_) => "a table",
@@ -103,7 +106,10 @@ fn toml_node(at: usize, value: &DeValue<'_>) -> Node {
             Ok(number) => Value::Integer(number),
             Err(_) => Value::Other("a number out of range"),
         },
-        DeValue::Float(_) => Value::Other("a number with a point"),
+        DeValue::Float(number) => match number.as_str().parse::<f64>() {
+            Ok(number) if number.is_finite() => Value::Float(number),
+            _ => Value::Other("a number that is not finite"),
+        },
         DeValue::Boolean(value) => Value::Bool(*value),
         DeValue::Datetime(_) => Value::Other("a date"),
         DeValue::Array(items) => Value::Array(

@@ -28,6 +28,7 @@ const PURE: &[&str] = &[
     "shifter/src/model",
     "shifter/src/ring",
     "shifter/src/rollout",
+    "shifter/src/judge",
 ];
 
 const RULES: &[Rule] = &[
@@ -44,7 +45,7 @@ const RULES: &[Rule] = &[
             Crate("getrandom"),
             Crate("libc"),
         ],
-        why: "model, ring and rollout are pure: they run in a test without a kernel",
+        why: "model, ring, rollout and judge are pure: they run in a test without a kernel",
     },
     Rule {
         within: PURE,
@@ -57,7 +58,7 @@ const RULES: &[Rule] = &[
             Words(&["std", ":", ":", "process"]),
             Words(&["RandomState"]),
         ],
-        why: "model, ring and rollout are pure: time and seeds are arguments",
+        why: "model, ring, rollout and judge are pure: time and seeds are arguments",
     },
     Rule {
         within: PURE,
@@ -70,7 +71,7 @@ const RULES: &[Rule] = &[
             Words(&["crate", ":", ":", "telemetry"]),
             Words(&["crate", ":", ":", "cli"]),
         ],
-        why: "model, ring and rollout know no other part of the agent",
+        why: "model, ring, rollout and judge know no other part of the agent",
     },
     Rule {
         within: &["shifter/src/datapath"],

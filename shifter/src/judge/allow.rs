@@ -1,0 +1,200 @@
+//! Which gates may reach out of the agent, and where to.
+
+use super::{GateSpec, Judge};
+
+/// Who wrote a list of gates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A `[[service]]` of the agent's own file.
+    AgentFile,
+    /// The API: `apply`, `rollout start`.
+    Api,
+}
+
+/// `[gates]` of the agent's file.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Allowed {
+    /// `host:port` as they stand in URLs.
+    pub hosts: Vec<String>,
+    /// Whether there is an `exec_dir`.
+    pub exec: bool,
+}
+
+/// Why a gate is refused.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum GateError {
+    #[error(
+        "gate {gate:?}: judge {judge:?} reaches out of the agent and cannot come over the API: write it into [[service]] of the agent's own file and restart the agent"
+    )]
+    OverApi { gate: String, judge: &'static str },
+    #[error(
+        "gate {gate:?}: {host} is not allowed: add it to hosts of [gates] in the agent's file, as hosts = [\"{host}\"]"
+    )]
+    Host { gate: String, host: String },
+    #[error(
+        "gate {gate:?}: there is no directory of programs: set exec_dir of [gates] in the agent's file, as exec_dir = \"/etc/shifter/exec\""
+    )]
+    NoExecDir { gate: String },
+    #[error("gate {gate:?}: {error}")]
+    Url { gate: String, error: UrlError },
+}
+
+/// Why a text is no URL of a gate.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum UrlError {
+    #[error("{0:?} is not reached by http: write http://HOST:PORT/PATH; https is not built in")]
+    Scheme(String),
+    #[error("{0:?} names no host: write http://HOST:PORT/PATH, an IPv6 address in brackets")]
+    Host(String),
+    #[error("{0:?} holds a user's name or password: take it out, it would be stored and shown")]
+    User(String),
+    #[error("{0:?} has a space, a control character or a fragment: percent-encode it")]
+    Sign(String),
+}
+
+/// `host:port` that a URL leads to; port 80 where none is written. In lower case.
+pub fn host_of(url: &str) -> Result<String, UrlError> {
+    let fault = || url.to_owned();
+    let rest = url
+        .strip_prefix("http://")
+        .ok_or_else(|| UrlError::Scheme(fault()))?;
+    if !url.bytes().all(|b| b.is_ascii_graphic()) || url.contains(['#', '\\', '"', '<', '>']) {
+        return Err(UrlError::Sign(fault()));
+    }
+    let authority = rest.split(['/', '?']).next().unwrap_or("");
+    if authority.contains('@') {
+        return Err(UrlError::User(fault()));
+    }
+    allowed_host(authority).ok_or_else(|| UrlError::Host(fault()))
+}
+
+/// A host with its port, as `hosts` lists it; `None` if it is none.
+pub fn allowed_host(text: &str) -> Option<String> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (address, rest) = rest.split_once(']')?;
+            let address: std::net::Ipv6Addr = address.parse().ok()?;
+            (
+                format!("[{address}]"),
+                rest.strip_prefix(':').or(rest.is_empty().then_some("80"))?,
+            )
+        }
+        None => {
+            let (host, port) = text.split_once(':').unwrap_or((text, "80"));
+            let is_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+            if host.is_empty() || host.len() > 253 || !host.chars().all(is_name) {
+                return None;
+            }
+            (host.to_ascii_lowercase(), port)
+        }
+    };
+    let is_port = port.bytes().all(|b| b.is_ascii_digit());
+    let port: u16 = port.parse().ok().filter(|port| is_port && *port != 0)?;
+    Some(format!("{host}:{port}"))
+}
+
+/// Refuses gates that come from where they may not, or lead where they may not.
+/// Every writer of a rollout asks it, and once more the one who starts it.
+pub fn check_allowed(
+    gates: &[GateSpec],
+    origin: Origin,
+    allowed: &Allowed,
+) -> Result<(), GateError> {
+    for spec in gates.iter().filter(|spec| spec.reaches_out()) {
+        let gate = spec.name.clone();
+        if origin == Origin::Api {
+            let judge = spec.judge.word();
+            return Err(GateError::OverApi { gate, judge });
+        }
+        let url = match &spec.judge {
+            Judge::Prometheus(it) => &it.url,
+            Judge::Webhook(it) => &it.url,
+            Judge::Exec(_) if allowed.exec => continue,
+            _ => return Err(GateError::NoExecDir { gate }),
+        };
+        match host_of(url) {
+            Ok(host) if allowed.hosts.contains(&host) => {}
+            Ok(host) => return Err(GateError::Host { gate, host }),
+            Err(error) => return Err(GateError::Url { gate, error }),
+        }
+    }
+    Ok(())
+}
+
+impl Judge {
+    /// The word of its kind.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Sequential(_) => "sequential",
+            Self::Threshold(_) => "threshold",
+            Self::MannWhitney(_) => "mann-whitney",
+            Self::Prometheus(_) => "prometheus",
+            Self::Webhook(_) => "webhook",
+            Self::Exec(_) => "exec",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::tests::read;
+
+    #[test]
+    fn a_host_is_what_a_url_leads_to() {
+        for (url, host) in [
+            ("http://127.0.0.1:9090", "127.0.0.1:9090"),
+            ("http://Prom.example/api?x=1", "prom.example:80"),
+            ("http://[::1]:9090/", "[::1]:9090"),
+            ("http://[0:0::1]", "[::1]:80"),
+            ("http://a:80?x", "a:80"),
+        ] {
+            assert_eq!(host_of(url).as_deref(), Ok(host), "{url}");
+        }
+        for url in [
+            "https://a",
+            "ftp://a",
+            "http://",
+            "http:///x",
+            "http://a:0",
+            "http://a:+80",
+            "http://a:99999",
+            "http://ok:1@evil:2/",
+            "http://a b",
+            "http://a\\@b",
+            "http://a#b",
+            "http://[::1",
+            "http://[::1]9",
+            "http://::1",
+            "http://ä",
+        ] {
+            assert!(host_of(url).is_err(), "{url} was taken");
+        }
+    }
+
+    #[test]
+    fn gates_that_reach_out_come_from_the_agents_file_and_go_where_it_says() {
+        let prometheus = r#"[{ judge = "prometheus", url = "http://h:1", query = "up", max = 1 }]"#;
+        let exec = r#"[{ judge = "exec", file = "a.sh" }]"#;
+        let pure = r#"[{ judge = "sequential" }, { judge = "mann-whitney" }]"#;
+        let none = Allowed::default();
+        let some = Allowed {
+            hosts: vec!["h:1".into()],
+            exec: true,
+        };
+        assert_eq!(check_allowed(&read(pure), Origin::Api, &none), Ok(()));
+        for text in [prometheus, exec] {
+            let gates = read(text);
+            let error = check_allowed(&gates, Origin::Api, &some).unwrap_err();
+            assert!(
+                error.to_string().contains("cannot come over the API"),
+                "{error}"
+            );
+            assert_eq!(check_allowed(&gates, Origin::AgentFile, &some), Ok(()));
+        }
+        let error = check_allowed(&read(prometheus), Origin::AgentFile, &none).unwrap_err();
+        assert!(error.to_string().contains("hosts = [\"h:1\"]"), "{error}");
+        let error = check_allowed(&read(exec), Origin::AgentFile, &none).unwrap_err();
+        assert!(error.to_string().contains("exec_dir = "), "{error}");
+    }
+}
