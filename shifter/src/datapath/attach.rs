@@ -80,22 +80,48 @@ impl Place {
 }
 
 /// Has the kernel verify all three programs. The object's maps must still be open.
+///
+/// Verification is most of a start. The kernel verifies programs of a privileged
+/// caller side by side, so each gets a thread.
 pub fn load_programs(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-    const REMEDY: &str = "the kernel refused the program: run a kernel that docs/toolchain.md names, and report its verifier log";
-    for place in Place::ALL {
-        let loaded = match ebpf.program_mut(place.program()) {
-            Some(Program::Xdp(program)) => program.load(),
-            Some(Program::SchedClassifier(program)) => program.load(),
-            _ => {
-                return Err(DatapathError::Refused(format!(
-                    "the eBPF object has no program {}: build it with this version's shifter-ebpf",
-                    place.program()
-                )));
-            }
-        };
-        loaded.map_err(|error| failed(format!("loading {}", place.program()), error, REMEDY))?;
+    if let Some(place) = Place::ALL
+        .into_iter()
+        .find(|place| ebpf.program(place.program()).is_none())
+    {
+        return Err(DatapathError::Refused(format!(
+            "the eBPF object has no program {}: build it with this version's shifter-ebpf",
+            place.program()
+        )));
     }
-    Ok(())
+    let ours = |name: &str| Place::ALL.iter().any(|place| place.program() == name);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = ebpf
+            .programs_mut()
+            .filter(|(name, _)| ours(name))
+            .map(|(name, program)| scope.spawn(move || load_program(name, program)))
+            .collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
+            Ok(loaded) => loaded,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        // All of them are waited for before the first error is told.
+        let loaded: Vec<_> = threads.into_iter().map(join).collect();
+        loaded.into_iter().collect()
+    })
+}
+
+fn load_program(name: &str, program: &mut Program) -> Result<(), DatapathError> {
+    const REMEDY: &str = "the kernel refused the program: run a kernel that docs/toolchain.md names, and report its verifier log";
+    let loaded = match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => {
+            return Err(DatapathError::Refused(format!(
+                "{name} in the eBPF object is a program of another kind: build it with this version's shifter-ebpf"
+            )));
+        }
+    };
+    loaded.map_err(|error| failed(format!("loading {name}"), error, REMEDY))
 }
 
 /// The loaded programs and where their links are pinned.

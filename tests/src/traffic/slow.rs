@@ -23,8 +23,9 @@ use crate::{
 
 /// How long an answer is waited for before what it answers is sent again.
 const WAIT: Duration = Duration::from_secs(1);
-/// How often something is sent.
-const TRIES: u32 = 4;
+/// How often something is sent: a real client goes on for minutes (RFC 9293, 3.8.3),
+/// so one that is silent after this is not merely unlucky.
+const TRIES: u32 = 12;
 
 /// Handshakes under way.
 #[derive(Debug)]
@@ -50,11 +51,13 @@ enum End {
 }
 
 /// What became of them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ended {
     pub served: usize,
     pub reset: usize,
     pub silent: usize,
+    /// Those that were not served.
+    pub lost: Vec<SocketAddrV4>,
 }
 
 impl<'a> Slow<'a> {
@@ -107,6 +110,14 @@ impl<'a> Slow<'a> {
             served: count(Some(End::Served)),
             reset: count(Some(End::Reset)),
             silent: count(None),
+            lost: {
+                let is_lost = |client: &Client| client.end != Some(End::Served);
+                let clients = self.clients.iter();
+                clients
+                    .filter(|(_, client)| is_lost(client))
+                    .map(|(addr, _)| *addr)
+                    .collect()
+            },
         })
     }
 

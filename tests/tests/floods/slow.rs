@@ -4,7 +4,7 @@
 use std::thread;
 
 use shifter_tests::{
-    need,
+    evidence, need,
     need::{long, scaled},
     topology::{Family, Placement},
     traffic::{
@@ -61,9 +61,27 @@ fn slow_handshakes(placement: Placement, hook: &'static str) -> Vec<(u64, Ended)
             ended.reset,
             ended.silent
         );
+        explain(&scenario, &ended);
         all.push((quarters, ended));
     }
     all
+}
+
+/// Why some were not served, as far as it can be seen: said at once, because the
+/// table forgets.
+fn explain(scenario: &Scenario<'_>, ended: &Ended) {
+    const SHOWN: usize = 8;
+    if ended.lost.is_empty() {
+        return;
+    }
+    println!("{}", evidence::of(scenario.lab));
+    for client in ended.lost.iter().take(SHOWN) {
+        let client = client.to_string();
+        match scenario.agent.json(&["explain", "tcp4", &client]) {
+            Ok(why) => println!("{client}: {why}"),
+            Err(error) => println!("{client}: {error}"),
+        }
+    }
 }
 
 #[test]

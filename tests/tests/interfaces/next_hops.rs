@@ -43,6 +43,29 @@ fn change_mac(ns: &Netns, interface: &str, mac: [u8; 6]) {
     );
 }
 
+/// Another MAC that nobody is told of, nor can anybody guess it from what the
+/// router asks: it knows the host's.
+fn change_mac_silently(router: &Netns, mac: [u8; 6], host: [u8; 6]) {
+    router
+        .nft(
+            "table arp mute {
+               chain out { type filter hook output priority 0; arp operation request drop; }
+             }
+             table ip6 mute {
+               chain out { type filter hook output priority 0; icmpv6 type nd-neighbor-solicit drop; }
+             }\n",
+        )
+        .unwrap();
+    let mut lines = vec![format!("link set r1 address {}", text(mac))];
+    for address in ["10.71.0.1", "10.71.0.100", "fd71::1", "fd71::100"] {
+        let host = text(host);
+        lines.push(format!(
+            "neigh replace {address} lladdr {host} dev r1 nud permanent"
+        ));
+    }
+    router.ip(&lines).unwrap();
+}
+
 /// Every backend of a side is sent to this MAC.
 fn all_to(hops: &[Option<NextHop>], mac: [u8; 6]) -> bool {
     !hops.is_empty()
@@ -199,6 +222,39 @@ fn pinned_flows_follow_their_next_hops_under_tc() {
 fn pinned_flows_follow_their_next_hops_under_xdp() {
     need!();
     next_hops_change("xdp", "next hops, xdp");
+}
+
+#[test]
+fn a_router_that_another_replaces_without_a_word_is_missed() {
+    need!();
+    let _turn = turn();
+    let lab = routed(false);
+    let router = lab.client_router().unwrap();
+    // Of the kernel's patience with a silent neighbour, half a minute, a few seconds.
+    for family in ["ipv4", "ipv6"] {
+        for (key, value) in [
+            ("base_reachable_time_ms", "1000"),
+            ("delay_first_probe_time", "1"),
+            ("retrans_time_ms", "300"),
+        ] {
+            let key = format!("{family}/neigh/h0/{key}");
+            lab.host.sysctl(&key, value).unwrap();
+        }
+    }
+    let _servers = server::start_both(&lab).unwrap();
+    let agent = start(&lab, Settings::hook("tc"), "50%");
+    let storm = storm(&lab, 0);
+    let watch = Watch::start("silent router", &lab, &agent);
+    let mac = [2, 0, 0, 0xdd, 0, 1];
+    let host = watch.hops_out_of("h0")[0].source;
+    change_mac_silently(router, mac, host);
+    let is_found = eventually(Duration::from_secs(25), || {
+        let hops = watch.hops_out_of("h0");
+        !hops.is_empty() && hops.iter().all(|hop| hop.destination == mac)
+    });
+    assert!(is_found, "{:#?}", watch.hops_out_of("h0"));
+    goes_on(&storm);
+    storm.finish().unwrap().assert_untouched("silent router");
 }
 
 #[test]

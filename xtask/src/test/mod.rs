@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check, live, and one summary at the end.
 
 mod elf;
+mod lanes;
 pub mod options;
 pub mod output;
 pub mod stack;
@@ -13,10 +14,11 @@ use anyhow::{Result, bail};
 
 use crate::{
     Told, kernels, lint,
-    run::{cargo, is_root, is_set},
+    run::{cargo, is_root, is_set, root},
     setup::{Need, setup},
     tidy,
 };
+use lanes::Programs;
 use options::Options;
 use stage::Stage;
 use summary::Summary;
@@ -66,7 +68,7 @@ fn here(options: &Options) -> Summary {
         summary.push(stage::check("stack of the eBPF programs", stack::check));
     }
     summary.push(stage::tests("unit tests", &mut unit_tests(options)));
-    summary.push(scenarios(options));
+    scenarios(options, &mut summary);
     summary
 }
 
@@ -113,18 +115,38 @@ fn unit_tests(options: &Options) -> Command {
     command
 }
 
-fn scenarios(options: &Options) -> Stage {
+/// Those of the library, of each program that may have another beside it, and of
+/// each that may not.
+fn scenarios(options: &Options, summary: &mut Summary) {
     const NAME: &str = "scenarios";
+    const BESIDE: &str = "scenarios, two at a time";
     if !is_root() {
-        return stage::skipped(
+        summary.push(stage::skipped(
             NAME,
             "they make network namespaces and load eBPF programs: run as root",
-        );
+        ));
+        return;
     }
-    let mut command = cargo(&["test", "--no-fail-fast", "--package", "shifter-tests"]);
-    options.pass_on(&mut command, &["--test-threads=1"]);
-    if options.long {
-        command.env(LONG, "1");
-    }
-    stage::tests(NAME, &mut command)
+    let programs = match Programs::find(&root().join("tests/tests")) {
+        Ok(programs) => programs,
+        Err(error) => return summary.push(stage::check(NAME, || Err(error))),
+    };
+    let command = |which: &[&str]| {
+        let mut command = cargo(&["test", "--no-fail-fast", "--package", "shifter-tests"]);
+        command.args(which);
+        options.pass_on(&mut command, &["--test-threads=1"]);
+        if options.long {
+            command.env(LONG, "1");
+        }
+        command
+    };
+    // Built before, so that no two wait for each other to build.
+    let mut built = cargo(&["test", "--no-run", "--package", "shifter-tests"]);
+    summary.push(stage::command("build of the scenarios", &mut built));
+    let each = programs.beside.iter();
+    let beside = each.map(|name| command(&["--test", name])).collect();
+    summary.push(stage::tests_side_by_side(BESIDE, beside));
+    let mut alone = vec!["--lib", "--bins"];
+    alone.extend(programs.alone.iter().flat_map(|name| ["--test", name]));
+    summary.push(stage::tests(NAME, &mut command(&alone)));
 }

@@ -38,6 +38,14 @@ impl Report {
         }
     }
 
+    /// Takes in what another command came to, which has ended as this one has.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+        self.ignored.extend(other.ignored);
+        self.timed.extend(other.timed);
+    }
+
     /// Tells of the end of the output; a test without a result has failed.
     pub fn finish(&mut self, now: Instant) {
         let line = std::mem::take(&mut self.line);

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::output::{Report, Timed};
+use super::{
+    lanes,
+    output::{Report, Timed},
+};
 use crate::run::{line_of, run};
 
 /// What came out of a part.
@@ -83,6 +86,69 @@ pub fn tests(name: &'static str, command: &mut Command) -> Stage {
     stage
 }
 
+/// A stage of test programs some of which run at once.
+pub fn tests_side_by_side(name: &'static str, commands: Vec<Command>) -> Stage {
+    headline(name, "");
+    let start = Instant::now();
+    let mut report = Report::default();
+    let mut messages = Vec::new();
+    let mut broken = Vec::new();
+    for heard in lanes::side_by_side(commands) {
+        if let Err(error) = &heard.ended
+            && heard.report.failed.is_empty()
+        {
+            broken.push(format!("{name}: {error:#}"));
+        }
+        messages.extend(heard.skips());
+        report.add(heard.report);
+    }
+    let mut stage = sum_up(name, report, messages);
+    stage.took = start.elapsed();
+    stage.failed.extend(broken);
+    stage
+}
+
+/// What a command printed, and what it came to.
+#[derive(Debug)]
+pub struct Heard {
+    pub report: Report,
+    pub ended: Result<()>,
+    results: Vec<u8>,
+    messages: Vec<u8>,
+}
+
+impl Heard {
+    /// Prints it, results behind messages.
+    pub fn show(&self, command: &Command) {
+        println!("$ {}", line_of(command));
+        // Nobody may be listening any more; the tests go on.
+        std::io::stderr().write_all(&self.messages).ok();
+        let mut out = std::io::stdout().lock();
+        out.write_all(&self.results).and_then(|()| out.flush()).ok();
+    }
+
+    fn skips(&self) -> impl Iterator<Item = (String, String)> {
+        let text = String::from_utf8_lossy(&self.messages).into_owned();
+        let skips: Vec<_> = text.lines().filter_map(skip_of).collect();
+        skips.into_iter()
+    }
+}
+
+/// Runs a command to its end without showing anything.
+pub fn hear(command: &mut Command) -> Heard {
+    let mut heard = Heard {
+        report: Report::default(),
+        ended: Ok(()),
+        results: Vec::new(),
+        messages: Vec::new(),
+    };
+    let mut messages = Vec::new();
+    let (results, report) = (&mut heard.results, &mut heard.report);
+    heard.ended = listen(command, results, &mut messages, report);
+    heard.messages = messages;
+    heard
+}
+
 /// A scenario that skips itself says so and returns: the harness calls it passed.
 fn sum_up(name: &'static str, report: Report, messages: Vec<(String, String)>) -> Stage {
     let passed = report.passed.saturating_sub(messages.len());
@@ -106,6 +172,46 @@ fn echo(
     report: &mut Report,
     skips: &mut Vec<(String, String)>,
 ) -> Result<()> {
+    let mut messages = Tee::of(std::io::stderr());
+    let ended = listen(command, &mut std::io::stdout(), &mut messages, report);
+    let text = String::from_utf8_lossy(&messages.kept);
+    skips.extend(text.lines().filter_map(skip_of));
+    ended
+}
+
+/// Writes to somebody and keeps what it wrote.
+struct Tee<W> {
+    to: W,
+    kept: Vec<u8>,
+}
+
+impl<W> Tee<W> {
+    fn of(to: W) -> Self {
+        let kept = Vec::new();
+        Self { to, kept }
+    }
+}
+
+impl<W: Write> Write for Tee<W> {
+    fn write(&mut self, piece: &[u8]) -> std::io::Result<usize> {
+        self.kept.extend_from_slice(piece);
+        // Nobody may be listening any more; what is kept is read all the same.
+        self.to.write_all(piece).ok();
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Runs it to its end; what it prints goes on as it comes, and is read on the way.
+fn listen(
+    command: &mut Command,
+    results: &mut (impl Write + Send),
+    messages: &mut (impl Write + Send),
+    report: &mut Report,
+) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
         .stdout(Stdio::piped())
@@ -114,23 +220,18 @@ fn echo(
         .with_context(|| format!("{name} cannot be run"))?;
     let stdout = child.stdout.take().context("it has no output")?;
     let stderr = child.stderr.take().context("it has no messages")?;
-    let messages = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        let copied = copy(stderr, std::io::stderr(), |piece| {
-            text.extend_from_slice(piece)
+    let (heard, said) = std::thread::scope(|scope| {
+        let said = scope.spawn(|| copy(stderr, messages, |_| {}));
+        let heard = copy(stdout, results, |piece| {
+            report.feed(&String::from_utf8_lossy(piece), Instant::now());
         });
-        (text, copied)
-    });
-    let results = copy(stdout, std::io::stdout(), |piece| {
-        report.feed(&String::from_utf8_lossy(piece), Instant::now());
+        (heard, said.join())
     });
     report.finish(Instant::now());
-    if let Ok((text, copied)) = messages.join() {
-        let text = String::from_utf8_lossy(&text);
-        skips.extend(text.lines().filter_map(skip_of));
-        copied?;
+    if let Ok(said) = said {
+        said?;
     }
-    results?;
+    heard?;
     let status = child.wait().context("waiting for it failed")?;
     if !status.success() {
         bail!("{name} ended with {status}");
