@@ -311,6 +311,16 @@ impl GateSpec {
         }
     }
 
+    /// How long it may take to answer; `None` for a gate that asks nobody.
+    pub fn timeout(&self) -> Option<Duration> {
+        match &self.judge {
+            Judge::Prometheus(it) => Some(it.timeout),
+            Judge::Webhook(it) => Some(it.timeout),
+            Judge::Exec(it) => Some(it.timeout),
+            _ => None,
+        }
+    }
+
     /// Whether it reaches out of the agent: such gates come from the agent's own
     /// file only.
     pub fn reaches_out(&self) -> bool {

@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use shifter_common::abi::config::{DEFAULT_TIMEOUTS_S, TIMEOUTS};
 
+use crate::judge::{Allowed, allowed_host};
+
 use super::{
     ServiceSpec, duration,
     file::{self, FileError, Format, Table},
@@ -52,6 +54,42 @@ pub struct AgentConfig {
     /// `None`: no metrics are served.
     pub metrics: Option<SocketAddr>,
     pub services: Vec<ServiceSpec>,
+    pub gates: GatesConfig,
+}
+
+/// What gates of rollouts may reach: section `[gates]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GatesConfig {
+    /// `host:port` that PromQL and webhooks may go to.
+    pub hosts: Vec<String>,
+    /// Where the programs of exec gates lie; `None`: there are none.
+    pub exec_dir: Option<PathBuf>,
+    /// Who they run as.
+    pub exec_user: String,
+    /// The longest time-out that a gate may have.
+    pub timeout_max: Duration,
+}
+
+impl Default for GatesConfig {
+    fn default() -> Self {
+        Self {
+            hosts: Vec::new(),
+            exec_dir: None,
+            exec_user: "nobody".into(),
+            timeout_max: Duration::from_secs(60),
+        }
+    }
+}
+
+impl GatesConfig {
+    /// What [`crate::judge::check_allowed`] asks for.
+    pub fn allowed(&self) -> Allowed {
+        Allowed {
+            hosts: self.hosts.clone(),
+            exec: self.exec_dir.is_some(),
+            timeout_max: Some(self.timeout_max),
+        }
+    }
 }
 
 /// Bounds of `flow_capacity`.
@@ -90,6 +128,9 @@ const TIMEOUT_KEYS: [&str; 7] = [
     "proven_max",
 ];
 
+/// Keys of `[gates]`.
+const GATES_KEYS: [&str; 4] = ["hosts", "exec_dir", "exec_user", "timeout_max"];
+
 impl Default for AgentConfig {
     fn default() -> Self {
         Self {
@@ -106,6 +147,7 @@ impl Default for AgentConfig {
             unix: "/run/shifter/shifter.sock".into(),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9464))),
             services: Vec::new(),
+            gates: GatesConfig::default(),
         }
     }
 }
@@ -117,7 +159,11 @@ pub fn parse_config(text: &str, file_name: &str) -> Result<AgentConfig, FileErro
 
 fn config(text: &str) -> Result<AgentConfig, Fault> {
     let root = file::read(text, Format::Toml)?;
-    let table = Table::of(&root, "the file", &["agent", "api", "metrics", "service"])?;
+    let table = Table::of(
+        &root,
+        "the file",
+        &["agent", "api", "metrics", "service", "gates"],
+    )?;
     let mut config = AgentConfig::default();
     match table.find("agent") {
         Some(entry) => agent(entry.at, &entry.node, &mut config)?,
@@ -128,6 +174,9 @@ fn config(text: &str) -> Result<AgentConfig, Fault> {
     }
     if let Some(entry) = table.find("metrics") {
         metrics(&entry.node, &mut config)?;
+    }
+    if let Some(entry) = table.find("gates") {
+        config.gates = gates_section(&entry.node)?;
     }
     if let Some(entry) = table.find("service") {
         config.services = file::services(entry)?;
@@ -277,6 +326,57 @@ fn metrics(node: &super::tree::Node, config: &mut AgentConfig) -> Result<(), Fau
     Ok(())
 }
 
+fn gates_section(node: &super::tree::Node) -> Result<GatesConfig, Fault> {
+    let table = Table::of(node, "[gates]", &GATES_KEYS)?;
+    let mut gates = GatesConfig::default();
+    if let Some(entry) = table.find("hosts") {
+        gates.hosts = hosts(&entry.node)?;
+    }
+    gates.exec_dir = absolute_path(&table, "exec_dir")?;
+    if let Some((user, at)) = table.string("exec_user")? {
+        if user == "root" || user == "0" || user.is_empty() || user.contains([':', '\n']) {
+            let text = format!(
+                "exec_user = {user:?}: programs of gates run without privileges: write the name of a user as \"nobody\""
+            );
+            return Err(Fault::new(at, text));
+        }
+        gates.exec_user = user.to_owned();
+    }
+    if let Some(timeout) = seconds(&table, "timeout_max", 1)? {
+        gates.timeout_max = Duration::from_secs(u64::from(timeout));
+    }
+    Ok(gates)
+}
+
+fn hosts(node: &super::tree::Node) -> Result<Vec<String>, Fault> {
+    let wrong = |at, what: &str| {
+        Fault::new(
+            at,
+            format!("hosts: {what}: write a list as [\"127.0.0.1:9090\"]"),
+        )
+    };
+    let Value::Array(items) = &node.value else {
+        return Err(wrong(node.at, node.value.kind()));
+    };
+    let mut hosts = Vec::with_capacity(items.len());
+    for item in items {
+        let Value::String(text) = &item.value else {
+            return Err(wrong(item.at, item.value.kind()));
+        };
+        match allowed_host(text) {
+            Some(host) if !hosts.contains(&host) => hosts.push(host),
+            Some(host) => return Err(wrong(item.at, &format!("{host:?} is named twice"))),
+            None => {
+                return Err(wrong(
+                    item.at,
+                    &format!("{text:?} is no host with its port"),
+                ));
+            }
+        }
+    }
+    Ok(hosts)
+}
+
 fn absolute_path(table: &Table<'_>, key: &str) -> Result<Option<PathBuf>, Fault> {
     match table.string(key)? {
         Some((text, at)) if !text.starts_with('/') => Err(Fault::new(
@@ -329,9 +429,11 @@ mod tests {
             ..AgentConfig::default()
         };
         assert_eq!(format!("{config:?}"), format!("{default:?}"));
-        for key in TIMEOUT_KEYS.iter().chain(&AGENT_KEYS) {
+        for key in TIMEOUT_KEYS.iter().chain(&AGENT_KEYS).chain(&GATES_KEYS) {
             let line = format!("{key} = ");
-            let is_shown = text.lines().any(|l| l.starts_with(&line));
+            let is_shown = text
+                .lines()
+                .any(|l| l.trim_start_matches("# ").starts_with(&line));
             assert!(is_shown || *key == "timeouts", "{key} is not shown");
         }
     }
@@ -421,6 +523,22 @@ pools = { blue = ["10.0.0.1:80"] }
             (
                 format!("{agent}[api]\ntcp = \"0.0.0.0:1\"\n"),
                 "unix socket only",
+            ),
+            (
+                format!("{agent}[gates]\nhosts = [\"a\", \"A:80\"]\n"),
+                "f:4:15: hosts: \"a:80\" is named twice",
+            ),
+            (
+                format!("{agent}[gates]\nhosts = [\"http://a\"]\n"),
+                "is no host with its port",
+            ),
+            (
+                format!("{agent}[gates]\nexec_user = \"root\"\n"),
+                "run without privileges",
+            ),
+            (
+                format!("{agent}[gates]\nexec_dir = \"x\"\n"),
+                "begins with '/'",
             ),
             (
                 format!("{agent}[metrics]\nlisten = \"x\"\n"),

@@ -45,7 +45,7 @@ pub fn parse_services(
     read(text, format)
         .and_then(|root| {
             // The agent's own file may be applied too.
-            let sections = ["service", "agent", "api", "metrics"];
+            let sections = ["service", "agent", "api", "metrics", "gates"];
             let table = Table::of(&root, "the file", &sections)?;
             match table.find("service") {
                 Some(entry) => services(entry),
