@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What the package holds, and its modes.
-const FILES: [(&str, u32); 10] = [
+const FILES: [(&str, u32); 12] = [
     ("usr/bin/shifter", 0o755),
     ("usr/lib/systemd/system/shifter.service", 0o644),
     ("usr/lib/systemd/system/shifter-runner.service", 0o644),
