@@ -280,6 +280,15 @@ fn pools(page: &mut Page, services: &[ServiceView]) {
         page,
         services,
         (
+            "shifter_pool_cohort_flows_total",
+            "New flows whose pool a cohort forced; not among those chosen by weight.",
+        ),
+        |c| c.cohort_flows,
+    );
+    by_pool(
+        page,
+        services,
+        (
             "shifter_pool_unpinned_flows_total",
             "New flows forwarded without an entry.",
         ),
@@ -311,6 +320,15 @@ fn pools(page: &mut Page, services: &[ServiceView]) {
     for view in services {
         let fragments: u64 = view.counters.iter().map(|c| c.fragments).sum();
         family.sample(&[("service", &view.spec.name)], fragments);
+    }
+    let mut family = page.family(
+        "shifter_service_cohorts_on",
+        Gauge,
+        "1 where the service's cohorts are in force, 0 where they are suspended.",
+    );
+    for view in services.iter().filter(|view| !view.cohorts.is_empty()) {
+        let on = u64::from(view.cohorts == "on");
+        family.sample(&[("service", &view.spec.name)], on);
     }
     let mut family = page.family("shifter_pool_flows", Gauge, "Live flows of a pool.");
     for view in services {
