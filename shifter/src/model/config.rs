@@ -6,7 +6,7 @@ use shifter_common::abi::config::{DEFAULT_TIMEOUTS_S, TIMEOUTS};
 
 use super::{
     ServiceSpec,
-    cohort::ReadFile,
+    cohort_file::ReadFile,
     duration,
     file::{self, FileError, Format, Table},
     tree::{Fault, Value},

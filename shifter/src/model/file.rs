@@ -2,7 +2,7 @@
 
 use super::{
     Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, SplitMethod, Weight,
-    cohort::{self, CohortPlaces, ReadFile},
+    cohort_file::{self, CohortPlaces, ReadFile},
     text,
     tree::{self, Entry, Fault, Node, Value},
     validate::{self, Place, SpecError},
@@ -243,7 +243,7 @@ fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Pl
     let pools = Table::of(&pools.node, "pools", &["blue", "green"])?;
     let (blue_pool, blue_places) = pool(&pools, "blue")?;
     let (green_pool, green_places) = pool(&pools, "green")?;
-    let (cohorts, cohort_places) = cohort::parse(&table, read_file)?;
+    let (cohorts, cohort_places) = cohort_file::parse(&table, read_file)?;
     let spec = ServiceSpec {
         name: name.to_owned(),
         vip: vip.parse().map_err(|e| place(vip_at, e))?,

@@ -1,6 +1,7 @@
 //! What a user can want: services, pools, backends, weights. Pure.
 
 pub mod cohort;
+pub mod cohort_file;
 pub mod config;
 pub mod duration;
 pub mod file;

@@ -3,7 +3,7 @@
 use shifter_common::abi::{ABI_VERSION, PoolCounters};
 
 use super::{
-    interfaces, is_drop,
+    cohorts, interfaces, is_drop,
     receipts::Receipts,
     text::{
         Kind::{Counter, Gauge},
@@ -321,15 +321,7 @@ fn pools(page: &mut Page, services: &[ServiceView]) {
         let fragments: u64 = view.counters.iter().map(|c| c.fragments).sum();
         family.sample(&[("service", &view.spec.name)], fragments);
     }
-    let mut family = page.family(
-        "shifter_service_cohorts_on",
-        Gauge,
-        "1 where the service's cohorts are in force, 0 where they are suspended.",
-    );
-    for view in services.iter().filter(|view| !view.cohorts.is_empty()) {
-        let on = u64::from(view.cohorts == "on");
-        family.sample(&[("service", &view.spec.name)], on);
-    }
+    cohorts::family(page, services);
     let mut family = page.family("shifter_pool_flows", Gauge, "Live flows of a pool.");
     for view in services {
         for pool in POOLS {
