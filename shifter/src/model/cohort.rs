@@ -133,6 +133,16 @@ impl Prefix {
         self.bits
     }
 
+    /// Itself as numbers; no two prefixes have the same.
+    pub fn words(&self) -> [u64; 3] {
+        let (bits, family) = match self.addr {
+            IpAddr::V4(ip) => (u128::from(ip.to_bits()), 4),
+            IpAddr::V6(ip) => (ip.to_bits(), 6),
+        };
+        let length = u64::from(self.bits) << 8 | family;
+        [bits as u64, (bits >> 64) as u64, length]
+    }
+
     /// Whether a client lies in it.
     pub fn contains(&self, client: IpAddr) -> bool {
         client.is_ipv4() == self.addr.is_ipv4()

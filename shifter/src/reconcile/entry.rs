@@ -98,7 +98,18 @@ pub fn base_hash(spec: &ServiceSpec) -> u64 {
     spec.live = PoolName::Blue;
     spec.green = Weight::ZERO;
     spec.cohorts_on = true;
-    hash_text(&file::spec_to_json(&spec))
+    // As numbers, not as text: there may be thousands, and a rollback waits
+    // where this is asked.
+    let cohorts = std::mem::take(&mut spec.cohorts);
+    let hash = hash_text(&file::spec_to_json(&spec));
+    cohorts.iter().fold(hash, |hash, cohort| {
+        let pool = cohort.pool.map_or(2, |pool| pool.index() as u64);
+        let named = siphash13([0, 3], [hash, hash_text(&cohort.name), pool]);
+        cohort.prefixes.iter().fold(named, |hash, prefix| {
+            let [low, high, bits] = prefix.words();
+            siphash13([0, 3], [hash, low, high, bits])
+        })
+    })
 }
 
 /// Hash of the desired state, for the record in the kernel.
