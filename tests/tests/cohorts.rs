@@ -92,6 +92,15 @@ fn limit_used(agent: &Agent<'_>) -> u64 {
     number(&limits.iter().find(is_it).unwrap()["used"])
 }
 
+/// Raised when it goes, after a panic too, so that nobody waits for ever.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 fn seen_before_anyone_else(hook: &'static str) {
     let lab = Lab::new(Placement::Container).unwrap();
     let _servers = server::start_both(&lab).unwrap();
@@ -228,13 +237,14 @@ fn a_change_of_10000_prefixes_under_load_moves_no_flow_and_is_never_half_there()
             scope.spawn(|| lab.client.run(|| keep_asking(0x100, GREEN, &member))),
             scope.spawn(|| lab.client.run(|| keep_asking(0x300, BLUE, &stranger))),
         ];
+        let ending = Stop(&stop);
         for change in 0..changes {
             let begin = Instant::now();
             // Other numbers, so that each change has a place in the trie of its own.
             apply(&agent, &text(0x0c00_0000 + change * 5_000, 10_000 + change));
             longest = longest.max(begin.elapsed());
         }
-        stop.store(true, Relaxed);
+        drop(ending);
         for asker in askers {
             asker.join().unwrap();
         }
@@ -287,11 +297,11 @@ fn a_rollback_a_promote_and_the_dead_man_suspend_cohorts() {
 
     // Weight 0, yet cohorts give the candidate flows: the dead-man guards that.
     agent
-        .done(&["shift", "tcp6", "--candidate", "0%", "--revert-after", "2s"])
+        .done(&["shift", "tcp6", "--candidate", "0%", "--revert-after", "6s"])
         .unwrap();
     agent.kill();
     staff(GREEN, "before the deadline");
-    thread::sleep(Duration::from_secs(2));
+    thread::sleep(Duration::from_secs(6));
     staff(BLUE, "past the deadline, no agent alive");
     agent.restart().unwrap();
     assert!(eventually(Duration::from_secs(5), || state(&agent) == "suspended"));
@@ -430,6 +440,7 @@ fn too_many_prefixes_are_refused_and_change_nothing() {
     let mut worst = 0;
     thread::scope(|scope| {
         let changes = scope.spawn(|| {
+            let _ending = Stop(&stop);
             for change in 0..4 {
                 let cohort = file("a.txt", 0x0d00_0000 + change * 100, 40_000);
                 let path = lab.dir().join("changing.toml");
@@ -438,7 +449,6 @@ fn too_many_prefixes_are_refused_and_change_nothing() {
                     .done(&["apply", "-f", path.to_str().unwrap()])
                     .unwrap();
             }
-            stop.store(true, Relaxed);
         });
         while !stop.load(Relaxed) {
             agent.shift("udp4", "10%").unwrap();
