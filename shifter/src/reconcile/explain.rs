@@ -52,8 +52,13 @@ impl Reconciler {
             )),
         }
         self.settling(&entry, &mut why);
-        let hash = self.hash(&entry, client, port, &mut why);
-        let (pool, backend, cohort) = self.choose(&entry, client, hash, &mut why);
+        let forced = self.forced(&entry, client, &mut why);
+        let hash = match (&forced, port) {
+            // Which port it is makes no difference to the pool.
+            (Some(_), None) => affinity_hash(&entry, client, *PORTS.start()),
+            _ => self.hash(&entry, client, port, &mut why),
+        };
+        let (pool, backend, cohort) = self.choose(&entry, forced, hash, &mut why);
         if !self.facts.is_local(client) {
             why.push("traffic from this host itself is not shifted".into());
         }
@@ -147,11 +152,10 @@ impl Reconciler {
     fn choose(
         &self,
         entry: &Entry,
-        client: IpAddr,
+        forced: Option<(PoolName, String)>,
         hash: u64,
         why: &mut Vec<String>,
     ) -> (PoolName, Option<BackendId>, Option<String>) {
-        let forced = self.forced(entry, client, why);
         let threshold = entry.programmed_threshold(&*self.clock);
         if forced.is_none() && entry.dead_man_passed(&*self.clock) {
             why.push(format!(
