@@ -1,5 +1,7 @@
 //! What a user can want: services, pools, backends, weights. Pure.
 
+pub mod cohort;
+pub mod cohort_file;
 pub mod config;
 pub mod duration;
 pub mod file;
@@ -12,6 +14,7 @@ pub mod validate;
 pub mod weight;
 pub mod wilson;
 
+pub use cohort::{CohortSpec, Prefix};
 pub use service::{
     Affinity, BackendSpec, BackendState, Mode, PoolName, Protocol, Seed, ServiceSpec, SplitMethod,
     Vip,

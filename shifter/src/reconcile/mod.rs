@@ -4,6 +4,7 @@ mod apply;
 mod asked;
 mod backends;
 pub mod clock;
+mod cohorts;
 mod control;
 pub mod controller;
 mod delete;

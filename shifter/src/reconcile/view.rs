@@ -124,6 +124,7 @@ impl Reconciler {
             first_flow,
             adoption: entry.adoption(),
             warnings: self.warnings(&entry, &counters),
+            cohorts: entry.cohorts_word(&*self.clock),
             counters,
             spec: entry.spec,
         })

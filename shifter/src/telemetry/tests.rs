@@ -48,7 +48,7 @@ fn every_number_of_a_service_is_on_the_page() {
     for line in [
         "shifter_interface_program_in_force{interface=\"eth0\",direction=\"ingress\"} 1",
         "shifter_interface_program_in_force{interface=\"eth0\",direction=\"egress\"} 0",
-        "shifter_build_info{version=\"0.1.0\",abi=\"3\",tag=\"t1\"} 1",
+        "shifter_build_info{version=\"0.1.0\",abi=\"4\",tag=\"t1\"} 1",
         "shifter_weight_configured_ratio{service=\"web\"} 0.05",
         "shifter_weight_programmed_ratio{service=\"web\"} 0.05",
         "shifter_weight_observed_ratio{service=\"web\"} 0.051",
@@ -58,6 +58,7 @@ fn every_number_of_a_service_is_on_the_page() {
         "shifter_dead_man_remaining_seconds{service=\"web\"} 598.5",
         "shifter_pool_new_flows_total{service=\"web\",pool=\"green\"} 51",
         "shifter_pool_adopted_flows_total{service=\"web\",pool=\"blue\"} 7",
+        "shifter_pool_cohort_flows_total{service=\"web\",pool=\"green\"} 0",
         "shifter_pool_bytes_total{service=\"web\",pool=\"blue\",direction=\"reply\"} 34567890",
         "shifter_service_fragments_total{service=\"web\"} 4",
         "shifter_backend_packets_total{service=\"web\",pool=\"green\",backend=\"10.0.1.11:8443\",direction=\"reply\"} 0",

@@ -2,6 +2,7 @@
 
 mod apply;
 mod chaos;
+mod cohorts;
 mod delete;
 mod faults;
 mod free;
