@@ -4,6 +4,7 @@ use std::{str::FromStr, time::Duration};
 
 use shifter_common::abi::ABI_VERSION;
 
+use super::health;
 use crate::{
     datapath::{Census, ProgramStatus, VerdictCount},
     model::{
@@ -114,6 +115,8 @@ pub(super) fn spec(message: &proto::ServiceSpec) -> Result<ServiceSpec, ControlE
         green_pool: backends(&message.green_pool).map_err(wrong("pools.green"))?,
         cohorts: cohorts(&message.cohorts).map_err(wrong("cohorts"))?,
         cohorts_on: !message.cohorts_off,
+        health: health::spec(message.health.as_ref())
+            .map_err(|fault| invalid(format!("service {name:?}, {fault}")))?,
     })
 }
 
@@ -244,6 +247,7 @@ fn spec_message(spec: &ServiceSpec) -> proto::ServiceSpec {
             .map(|cohort| cohort_message(cohort, spec.vip.addr.is_ipv4()))
             .collect(),
         cohorts_off: !spec.cohorts_on,
+        health: spec.health.as_ref().map(health::message),
     }
 }
 
@@ -326,6 +330,7 @@ fn backend(view: &BackendView) -> proto::BackendStatus {
         reply_bytes: view.counters.reply_bytes,
         warnings: view.warnings.clone(),
         id: u32::from(view.id),
+        checks: view.checks.as_ref().map(health::checks),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{
     Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, SplitMethod, Weight,
     cohort_file::{self, CohortPlaces, ReadFile},
+    health_file::{HealthPlaces, health},
     text,
     tree::{self, Entry, Fault, Node, Value},
     validate::{self, Place, SpecError},
@@ -136,6 +137,11 @@ pub fn spec_to_json(spec: &ServiceSpec) -> String {
     if let Some(seed) = spec.seed {
         json["seed"] = seed.reveal().into();
     }
+    if let Some(health) = &spec.health {
+        let pairs = health.write().pairs().into_iter();
+        let pairs = pairs.map(|(key, value)| (key.to_owned(), value));
+        json["health"] = serde_json::Value::Object(pairs.collect());
+    }
     json.to_string()
 }
 
@@ -185,6 +191,7 @@ struct Places {
     pools: [Option<usize>; 2],
     backends: [Vec<usize>; 2],
     cohorts: CohortPlaces,
+    health: Option<HealthPlaces>,
 }
 
 impl Places {
@@ -198,12 +205,13 @@ impl Places {
             Place::Pool(pool) => self.pools[pool.index()],
             Place::Backend(pool, index) => self.backends[pool.index()].get(index).copied(),
             Place::Cohorts(place) => self.cohorts.of(place),
+            Place::Health(key) => self.health.as_ref().map(|places| places.at(key)),
         };
         Fault::new(at.unwrap_or(self.service), error.to_string())
     }
 }
 
-const SERVICE_KEYS: [&str; 12] = [
+const SERVICE_KEYS: [&str; 13] = [
     "name",
     "vip",
     "mode",
@@ -216,6 +224,7 @@ const SERVICE_KEYS: [&str; 12] = [
     "pools",
     "cohort",
     "cohorts_on",
+    "health",
 ];
 
 fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Places), Fault> {
@@ -244,6 +253,8 @@ fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Pl
     let (blue_pool, blue_places) = pool(&pools, "blue")?;
     let (green_pool, green_places) = pool(&pools, "green")?;
     let (cohorts, cohort_places) = cohort_file::parse(&table, read_file)?;
+    let health = table.find("health").map(health).transpose()?;
+    let (health, health_places) = health.unzip();
     let spec = ServiceSpec {
         name: name.to_owned(),
         vip: vip.parse().map_err(|e| place(vip_at, e))?,
@@ -258,6 +269,7 @@ fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Pl
         green_pool,
         cohorts,
         cohorts_on: table.boolean("cohorts_on")?.unwrap_or(true),
+        health,
     };
     let at = |key: &str| table.find(key).map(|entry| entry.node.at);
     let places = Places {
@@ -270,6 +282,7 @@ fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Pl
         pools: ["blue", "green"].map(|key| pools.find(key).map(|entry| entry.node.at)),
         backends: [blue_places, green_places],
         cohorts: cohort_places,
+        health: health_places,
     };
     Ok((spec, places))
 }

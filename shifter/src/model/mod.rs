@@ -5,6 +5,9 @@ pub mod cohort_file;
 pub mod config;
 pub mod duration;
 pub mod file;
+pub mod health;
+mod health_file;
+mod health_read;
 pub mod json;
 pub mod service;
 pub mod signals;
@@ -15,6 +18,7 @@ pub mod weight;
 pub mod wilson;
 
 pub use cohort::{CohortSpec, Prefix};
+pub use health::{HealthSpec, OnPoolDown};
 pub use service::{
     Affinity, BackendSpec, BackendState, Mode, PoolName, Protocol, Seed, ServiceSpec, SplitMethod,
     Vip,

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{CohortSpec, Weight};
+use super::{CohortSpec, HealthSpec, Weight};
 
 /// Protocol of a VIP and its backends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -107,6 +107,8 @@ pub struct ServiceSpec {
     pub cohorts: Vec<CohortSpec>,
     /// Unset: cohorts are suspended, and the weight holds for everybody.
     pub cohorts_on: bool,
+    /// `None`: backends are not checked.
+    pub health: Option<HealthSpec>,
 }
 
 impl PoolName {

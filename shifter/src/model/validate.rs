@@ -29,6 +29,8 @@ pub enum Place {
     Pool(PoolName),
     Backend(PoolName, usize),
     Cohorts(CohortPlace),
+    /// A key of the checks.
+    Health(&'static str),
 }
 
 /// A fault and where it lies.
@@ -112,6 +114,14 @@ pub enum SpecFault {
     Prefix { bits: u8 },
     #[error(transparent)]
     Cohort(CohortFault),
+    #[error(
+        "health.min_healthy is {min}, but {pool} has {backends} in all, so it could never be given traffic: write {backends} or less, or name more backends"
+    )]
+    MinHealthy {
+        pool: PoolName,
+        min: u32,
+        backends: usize,
+    },
 }
 
 /// Checks one service by itself.
@@ -156,6 +166,19 @@ pub fn service(spec: &ServiceSpec) -> Result<(), SpecError> {
     }
     if let Err((place, fault)) = cohort::check(spec) {
         return refuse(Place::Cohorts(place), SpecFault::Cohort(fault));
+    }
+    if let Some(health) = &spec.health {
+        for pool in [PoolName::Blue, PoolName::Green] {
+            let (min, backends) = (health.min_healthy, spec.pool(pool).len());
+            if backends > 0 && (min as usize) > backends {
+                let fault = SpecFault::MinHealthy {
+                    pool,
+                    min,
+                    backends,
+                };
+                return refuse(Place::Health("min_healthy"), fault);
+            }
+        }
     }
     split(spec)
 }

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     datapath::{BackendId, DatapathError, ServiceId, ServiceImage},
     fault,
+    health::offer::offer,
     model::{PoolName, ServiceSpec, weight::threshold_share},
     store::Commit,
 };
@@ -178,6 +179,7 @@ impl Reconciler {
             core.backends.sync(id, &*self.datapath)?;
         }
         self.publish(&mut core.generation, entry, step.rings.is_some())?;
+        entry.written = entry.generation;
         core.orphans.remove(&(vip.addr, vip.protocol));
         for id in removed {
             core.backends.sync(id, &*self.datapath)?;
@@ -230,12 +232,16 @@ impl Reconciler {
             rings,
             base_hash: step.base_hash,
             generation: before.map_or(0, |b| b.generation),
+            written: before.map_or(0, |b| b.written),
+            out: offer(spec, &step.down).out,
+            down: step.down.clone(),
             dead_man: None,
             promoted: before.and_then(|b| b.promoted.filter(|_| b.spec.live == spec.live)),
             translated: step.translated,
             published: before.map(|b| b.published.clone()).unwrap_or_default(),
             observed: before.and_then(|b| b.observed),
             dirty: false,
+            republished: false,
             settle_until_ns,
             spec: spec.clone(),
         })
@@ -268,6 +274,7 @@ impl Reconciler {
                 (&entry.pools[0], &entry.spec.blue_pool),
                 (&entry.pools[1], &entry.spec.green_pool),
             ],
+            &entry.out,
         );
     }
 

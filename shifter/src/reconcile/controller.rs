@@ -13,6 +13,7 @@ use crate::{
     model::{BackendSpec, PoolName, Protocol, ServiceSpec, Vip, Weight},
 };
 
+pub use super::health::Standing;
 pub use crate::store::{Audit, AuditQuery, Recorded};
 
 /// Who asks, since when, and under which conditions.
@@ -113,6 +114,8 @@ pub struct BackendView {
     pub spec: BackendSpec,
     /// "up", "down" or "unknown".
     pub health: &'static str,
+    /// What its checks say; `None` where it is not checked.
+    pub checks: Option<Standing>,
     /// "host", "vip", "kernel" or "next-hop".
     pub placement: &'static str,
     pub live_flows: u64,

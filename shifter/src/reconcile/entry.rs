@@ -1,6 +1,10 @@
 //! One service as the reconciler keeps it.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use shifter_common::{
     abi::service::{LOCAL_BACKENDS, THRESHOLD_ONE},
@@ -10,7 +14,9 @@ use shifter_common::{
 use super::{backends::Backends, clock::Clock};
 use crate::{
     datapath::{BackendId, CohortSet, DeadManImage, ServiceId, ServiceImage},
-    model::{Affinity, PoolName, Seed, ServiceSpec, SplitMethod, Weight, file},
+    model::{
+        Affinity, PoolName, Seed, ServiceSpec, SplitMethod, Weight, file, weight::threshold_share,
+    },
     store::{Promoted, Row, StoredDeadMan},
 };
 
@@ -42,6 +48,8 @@ pub struct Sharing {
     live: PoolName,
     split: SplitMethod,
     affinity: Affinity,
+    /// Pools that have a backend for new flows.
+    carries: [bool; 2],
 }
 
 /// See the module.
@@ -57,6 +65,13 @@ pub struct Entry {
     /// Of everything but the split.
     pub base_hash: u64,
     pub generation: u32,
+    /// The generation of the last write: what came after it has left the desired
+    /// state as it was.
+    pub written: u32,
+    /// Backends that their checks have found down.
+    pub down: BTreeSet<SocketAddr>,
+    /// Those of them that the rings leave out.
+    pub out: BTreeSet<SocketAddr>,
     pub dead_man: Option<DeadMan>,
     pub promoted: Option<Promoted>,
     pub settle_until_ns: u64,
@@ -71,6 +86,8 @@ pub struct Entry {
     pub observed: Option<Sharing>,
     /// The store has not what the kernel has.
     pub dirty: bool,
+    /// The store has the same desired state under an older generation.
+    pub republished: bool,
 }
 
 /// The weight that gives a pool everything.
@@ -119,6 +136,12 @@ pub fn desired_hash(base_hash: u64, live: PoolName, threshold: u64, cohorts_on: 
     siphash13([0, 1], [base_hash, live | suspended, threshold])
 }
 
+/// Whether the kernel carries out this spec, whatever the split.
+pub fn is_of(image: &ServiceImage, spec: &ServiceSpec) -> bool {
+    let on = image.cohorts_on || image.cohort_set == 0 && spec.cohorts_on;
+    image.desired_hash == desired_hash(base_hash(spec), image.live, image.threshold, on)
+}
+
 impl Entry {
     pub fn split(&self) -> Split {
         Split {
@@ -144,6 +167,7 @@ impl Entry {
             live: self.spec.live,
             split: self.spec.split,
             affinity: self.spec.affinity,
+            carries: self.rings.each_ref().map(|ring| !ring.is_empty()),
         }
     }
 
@@ -203,13 +227,14 @@ impl Entry {
             spec: &self.spec,
             whole,
             generation: self.generation,
+            written: self.written,
             dead_man: self.dead_man.map(|d| d.stored),
             promoted: self.promoted,
         }
     }
 
     pub fn etag(&self) -> String {
-        let etag = siphash13([0, 2], [self.desired_hash(), u64::from(self.generation)]);
+        let etag = siphash13([0, 2], [self.desired_hash(), u64::from(self.written)]);
         format!("{etag:016x}")
     }
 
@@ -224,6 +249,16 @@ impl Entry {
         match self.dead_man {
             Some(dead_man) if self.dead_man_passed(clock) => dead_man.image.safe_threshold,
             _ => self.spec.green.threshold(),
+        }
+    }
+
+    /// Share of new flows that goes to green: a pool without a backend for them
+    /// gives its own to the other.
+    pub fn programmed_share(&self, clock: &dyn Clock) -> f64 {
+        match self.rings.each_ref().map(|ring| ring.is_empty()) {
+            [true, false] => 1.0,
+            [false, true] => 0.0,
+            _ => threshold_share(self.programmed_threshold(clock)),
         }
     }
 

@@ -95,6 +95,7 @@ fn merge(
     key!(green_pool, "pools.green");
     key!(cohorts, "cohort");
     key!(cohorts_on, "cohorts_on");
+    key!(health, "health");
     if file.seed.is_some() {
         key!(seed, "seed");
     }

@@ -16,6 +16,7 @@ pub mod facts;
 mod file_load;
 mod free;
 mod gone;
+mod health;
 mod ids;
 mod maintain;
 mod observe;

@@ -58,6 +58,7 @@ impl Start<'_> {
             green_pool: Vec::new(),
             cohorts: cohorts(&self.reconciler.datapath.cohort_rules(image.cohort_set)),
             cohorts_on: image.cohorts_on || image.cohort_set == 0,
+            health: None,
         };
         let mut pools = [Vec::new(), Vec::new()];
         for name in [PoolName::Blue, PoolName::Green] {
@@ -80,6 +81,9 @@ impl Start<'_> {
             rings: Arc::new(rings),
             base_hash: base_hash(&spec),
             generation: image.generation,
+            written: image.generation,
+            down: Default::default(),
+            out: Default::default(),
             dead_man: image
                 .dead_man
                 .map(|dead_man| self.recovered_dead_man(dead_man)),
@@ -91,6 +95,7 @@ impl Start<'_> {
             published: Default::default(),
             observed: None,
             dirty: false,
+            republished: false,
             spec,
         }
     }

@@ -46,7 +46,7 @@ impl Reconciler {
         change: &WeightChange,
     ) -> Result<(Split, Vec<String>), ControlError> {
         let green = green_weight(entry.spec.live, change.share);
-        check_gain(entry, green)?;
+        self.check_gain(entry, green)?;
         let cohorts_on = cohorts_wanted(entry, change.cohorts)?;
         let mut warnings = Vec::new();
         let dead_man = match change.revert_after {
@@ -70,6 +70,28 @@ impl Reconciler {
             ..entry.split()
         };
         Ok((next, warnings))
+    }
+
+    /// Refuses when the pool that gains has nothing to carry it.
+    fn check_gain(&self, entry: &Entry, green: Weight) -> Result<(), ControlError> {
+        let (before, after) = (entry.spec.green.threshold(), green.threshold());
+        let (pool, share) = match after.cmp(&before) {
+            std::cmp::Ordering::Greater => (PoolName::Green, green),
+            std::cmp::Ordering::Less => (PoolName::Blue, green.complement()),
+            std::cmp::Ordering::Equal => return Ok(()),
+        };
+        let share = share.to_string();
+        let fault = if entry.spec.pool(pool).is_empty() {
+            validate::SpecFault::WeightToEmpty { pool, share }
+        } else if !validate::has_ready(&entry.spec, pool) {
+            validate::SpecFault::WeightToUnready { pool, share }
+        } else {
+            return self.check_healthy(&entry.spec, &entry.down, pool, &share);
+        };
+        let service = &entry.spec.name;
+        Err(ControlError::Precondition(format!(
+            "service {service:?}: {fault}"
+        )))
     }
 
     fn dead_man(&self, live: PoolName, after: Duration) -> Result<DeadMan, ControlError> {
@@ -241,6 +263,9 @@ impl Reconciler {
         spec.live = former;
         warnings.extend(suspended_warning(entry));
         validate::split(&spec).map_err(|error| ControlError::Precondition(error.to_string()))?;
+        if entry.spec.green.threshold() != all_to(live).threshold() {
+            self.check_healthy(&entry.spec, &entry.down, live, "100%")?;
+        }
         let write = SplitWrite {
             next: Split {
                 live,
@@ -328,28 +353,6 @@ fn green_weight(live: PoolName, share: ShareOf) -> Weight {
             weight.complement()
         }
     }
-}
-
-/// Refuses when the pool that gains has nothing to carry it.
-fn check_gain(entry: &Entry, green: Weight) -> Result<(), ControlError> {
-    let (before, after) = (entry.spec.green.threshold(), green.threshold());
-    let (pool, share) = match after.cmp(&before) {
-        std::cmp::Ordering::Greater => (PoolName::Green, green),
-        std::cmp::Ordering::Less => (PoolName::Blue, green.complement()),
-        std::cmp::Ordering::Equal => return Ok(()),
-    };
-    let share = share.to_string();
-    let fault = if entry.spec.pool(pool).is_empty() {
-        validate::SpecFault::WeightToEmpty { pool, share }
-    } else if !validate::has_ready(&entry.spec, pool) {
-        validate::SpecFault::WeightToUnready { pool, share }
-    } else {
-        return Ok(());
-    };
-    let service = &entry.spec.name;
-    Err(ControlError::Precondition(format!(
-        "service {service:?}: {fault}"
-    )))
 }
 
 /// The split of an earlier generation, if its pools can still carry it.

@@ -34,6 +34,7 @@ fn row(spec: &ServiceSpec, generation: u32, whole: bool) -> Row<'_> {
         spec,
         whole,
         generation,
+        written: generation,
         dead_man: None,
         promoted: None,
     }
@@ -82,6 +83,7 @@ fn what_is_committed_is_there_after_reopening() {
     let expected = StoredService {
         spec,
         generation: 8,
+        written: 8,
         dead_man: Some(dead_man),
         promoted: Some(promoted),
     };
@@ -186,6 +188,25 @@ fn a_failed_commit_changes_nothing() {
     assert!(text.contains("full or read-only"), "{text}");
     store.set_read_only(false).unwrap();
     assert_eq!(store.load().unwrap(), Loaded::default());
+}
+
+#[test]
+fn what_is_published_without_a_write_makes_no_history() {
+    let mut store = Store::in_memory().unwrap();
+    let spec = spec();
+    for (generation, written) in [(3, 3), (9, 3), (12, 3)] {
+        let mut row = row(&spec, generation, true);
+        row.written = written;
+        let rows = vec![row];
+        let commit = Commit {
+            rows,
+            ..Commit::default()
+        };
+        store.commit(&commit).unwrap();
+    }
+    let loaded = store.load().unwrap().services.remove(0);
+    assert_eq!((loaded.generation, loaded.written), (12, 3));
+    assert_eq!(store.nearest_generations("web", 12).unwrap(), [3]);
 }
 
 #[test]

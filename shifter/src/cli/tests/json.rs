@@ -21,7 +21,7 @@ fn services_are_shown_whole_with_enums_as_words_and_without_seed() {
         service["spec"],
         json!({
             "name": "web", "vip": "203.0.113.10:443/tcp", "mode": "nat", "live": "blue",
-            "green": "5%", "split": "hash", "affinity": "flow", "vip_routed": false,
+            "green": "5%", "health": null, "split": "hash", "affinity": "flow", "vip_routed": false,
             "cohorts": [], "cohorts_off": false,
             "blue": [{"address": "10.0.0.11:8443", "weight": 1, "state": "ready"}],
             "green_pool": [{"address": "10.0.1.11:8443", "weight": 1, "state": "ready"}],

@@ -41,6 +41,7 @@ pub(super) fn view(spec: &ServiceSpec, generation: u32) -> ServiceView {
                 pool,
                 spec: *spec,
                 health: "unknown",
+                checks: None,
                 placement: "host",
                 live_flows: if silent { 3 } else { 97 },
                 counters: BackendCounters {

@@ -7,6 +7,7 @@ mod delete;
 mod faults;
 mod free;
 mod gone;
+mod health;
 mod observe;
 mod refresh;
 mod restart;
