@@ -11,6 +11,7 @@ pub mod datapath;
 pub mod doctor;
 pub mod fault;
 pub mod gate;
+pub mod health;
 pub mod judge;
 pub mod model;
 pub mod network;

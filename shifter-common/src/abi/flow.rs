@@ -40,6 +40,8 @@ pub const FLOW_SYN_ACK: u16 = 1 << 5;
 pub const FLOW_REPLIED: u16 = 1 << 6;
 /// UDP; unset: TCP.
 pub const FLOW_UDP: u16 = 1 << 7;
+/// A cohort of its service forced the pool; not chosen by weight.
+pub const FLOW_COHORT: u16 = 1 << 8;
 
 /// In `home`: bit i of the low 16 says that an entry at distance i from this
 /// place was inserted for a key whose home this place is.

@@ -5,6 +5,7 @@
 //! raises [`ABI_VERSION`].
 
 pub mod backend;
+pub mod cohort;
 pub mod config;
 pub mod flow;
 pub mod key;
@@ -14,6 +15,7 @@ pub mod service;
 pub mod stats;
 
 pub use backend::Backend;
+pub use cohort::{CohortAddress, CohortRule};
 pub use config::Config;
 pub use flow::FlowEntry;
 pub use key::AddressKey;
@@ -23,7 +25,7 @@ pub use service::ServiceBody;
 pub use stats::{BackendCounters, FirstFlow, PoolCounters};
 
 /// Version of the layouts in this module; checked when pinned maps are adopted.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Services an installation can hold.
 pub const MAX_SERVICES: u32 = 8_192;

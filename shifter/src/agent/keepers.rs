@@ -1,6 +1,7 @@
 //! The tasks that keep the datapath up to date: by time, and as the network changes.
 
 use std::{
+    hash::{BuildHasher as _, Hasher as _},
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -16,10 +17,11 @@ use super::{
     loud::Loud,
     notify::Manager,
     panics,
-    supervise::{MAINTAIN, NETWORK, PLACEMENTS, Stopped, Supervisor, blocking, is_over},
+    supervise::{HEALTH, MAINTAIN, NETWORK, PLACEMENTS, Stopped, Supervisor, blocking, is_over},
 };
 use crate::{
     datapath::{Datapath as _, kernel::KernelDatapath, plural},
+    health::checker,
     network::LinkEvent,
 };
 
@@ -57,10 +59,13 @@ pub fn start(
         let again = std::mem::replace(&mut is_again, true);
         follow_placements(placed.clone(), until.clone(), again)
     };
+    let (checked, until) = each();
+    let health = move || check_health(checked.clone(), until.clone());
     vec![
         supervisor.run(MAINTAIN, stopped.clone(), by_time),
         supervisor.run(NETWORK, stopped.clone(), network),
         supervisor.run(PLACEMENTS, stopped.clone(), placements),
+        supervisor.run(HEALTH, stopped.clone(), health),
     ]
 }
 
@@ -140,6 +145,14 @@ fn resolve_backends(engine: &Engine) {
         }
         Err(error) => tracing::warn!(%error, "reading the backends failed"),
     }
+}
+
+/// Checks backends. What was down stays so until its checks say otherwise, over a
+/// new start of this task too.
+async fn check_health(engine: Engine, stopped: Stopped) -> Result<()> {
+    panics::point(HEALTH);
+    let lots = std::hash::RandomState::new().build_hasher().finish();
+    checker::run(engine.reconciler, stopped, lots).await
 }
 
 /// What netlink has told of.

@@ -149,6 +149,7 @@ impl Life {
             Arc::clone(&self.network),
             &self.manager,
             &self.supervisor,
+            Arc::clone(&self.asker),
         )
     }
 

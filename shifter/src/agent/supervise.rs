@@ -27,13 +27,15 @@ pub const MAINTAIN: &str = "maintain";
 pub const NETWORK: &str = "network";
 /// Where backends are, after a change of the network.
 pub const PLACEMENTS: &str = "placements";
+/// Health checks of backends.
+pub const HEALTH: &str = "health";
 /// Signs of life for the service manager.
 pub const KEEP_ALIVE: &str = "keep_alive";
 /// The socket by which a new agent takes over.
 pub const HANDOVER: &str = "handover";
 
-const ALL: [&str; 7] = [
-    API, METRICS, MAINTAIN, NETWORK, PLACEMENTS, KEEP_ALIVE, HANDOVER,
+const ALL: [&str; 8] = [
+    API, METRICS, MAINTAIN, NETWORK, PLACEMENTS, HEALTH, KEEP_ALIVE, HANDOVER,
 ];
 
 /// The longest pause before a task is started again, in seconds.

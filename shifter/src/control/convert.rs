@@ -4,10 +4,12 @@ use std::{str::FromStr, time::Duration};
 
 use shifter_common::abi::ABI_VERSION;
 
+use super::health;
 use crate::{
     datapath::{Census, ProgramStatus, VerdictCount},
     model::{
-        BackendSpec, BackendState, PoolName, Protocol, Seed, ServiceSpec, Weight,
+        BackendSpec, BackendState, CohortSpec, PoolName, Prefix, Protocol, Seed, ServiceSpec,
+        Weight,
         text::{TextError, parse_backend_addr},
     },
     proto,
@@ -111,6 +113,10 @@ pub(super) fn spec(message: &proto::ServiceSpec) -> Result<ServiceSpec, ControlE
         vip_routed: message.vip_routed,
         blue_pool: backends(&message.blue).map_err(wrong("pools.blue"))?,
         green_pool: backends(&message.green_pool).map_err(wrong("pools.green"))?,
+        cohorts: cohorts(&message.cohorts).map_err(wrong("cohorts"))?,
+        cohorts_on: !message.cohorts_off,
+        health: health::spec(message.health.as_ref())
+            .map_err(|fault| invalid(format!("service {name:?}, {fault}")))?,
     })
 }
 
@@ -141,6 +147,45 @@ fn backends(messages: &[proto::BackendSpec]) -> Result<Vec<BackendSpec>, String>
         .collect()
 }
 
+fn cohorts(messages: &[proto::Cohort]) -> Result<Vec<CohortSpec>, String> {
+    messages
+        .iter()
+        .map(|message| {
+            let prefixes: Result<Vec<Prefix>, _> =
+                message.prefixes.iter().map(|text| text.parse()).collect();
+            Ok(CohortSpec {
+                name: message.name.clone(),
+                pool: pool(message.pool),
+                prefixes: prefixes
+                    .map_err(|error| format!("cohort {:?}: {error}", message.name))?
+                    .into(),
+            })
+        })
+        .collect()
+}
+
+fn cohort_message(cohort: &CohortSpec, vip_is_ipv4: bool) -> proto::Cohort {
+    proto::Cohort {
+        name: cohort.name.clone(),
+        pool: cohort
+            .pool
+            .map_or(proto::Pool::Unspecified, pool_message)
+            .into(),
+        prefixes: cohort.prefixes.iter().map(Prefix::to_string).collect(),
+        prefix_count: cohort.prefixes.len() as u32,
+        usable_count: cohort.counts(vip_is_ipv4).0 as u32,
+    }
+}
+
+/// What is asked for again and again goes without the prefixes of cohorts,
+/// which may be thousands: `Get` tells them.
+pub(super) fn without_prefixes(mut service: proto::Service) -> proto::Service {
+    for cohort in service.spec.iter_mut().flat_map(|spec| &mut spec.cohorts) {
+        cohort.prefixes = Vec::new();
+    }
+    service
+}
+
 /// A change of weight.
 pub(super) fn weight_change(
     message: &proto::SetWeightRequest,
@@ -162,6 +207,7 @@ pub(super) fn weight_change(
         service: message.name.clone(),
         share,
         revert_after: (!revert_after.is_zero()).then_some(revert_after),
+        cohorts: message.cohorts_on,
     })
 }
 
@@ -195,6 +241,13 @@ fn spec_message(spec: &ServiceSpec) -> proto::ServiceSpec {
         vip_routed: spec.vip_routed,
         blue: backends(&spec.blue_pool),
         green_pool: backends(&spec.green_pool),
+        cohorts: spec
+            .cohorts
+            .iter()
+            .map(|cohort| cohort_message(cohort, spec.vip.addr.is_ipv4()))
+            .collect(),
+        cohorts_off: !spec.cohorts_on,
+        health: spec.health.as_ref().map(health::message),
     }
 }
 
@@ -211,6 +264,7 @@ pub(super) fn service(view: &ServiceView) -> proto::Service {
         reply_bytes: counters.reply_bytes,
         unpinned_flows: counters.unpinned_flows,
         fragments: counters.fragments,
+        cohort_flows: counters.cohort_flows,
     });
     proto::Service {
         spec: Some(spec_message(&view.spec)),
@@ -229,6 +283,7 @@ pub(super) fn service(view: &ServiceView) -> proto::Service {
                 high: observed.interval.map(|(_, _, high)| high),
                 adopted: observed.adopted,
                 unpinned: observed.unpinned,
+                cohort: observed.cohort,
             }),
             carried: Some(proto::Carried {
                 blue,
@@ -249,6 +304,7 @@ pub(super) fn service(view: &ServiceView) -> proto::Service {
         adoption: view.adoption.to_owned(),
         blue_counters: Some(counters[0]),
         green_counters: Some(counters[1]),
+        cohorts: view.cohorts.to_owned(),
     }
 }
 
@@ -274,6 +330,7 @@ fn backend(view: &BackendView) -> proto::BackendStatus {
         reply_bytes: view.counters.reply_bytes,
         warnings: view.warnings.clone(),
         id: u32::from(view.id),
+        checks: view.checks.as_ref().map(health::checks),
     }
 }
 
@@ -329,6 +386,7 @@ pub(super) fn flow(view: FlowView) -> proto::Flow {
         age_seconds: row.age_s,
         idle_seconds: row.idle_s,
         bytes: row.bytes,
+        cohort: row.cohort,
     }
 }
 
@@ -339,6 +397,7 @@ pub(super) fn explanation(explanation: Explanation) -> proto::ExplainResponse {
         pinned: explanation.pinned,
         flow: explanation.flow.map(flow),
         why: explanation.why,
+        cohort: explanation.cohort.unwrap_or_default(),
     }
 }
 

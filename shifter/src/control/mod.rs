@@ -4,6 +4,7 @@ mod convert;
 #[cfg(test)]
 pub(crate) mod fake;
 mod gate;
+mod health;
 mod observe;
 mod peer;
 mod services;

@@ -4,11 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use shifter_common::abi::config::{DEFAULT_TIMEOUTS_S, TIMEOUTS};
 
-use crate::judge::{Allowed, allowed_host};
-
 use super::{
-    ServiceSpec, duration,
+    ServiceSpec,
+    cohort_file::ReadFile,
+    duration,
     file::{self, FileError, Format, Table},
+    gates::{self, GatesConfig},
     tree::{Fault, Value},
 };
 
@@ -57,41 +58,6 @@ pub struct AgentConfig {
     pub gates: GatesConfig,
 }
 
-/// What gates of rollouts may reach: section `[gates]`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct GatesConfig {
-    /// `host:port` that PromQL and webhooks may go to.
-    pub hosts: Vec<String>,
-    /// Where the programs of exec gates lie; `None`: there are none.
-    pub exec_dir: Option<PathBuf>,
-    /// Who they run as.
-    pub exec_user: String,
-    /// The longest time-out that a gate may have.
-    pub timeout_max: Duration,
-}
-
-impl Default for GatesConfig {
-    fn default() -> Self {
-        Self {
-            hosts: Vec::new(),
-            exec_dir: None,
-            exec_user: "nobody".into(),
-            timeout_max: Duration::from_secs(60),
-        }
-    }
-}
-
-impl GatesConfig {
-    /// What [`crate::judge::check_allowed`] asks for.
-    pub fn allowed(&self) -> Allowed {
-        Allowed {
-            hosts: self.hosts.clone(),
-            exec: self.exec_dir.is_some(),
-            timeout_max: Some(self.timeout_max),
-        }
-    }
-}
-
 /// Bounds of `flow_capacity`.
 pub const FLOW_CAPACITY: std::ops::RangeInclusive<i64> = 1_024..=67_108_864;
 /// Default of `bpffs`.
@@ -128,9 +94,6 @@ const TIMEOUT_KEYS: [&str; 7] = [
     "proven_max",
 ];
 
-/// Keys of `[gates]`.
-const GATES_KEYS: [&str; 4] = ["hosts", "exec_dir", "exec_user", "timeout_max"];
-
 impl Default for AgentConfig {
     fn default() -> Self {
         Self {
@@ -154,10 +117,19 @@ impl Default for AgentConfig {
 
 /// Reads the agent's file (TOML).
 pub fn parse_config(text: &str, file_name: &str) -> Result<AgentConfig, FileError> {
-    config(text).map_err(|fault| file::locate(text, file_name, fault))
+    parse_config_with(text, file_name, &mut file::no_file)
 }
 
-fn config(text: &str) -> Result<AgentConfig, Fault> {
+/// As [`parse_config`], where files that this one names are read by `read_file`.
+pub fn parse_config_with(
+    text: &str,
+    file_name: &str,
+    read_file: &mut ReadFile<'_>,
+) -> Result<AgentConfig, FileError> {
+    config(text, read_file).map_err(|fault| file::locate(text, file_name, fault))
+}
+
+fn config(text: &str, read_file: &mut ReadFile<'_>) -> Result<AgentConfig, Fault> {
     let root = file::read(text, Format::Toml)?;
     let table = Table::of(
         &root,
@@ -176,10 +148,10 @@ fn config(text: &str) -> Result<AgentConfig, Fault> {
         metrics(&entry.node, &mut config)?;
     }
     if let Some(entry) = table.find("gates") {
-        config.gates = gates_section(&entry.node)?;
+        config.gates = gates::section(&entry.node)?;
     }
     if let Some(entry) = table.find("service") {
-        config.services = file::services(entry)?;
+        config.services = file::services(entry, read_file)?;
     }
     Ok(config)
 }
@@ -326,58 +298,7 @@ fn metrics(node: &super::tree::Node, config: &mut AgentConfig) -> Result<(), Fau
     Ok(())
 }
 
-fn gates_section(node: &super::tree::Node) -> Result<GatesConfig, Fault> {
-    let table = Table::of(node, "[gates]", &GATES_KEYS)?;
-    let mut gates = GatesConfig::default();
-    if let Some(entry) = table.find("hosts") {
-        gates.hosts = hosts(&entry.node)?;
-    }
-    gates.exec_dir = absolute_path(&table, "exec_dir")?;
-    if let Some((user, at)) = table.string("exec_user")? {
-        if user == "root" || user == "0" || user.is_empty() || user.contains([':', '\n']) {
-            let text = format!(
-                "exec_user = {user:?}: programs of gates run without privileges: write the name of a user as \"nobody\""
-            );
-            return Err(Fault::new(at, text));
-        }
-        gates.exec_user = user.to_owned();
-    }
-    if let Some(timeout) = seconds(&table, "timeout_max", 1)? {
-        gates.timeout_max = Duration::from_secs(u64::from(timeout));
-    }
-    Ok(gates)
-}
-
-fn hosts(node: &super::tree::Node) -> Result<Vec<String>, Fault> {
-    let wrong = |at, what: &str| {
-        Fault::new(
-            at,
-            format!("hosts: {what}: write a list as [\"127.0.0.1:9090\"]"),
-        )
-    };
-    let Value::Array(items) = &node.value else {
-        return Err(wrong(node.at, node.value.kind()));
-    };
-    let mut hosts = Vec::with_capacity(items.len());
-    for item in items {
-        let Value::String(text) = &item.value else {
-            return Err(wrong(item.at, item.value.kind()));
-        };
-        match allowed_host(text) {
-            Some(host) if !hosts.contains(&host) => hosts.push(host),
-            Some(host) => return Err(wrong(item.at, &format!("{host:?} is named twice"))),
-            None => {
-                return Err(wrong(
-                    item.at,
-                    &format!("{text:?} is no host with its port"),
-                ));
-            }
-        }
-    }
-    Ok(hosts)
-}
-
-fn absolute_path(table: &Table<'_>, key: &str) -> Result<Option<PathBuf>, Fault> {
+pub(super) fn absolute_path(table: &Table<'_>, key: &str) -> Result<Option<PathBuf>, Fault> {
     match table.string(key)? {
         Some((text, at)) if !text.starts_with('/') => Err(Fault::new(
             at,
@@ -388,7 +309,7 @@ fn absolute_path(table: &Table<'_>, key: &str) -> Result<Option<PathBuf>, Fault>
 }
 
 /// Whole seconds, as a number or as a duration in quotes.
-fn seconds(table: &Table<'_>, key: &str, low: u32) -> Result<Option<u32>, Fault> {
+pub(super) fn seconds(table: &Table<'_>, key: &str, low: u32) -> Result<Option<u32>, Fault> {
     // A year: the coarse ticks of the flow table wrap after two.
     const HIGH: u32 = 31_536_000;
     let Some(entry) = table.find(key) else {
@@ -429,7 +350,7 @@ mod tests {
             ..AgentConfig::default()
         };
         assert_eq!(format!("{config:?}"), format!("{default:?}"));
-        for key in TIMEOUT_KEYS.iter().chain(&AGENT_KEYS).chain(&GATES_KEYS) {
+        for key in TIMEOUT_KEYS.iter().chain(&AGENT_KEYS).chain(&gates::KEYS) {
             let line = format!("{key} = ");
             let is_shown = text
                 .lines()

@@ -1,7 +1,10 @@
 //! Services from a file: TOML or JSON, refused whole at the first fault.
 
 use super::{
-    Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, SplitMethod, Weight, text,
+    Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, SplitMethod, Weight,
+    cohort_file::{self, CohortPlaces, ReadFile},
+    health_file::{HealthPlaces, health},
+    text,
     tree::{self, Entry, Fault, Node, Value},
     validate::{self, Place, SpecError},
 };
@@ -42,13 +45,23 @@ pub fn parse_services(
     file_name: &str,
     format: Format,
 ) -> Result<Vec<ServiceSpec>, FileError> {
+    parse_services_with(text, file_name, format, &mut no_file)
+}
+
+/// As [`parse_services`], where files that this one names are read by `read`.
+pub fn parse_services_with(
+    text: &str,
+    file_name: &str,
+    format: Format,
+    read_file: &mut ReadFile<'_>,
+) -> Result<Vec<ServiceSpec>, FileError> {
     read(text, format)
         .and_then(|root| {
             // The agent's own file may be applied too.
             let sections = ["service", "agent", "api", "metrics", "gates"];
             let table = Table::of(&root, "the file", &sections)?;
             match table.find("service") {
-                Some(entry) => services(entry),
+                Some(entry) => services(entry, read_file),
                 None => Err(Fault::new(
                     0,
                     "there is no service in this file: write a [[service]] table",
@@ -56,6 +69,11 @@ pub fn parse_services(
             }
         })
         .map_err(|fault| locate(text, file_name, fault))
+}
+
+/// Where no other file is read.
+pub(super) fn no_file(_: &str) -> Result<String, String> {
+    Err("no file is read here: write the prefixes themselves".to_owned())
 }
 
 /// Reads a text into a tree.
@@ -79,7 +97,7 @@ pub(crate) fn locate(text: &str, file_name: &str, fault: Fault) -> FileError {
 /// One service as `spec_to_json` wrote it, without the checks of `validate`.
 pub fn spec_from_json(text: &str) -> Result<ServiceSpec, FileError> {
     super::json::from_json(text)
-        .and_then(|node| service(&node).map(|(spec, _)| spec))
+        .and_then(|node| service(&node, &mut no_file).map(|(spec, _)| spec))
         .map_err(|fault| locate(text, "stored service", fault))
 }
 
@@ -110,14 +128,37 @@ pub fn spec_to_json(spec: &ServiceSpec) -> String {
     if spec.split != SplitMethod::Hash {
         json["split"] = spec.split.to_string().into();
     }
+    if !spec.cohorts.is_empty() {
+        json["cohort"] = spec.cohorts.iter().map(cohort_json).collect();
+    }
+    if !spec.cohorts_on {
+        json["cohorts_on"] = false.into();
+    }
     if let Some(seed) = spec.seed {
         json["seed"] = seed.reveal().into();
+    }
+    if let Some(health) = &spec.health {
+        let pairs = health.write().pairs().into_iter();
+        let pairs = pairs.map(|(key, value)| (key.to_owned(), value));
+        json["health"] = serde_json::Value::Object(pairs.collect());
     }
     json.to_string()
 }
 
+fn cohort_json(cohort: &super::CohortSpec) -> serde_json::Value {
+    let prefixes: Vec<String> = cohort.prefixes.iter().map(|p| p.to_string()).collect();
+    let mut json = serde_json::json!({ "name": cohort.name, "prefixes": prefixes });
+    if let Some(pool) = cohort.pool {
+        json["pool"] = pool.to_string().into();
+    }
+    json
+}
+
 /// Reads and checks the list under the key `service`.
-pub(super) fn services(entry: &Entry) -> Result<Vec<ServiceSpec>, Fault> {
+pub(super) fn services(
+    entry: &Entry,
+    read_file: &mut ReadFile<'_>,
+) -> Result<Vec<ServiceSpec>, Fault> {
     let Value::Array(items) = &entry.node.value else {
         return Err(Fault::new(
             entry.at,
@@ -130,7 +171,7 @@ pub(super) fn services(entry: &Entry) -> Result<Vec<ServiceSpec>, Fault> {
     let mut specs = Vec::with_capacity(items.len());
     let mut places = Vec::with_capacity(items.len());
     for item in items {
-        let (spec, place) = service(item)?;
+        let (spec, place) = service(item, read_file)?;
         validate::service(&spec).map_err(|error| place.fault(&error))?;
         specs.push(spec);
         places.push(place);
@@ -149,6 +190,8 @@ struct Places {
     affinity: Option<usize>,
     pools: [Option<usize>; 2],
     backends: [Vec<usize>; 2],
+    cohorts: CohortPlaces,
+    health: Option<HealthPlaces>,
 }
 
 impl Places {
@@ -161,12 +204,14 @@ impl Places {
             Place::Affinity => self.affinity,
             Place::Pool(pool) => self.pools[pool.index()],
             Place::Backend(pool, index) => self.backends[pool.index()].get(index).copied(),
+            Place::Cohorts(place) => self.cohorts.of(place),
+            Place::Health(key) => self.health.as_ref().map(|places| places.at(key)),
         };
         Fault::new(at.unwrap_or(self.service), error.to_string())
     }
 }
 
-const SERVICE_KEYS: [&str; 10] = [
+const SERVICE_KEYS: [&str; 13] = [
     "name",
     "vip",
     "mode",
@@ -177,9 +222,12 @@ const SERVICE_KEYS: [&str; 10] = [
     "seed",
     "vip_routed",
     "pools",
+    "cohort",
+    "cohorts_on",
+    "health",
 ];
 
-fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
+fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Places), Fault> {
     let table = Table::of(node, "a service", &SERVICE_KEYS)?;
     let (name, name_at) = table.need("name", "a service's name, as name = \"web\"")?;
     let (vip, vip_at) = table.need(
@@ -204,6 +252,9 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
     let pools = Table::of(&pools.node, "pools", &["blue", "green"])?;
     let (blue_pool, blue_places) = pool(&pools, "blue")?;
     let (green_pool, green_places) = pool(&pools, "green")?;
+    let (cohorts, cohort_places) = cohort_file::parse(&table, read_file)?;
+    let health = table.find("health").map(health).transpose()?;
+    let (health, health_places) = health.unzip();
     let spec = ServiceSpec {
         name: name.to_owned(),
         vip: vip.parse().map_err(|e| place(vip_at, e))?,
@@ -216,6 +267,9 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
         vip_routed: table.boolean("vip_routed")?.unwrap_or(false),
         blue_pool,
         green_pool,
+        cohorts,
+        cohorts_on: table.boolean("cohorts_on")?.unwrap_or(true),
+        health,
     };
     let at = |key: &str| table.find(key).map(|entry| entry.node.at);
     let places = Places {
@@ -227,6 +281,8 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
         affinity: at("affinity"),
         pools: ["blue", "green"].map(|key| pools.find(key).map(|entry| entry.node.at)),
         backends: [blue_places, green_places],
+        cohorts: cohort_places,
+        health: health_places,
     };
     Ok((spec, places))
 }

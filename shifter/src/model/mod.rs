@@ -1,8 +1,14 @@
 //! What a user can want: services, pools, backends, weights. Pure.
 
+pub mod cohort;
+pub mod cohort_file;
 pub mod config;
 pub mod duration;
 pub mod file;
+pub mod gates;
+pub mod health;
+mod health_file;
+mod health_read;
 pub mod json;
 pub mod service;
 pub mod signals;
@@ -12,6 +18,8 @@ pub mod validate;
 pub mod weight;
 pub mod wilson;
 
+pub use cohort::{CohortSpec, Prefix};
+pub use health::{HealthSpec, OnPoolDown};
 pub use service::{
     Affinity, BackendSpec, BackendState, Mode, PoolName, Protocol, Seed, ServiceSpec, SplitMethod,
     Vip,

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::Weight;
+use super::{CohortSpec, HealthSpec, Weight};
 
 /// Protocol of a VIP and its backends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -103,6 +103,12 @@ pub struct ServiceSpec {
     pub vip_routed: bool,
     pub blue_pool: Vec<BackendSpec>,
     pub green_pool: Vec<BackendSpec>,
+    /// Clients that get a pool whatever the weight.
+    pub cohorts: Vec<CohortSpec>,
+    /// Unset: cohorts are suspended, and the weight holds for everybody.
+    pub cohorts_on: bool,
+    /// `None`: backends are not checked.
+    pub health: Option<HealthSpec>,
 }
 
 impl PoolName {
@@ -161,6 +167,11 @@ impl ServiceSpec {
             PoolName::Blue => &self.blue_pool,
             PoolName::Green => &self.green_pool,
         }
+    }
+
+    /// Cohorts that are in force.
+    pub fn active_cohorts(&self) -> &[CohortSpec] {
+        if self.cohorts_on { &self.cohorts } else { &[] }
     }
 
     /// Whether a pool holds the VIP itself, that is, takes over a server that listens there.

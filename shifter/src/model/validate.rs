@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     Affinity, BackendSpec, BackendState, PoolName, Protocol, ServiceSpec, SplitMethod, Vip,
+    cohort::{self, CohortFault, CohortPlace},
 };
 
 /// Longest name of a service, in bytes.
@@ -27,6 +28,9 @@ pub enum Place {
     Affinity,
     Pool(PoolName),
     Backend(PoolName, usize),
+    Cohorts(CohortPlace),
+    /// A key of the checks.
+    Health(&'static str),
 }
 
 /// A fault and where it lies.
@@ -108,6 +112,16 @@ pub enum SpecFault {
     ExactClients { affinity: String },
     #[error("affinity \"client/{bits}\" is longer than an IPv4 address: write 1 to 32 bits")]
     Prefix { bits: u8 },
+    #[error(transparent)]
+    Cohort(CohortFault),
+    #[error(
+        "health.min_healthy is {min}, but {pool} has {backends} in all, so it could never be given traffic: write {backends} or less, or name more backends"
+    )]
+    MinHealthy {
+        pool: PoolName,
+        min: u32,
+        backends: usize,
+    },
 }
 
 /// Checks one service by itself.
@@ -149,6 +163,22 @@ pub fn service(spec: &ServiceSpec) -> Result<(), SpecError> {
     if let Some(index) = spec.green_pool.iter().position(twice) {
         let fault = SpecFault::BackendInBoth(spec.green_pool[index].addr);
         return refuse(Place::Backend(PoolName::Green, index), fault);
+    }
+    if let Err((place, fault)) = cohort::check(spec) {
+        return refuse(Place::Cohorts(place), SpecFault::Cohort(fault));
+    }
+    if let Some(health) = &spec.health {
+        for pool in [PoolName::Blue, PoolName::Green] {
+            let (min, backends) = (health.min_healthy, spec.pool(pool).len());
+            if backends > 0 && (min as usize) > backends {
+                let fault = SpecFault::MinHealthy {
+                    pool,
+                    min,
+                    backends,
+                };
+                return refuse(Place::Health("min_healthy"), fault);
+            }
+        }
     }
     split(spec)
 }
@@ -233,7 +263,7 @@ pub fn set(specs: &[ServiceSpec]) -> Result<(), (usize, SpecError)> {
     Ok(())
 }
 
-fn name_is_right(name: &str) -> bool {
+pub(super) fn name_is_right(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len())
         && name
             .bytes()

@@ -23,7 +23,10 @@ fn spec(vip: &str, blue: &[&str], green: &[&str]) -> ServiceSpec {
         seed: None,
         vip_routed: false,
         blue_pool: blue.iter().map(|b| backend(b)).collect(),
+        health: None,
         green_pool: green.iter().map(|b| backend(b)).collect(),
+        cohorts: Vec::new(),
+        cohorts_on: true,
     }
 }
 

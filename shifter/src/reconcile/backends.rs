@@ -20,8 +20,8 @@ pub struct Slot {
     pub placement: Placement,
     /// What stands in the way, as last asked.
     pub warnings: Vec<String>,
-    /// Services that have it in a pool, and whether it is in maint there.
-    pub users: HashMap<ServiceId, bool>,
+    /// Services that have it in a pool.
+    pub users: HashMap<ServiceId, Use>,
     /// The service whose VIP it is.
     pub vip_of: Option<ServiceId>,
     /// Another number each time that a service names it; 0: none has.
@@ -32,18 +32,29 @@ pub struct Slot {
     fresh: bool,
 }
 
+/// What a backend is to a service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Use {
+    pub maint: bool,
+    /// Its rings leave it out for being down.
+    pub down: bool,
+}
+
 impl Slot {
     fn image(&self) -> BackendImage {
         // A backend that some service still offers stays in use; one that no
         // pool names any more is treated as in maint until its flows are gone.
-        let maint = self.vip_of.is_none() && self.users.is_empty()
-            || !self.users.is_empty() && self.users.values().all(|maint| *maint);
+        let used = !self.users.is_empty();
+        let maint =
+            self.vip_of.is_none() && !used || used && self.users.values().all(|user| user.maint);
+        let closed = |user: &Use| user.maint || user.down;
+        let down = used && !maint && self.users.values().all(closed);
         BackendImage {
             addr: self.addr,
             protocol: self.protocol,
             placement: self.placement,
             maint,
-            down: false,
+            down,
         }
     }
 
@@ -205,6 +216,7 @@ impl Backends {
         service: ServiceId,
         vip: BackendId,
         pools: [(&[BackendId], &[BackendSpec]); 2],
+        down: &BTreeSet<SocketAddr>,
     ) {
         self.named += 1;
         if let Some(slot) = self.slots.get_mut(&vip) {
@@ -215,8 +227,11 @@ impl Backends {
         for (ids, specs) in pools {
             for (id, spec) in ids.iter().zip(specs) {
                 if let Some(slot) = self.slots.get_mut(id) {
-                    slot.users
-                        .insert(service, spec.state == BackendState::Maint);
+                    let user = Use {
+                        maint: spec.state == BackendState::Maint,
+                        down: down.contains(&spec.addr),
+                    };
+                    slot.users.insert(service, user);
                     slot.named = self.named;
                     self.idle.remove(id);
                 }

@@ -13,6 +13,7 @@ use crate::{
     model::{BackendSpec, PoolName, Protocol, ServiceSpec, Vip, Weight},
 };
 
+pub use super::health::Standing;
 pub use crate::store::{Audit, AuditQuery, Recorded};
 
 /// Who asks, since when, and under which conditions.
@@ -79,6 +80,8 @@ pub struct WeightChange {
     pub share: ShareOf,
     /// Arms the dead-man.
     pub revert_after: Option<Duration>,
+    /// Puts cohorts in force or suspends them; `None`: as they are.
+    pub cohorts: Option<bool>,
 }
 
 /// Observed share of new affinity keys.
@@ -91,6 +94,8 @@ pub struct Observed {
     pub interval: Option<(f64, f64, f64)>,
     pub adopted: u64,
     pub unpinned: u64,
+    /// New flows whose pool a cohort forced.
+    pub cohort: u64,
 }
 
 /// The dead-man as it stands.
@@ -109,6 +114,8 @@ pub struct BackendView {
     pub spec: BackendSpec,
     /// "up", "down" or "unknown".
     pub health: &'static str,
+    /// What its checks say; `None` where it is not checked.
+    pub checks: Option<Standing>,
     /// "host", "vip", "kernel" or "next-hop".
     pub placement: &'static str,
     pub live_flows: u64,
@@ -136,6 +143,8 @@ pub struct ServiceView {
     /// "vip", "single", "hash" or "refused".
     pub adoption: &'static str,
     pub counters: [PoolCounters; 2],
+    /// "on" or "suspended", the dead-man included; "" without cohorts.
+    pub cohorts: &'static str,
     pub warnings: Vec<String>,
 }
 
@@ -146,6 +155,8 @@ pub struct Explanation {
     pub backend: SocketAddr,
     pub pinned: bool,
     pub flow: Option<FlowView>,
+    /// The cohort that forces the pool of a new flow.
+    pub cohort: Option<String>,
     pub why: Vec<String>,
 }
 

@@ -1,6 +1,10 @@
 //! One service as the reconciler keeps it.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use shifter_common::{
     abi::service::{LOCAL_BACKENDS, THRESHOLD_ONE},
@@ -9,8 +13,10 @@ use shifter_common::{
 
 use super::{backends::Backends, clock::Clock};
 use crate::{
-    datapath::{BackendId, DeadManImage, ServiceId, ServiceImage},
-    model::{Affinity, PoolName, Seed, ServiceSpec, SplitMethod, Weight, file},
+    datapath::{BackendId, CohortSet, DeadManImage, ServiceId, ServiceImage},
+    model::{
+        Affinity, PoolName, Seed, ServiceSpec, SplitMethod, Weight, file, weight::threshold_share,
+    },
     store::{Promoted, Row, StoredDeadMan},
 };
 
@@ -29,6 +35,7 @@ pub struct DeadMan {
 pub struct Split {
     pub live: PoolName,
     pub green: Weight,
+    pub cohorts_on: bool,
     pub dead_man: Option<DeadMan>,
     pub promoted: Option<Promoted>,
 }
@@ -41,6 +48,8 @@ pub struct Sharing {
     live: PoolName,
     split: SplitMethod,
     affinity: Affinity,
+    /// Pools that have a backend for new flows.
+    carries: [bool; 2],
 }
 
 /// See the module.
@@ -56,10 +65,19 @@ pub struct Entry {
     /// Of everything but the split.
     pub base_hash: u64,
     pub generation: u32,
+    /// The generation of the last write: what came after it has left the desired
+    /// state as it was.
+    pub written: u32,
+    /// Backends that their checks have found down.
+    pub down: BTreeSet<SocketAddr>,
+    /// Those of them that the rings leave out.
+    pub out: BTreeSet<SocketAddr>,
     pub dead_man: Option<DeadMan>,
     pub promoted: Option<Promoted>,
     pub settle_until_ns: u64,
     pub local_backends: [Vec<BackendId>; 2],
+    /// Prefixes of the cohorts in the kernel.
+    pub cohort_set: CohortSet,
     /// DNAT stands in front of the VIP, as last asked.
     pub translated: bool,
     /// `(generation, CLOCK_MONOTONIC ns)`, newest last.
@@ -68,6 +86,8 @@ pub struct Entry {
     pub observed: Option<Sharing>,
     /// The store has not what the kernel has.
     pub dirty: bool,
+    /// The store has the same desired state under an older generation.
+    pub republished: bool,
 }
 
 /// The weight that gives a pool everything.
@@ -94,12 +114,32 @@ pub fn base_hash(spec: &ServiceSpec) -> u64 {
     let mut spec = spec.clone();
     spec.live = PoolName::Blue;
     spec.green = Weight::ZERO;
-    hash_text(&file::spec_to_json(&spec))
+    spec.cohorts_on = true;
+    // As numbers, not as text: there may be thousands, and a rollback waits
+    // where this is asked.
+    let cohorts = std::mem::take(&mut spec.cohorts);
+    let hash = hash_text(&file::spec_to_json(&spec));
+    cohorts.iter().fold(hash, |hash, cohort| {
+        let pool = cohort.pool.map_or(2, |pool| pool.index() as u64);
+        let named = siphash13([0, 3], [hash, hash_text(&cohort.name), pool]);
+        cohort.prefixes.iter().fold(named, |hash, prefix| {
+            let [low, high, bits] = prefix.words();
+            siphash13([0, 3], [hash, low, high, bits])
+        })
+    })
 }
 
 /// Hash of the desired state, for the record in the kernel.
-pub fn desired_hash(base_hash: u64, live: PoolName, threshold: u64) -> u64 {
-    siphash13([0, 1], [base_hash, live.index() as u64, threshold])
+pub fn desired_hash(base_hash: u64, live: PoolName, threshold: u64, cohorts_on: bool) -> u64 {
+    let suspended = u64::from(!cohorts_on) << 1;
+    let live = live.index() as u64;
+    siphash13([0, 1], [base_hash, live | suspended, threshold])
+}
+
+/// Whether the kernel carries out this spec, whatever the split.
+pub fn is_of(image: &ServiceImage, spec: &ServiceSpec) -> bool {
+    let on = image.cohorts_on || image.cohort_set == 0 && spec.cohorts_on;
+    image.desired_hash == desired_hash(base_hash(spec), image.live, image.threshold, on)
 }
 
 impl Entry {
@@ -107,6 +147,7 @@ impl Entry {
         Split {
             live: self.spec.live,
             green: self.spec.green,
+            cohorts_on: self.spec.cohorts_on,
             dead_man: self.dead_man,
             promoted: self.promoted,
         }
@@ -115,6 +156,7 @@ impl Entry {
     pub fn set_split(&mut self, split: Split) {
         self.spec.live = split.live;
         self.spec.green = split.green;
+        self.spec.cohorts_on = split.cohorts_on;
         self.dead_man = split.dead_man;
         self.promoted = split.promoted;
     }
@@ -125,6 +167,7 @@ impl Entry {
             live: self.spec.live,
             split: self.spec.split,
             affinity: self.spec.affinity,
+            carries: self.rings.each_ref().map(|ring| !ring.is_empty()),
         }
     }
 
@@ -146,9 +189,36 @@ impl Entry {
             split: self.spec.split,
             affinity: self.spec.affinity,
             seed: self.seed(),
-            desired_hash: desired_hash(self.base_hash, self.spec.live, self.spec.green.threshold()),
+            desired_hash: self.desired_hash(),
             settle_until_ns: self.settle_until_ns,
             local_backends: self.local_backends.clone(),
+            cohort_set: self.cohort_set,
+            cohorts_on: self.spec.cohorts_on && self.cohort_set != 0,
+        }
+    }
+
+    fn desired_hash(&self) -> u64 {
+        let spec = &self.spec;
+        desired_hash(
+            self.base_hash,
+            spec.live,
+            spec.green.threshold(),
+            spec.cohorts_on,
+        )
+    }
+
+    /// Whether cohorts stay in force where the live pool gets everything: only
+    /// where there are none, so that nothing changes.
+    pub fn cohorts_after_return(&self) -> bool {
+        self.spec.cohorts.is_empty()
+    }
+
+    /// "on" or "suspended", as the kernel acts now; "" without cohorts.
+    pub fn cohorts_word(&self, clock: &dyn Clock) -> &'static str {
+        match (self.spec.cohorts.is_empty(), self.spec.cohorts_on) {
+            (true, _) => "",
+            (false, true) if !self.dead_man_passed(clock) => "on",
+            _ => "suspended",
         }
     }
 
@@ -157,14 +227,14 @@ impl Entry {
             spec: &self.spec,
             whole,
             generation: self.generation,
+            written: self.written,
             dead_man: self.dead_man.map(|d| d.stored),
             promoted: self.promoted,
         }
     }
 
     pub fn etag(&self) -> String {
-        let hash = desired_hash(self.base_hash, self.spec.live, self.spec.green.threshold());
-        let etag = siphash13([0, 2], [hash, u64::from(self.generation)]);
+        let etag = siphash13([0, 2], [self.desired_hash(), u64::from(self.written)]);
         format!("{etag:016x}")
     }
 
@@ -179,6 +249,16 @@ impl Entry {
         match self.dead_man {
             Some(dead_man) if self.dead_man_passed(clock) => dead_man.image.safe_threshold,
             _ => self.spec.green.threshold(),
+        }
+    }
+
+    /// Share of new flows that goes to green: a pool without a backend for them
+    /// gives its own to the other.
+    pub fn programmed_share(&self, clock: &dyn Clock) -> f64 {
+        match self.rings.each_ref().map(|ring| ring.is_empty()) {
+            [true, false] => 1.0,
+            [false, true] => 0.0,
+            _ => threshold_share(self.programmed_threshold(clock)),
         }
     }
 
@@ -216,7 +296,14 @@ impl Entry {
 /// A split in words.
 pub fn describe(spec: &ServiceSpec, dead_man: bool) -> String {
     let guarded = if dead_man { ", dead-man armed" } else { "" };
-    format!("{} live, green {}{guarded}", spec.live, spec.green)
+    let suspended = match spec.cohorts.is_empty() || spec.cohorts_on {
+        true => "",
+        false => ", cohorts suspended",
+    };
+    format!(
+        "{} live, green {}{suspended}{guarded}",
+        spec.live, spec.green
+    )
 }
 
 /// See [`Entry::adoption`].

@@ -83,7 +83,7 @@ impl Reconciler {
         let rows: Vec<_> = core
             .services
             .values()
-            .filter(|entry| entry.dirty)
+            .filter(|entry| entry.dirty || entry.republished)
             .map(|entry| entry.row(true))
             .collect();
         if rows.is_empty() && core.unstored.is_empty() {
@@ -100,7 +100,9 @@ impl Reconciler {
             Ok(()) => {
                 core.unstored.clear();
                 tracing::debug!("records that were published without a request are stored now");
-                core.services.values_mut().for_each(|e| e.dirty = false);
+                for entry in core.services.values_mut() {
+                    (entry.dirty, entry.republished) = (false, false);
+                }
             }
             Err(error) => tracing::debug!(%error, "still not durable"),
         }

@@ -1,18 +1,24 @@
 //! What an apply would do: resolved, checked and compared, nothing changed.
 
-use std::{collections::HashMap, io::Read as _, net::SocketAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    io::Read as _,
+    net::SocketAddr,
+};
 
 use super::{
     asked::Asked,
     controller::{Change, ControlError},
     entry::{Entry, adoption, base_hash, threshold_moved},
+    health::standing_down,
     reconciler::{Core, Reconciler},
     split::big_shift,
 };
 use crate::{
     datapath::{BackendId, Census},
+    health::offer::offer,
     model::{
-        BackendSpec, BackendState, PoolName, Seed, ServiceSpec,
+        BackendSpec, BackendState, PoolName, Seed, ServiceSpec, cohort, health,
         validate::{self, Place, SpecError, SpecFault},
         weight::threshold_share,
     },
@@ -25,6 +31,8 @@ pub struct Step {
     pub spec: ServiceSpec,
     pub base_hash: u64,
     pub translated: bool,
+    /// Backends that checks have found down, of those that it names.
+    pub down: BTreeSet<SocketAddr>,
     /// Set where pools or seed changed.
     pub rings: Option<LocalRings>,
     /// Other than the split changed.
@@ -115,6 +123,7 @@ impl Reconciler {
         let mut step = Step {
             base_hash: base_hash(&spec),
             translated: entry.is_some_and(|e| e.translated),
+            down: entry.map_or_else(BTreeSet::new, |e| standing_down(&spec, &e.down)),
             rings: None,
             whole: false,
             change: Change {
@@ -136,6 +145,7 @@ impl Reconciler {
             step.change.action = "create";
         }
         self.check_host(entry, &mut step, force, asked)?;
+        self.check_health(entry, &step)?;
         step.whole = entry.is_none_or(|e| e.base_hash != step.base_hash);
         self.measure(core, entry, &mut step);
         step.change.details = details(entry, &step);
@@ -148,6 +158,31 @@ impl Reconciler {
         }
         step.change.warnings.extend(step.warnings.iter().cloned());
         Ok(step)
+    }
+
+    /// Refuses to give a pool more than before that too few backends are up for.
+    fn check_health(&self, entry: Option<&Entry>, step: &Step) -> Result<(), ControlError> {
+        let spec = &step.spec;
+        let before = entry.map(|e| e.spec.green.threshold());
+        let after = spec.green.threshold();
+        let gains = [
+            (
+                PoolName::Blue,
+                spec.green.complement(),
+                before.is_none_or(|b| after < b),
+            ),
+            (
+                PoolName::Green,
+                spec.green,
+                before.is_none_or(|b| after > b),
+            ),
+        ];
+        for (pool, weight, gains) in gains {
+            if gains && weight.threshold() > 0 {
+                self.check_healthy(spec, &step.down, pool, &weight.to_string())?;
+            }
+        }
+        Ok(())
     }
 
     /// Refuses what the host is not fit for.
@@ -210,13 +245,15 @@ impl Reconciler {
         let after = spec.green.threshold();
         let before = entry.map_or(after, |e| e.programmed_threshold(&*self.clock));
         step.change.moved_share = threshold_moved(before, after);
+        let out = offer(spec, &step.down).out;
         let same_rings = entry.is_some_and(|e| {
             e.spec.seed == spec.seed
                 && e.spec.blue_pool == spec.blue_pool
                 && e.spec.green_pool == spec.green_pool
+                && e.out == out
         });
         if !same_rings {
-            let rings = build_local(spec);
+            let rings = build_local(spec, &out);
             let old = local_before(core, entry, spec);
             let stay = [
                 1.0 - threshold_share(before.max(after)),
@@ -307,27 +344,31 @@ fn check_neighbours(
 }
 
 /// Both rings of a spec with local numbers.
-fn build_local(spec: &ServiceSpec) -> [Vec<u16>; 2] {
+fn build_local(spec: &ServiceSpec, out: &BTreeSet<SocketAddr>) -> [Vec<u16>; 2] {
+    let blue = 1 + spec.blue_pool.len() as u16;
+    let green = blue + spec.green_pool.len() as u16;
+    rings_of(spec, &[(1..blue).collect(), (blue..green).collect()], out)
+}
+
+/// Both rings of a spec whose backends have these ids, without those that are out.
+pub(super) fn rings_of(
+    spec: &ServiceSpec,
+    ids: &[Vec<BackendId>; 2],
+    out: &BTreeSet<SocketAddr>,
+) -> [Vec<BackendId>; 2] {
     let seed = spec.seed.unwrap_or(Seed([0, 0])).0;
-    let first = [1, 1 + spec.blue_pool.len() as u16];
     [PoolName::Blue, PoolName::Green].map(|pool| {
-        let members: Vec<Member> = spec
-            .pool(pool)
-            .iter()
-            .zip(first[pool.index()]..)
-            .map(|(backend, id)| member(id, backend))
+        let backends = spec.pool(pool).iter().zip(&ids[pool.index()]);
+        let members: Vec<Member> = backends
+            .map(|(backend, id)| Member {
+                id: *id,
+                weight: backend.weight,
+                key: ring::member_key(backend.addr),
+                ready: backend.state == BackendState::Ready && !out.contains(&backend.addr),
+            })
             .collect();
         ring::build(seed, &members)
     })
-}
-
-fn member(id: u16, backend: &BackendSpec) -> Member {
-    Member {
-        id,
-        weight: backend.weight,
-        key: ring::member_key(backend.addr),
-        ready: backend.state == BackendState::Ready,
-    }
 }
 
 /// The rings before, in the numbers of the new spec. Before its creation a
@@ -396,10 +437,15 @@ fn details(entry: Option<&Entry>, step: &Step) -> Vec<String> {
             }
         }
     }
+    let before = entry.and_then(|e| e.spec.health.as_ref());
+    lines.extend(health::changes(before, spec.health.as_ref()));
     for pool in [PoolName::Blue, PoolName::Green] {
         let before = entry.map_or(&[][..], |e| e.spec.pool(pool));
         pool_details(pool, before, spec.pool(pool), &mut lines);
     }
+    let mut none = spec.clone();
+    none.cohorts = Vec::new();
+    cohort::details(entry.map_or(&none, |e| &e.spec), spec, &mut lines);
     let case = adoption(spec, step.translated);
     if entry.is_none_or(|e| e.adoption() != case) {
         lines.push(format!("adoption: {case} ({})", adoption_meaning(case)));

@@ -17,6 +17,7 @@ use super::{
     entry::{Entry, Split, describe, threshold_moved},
     events::Events,
     gone::Gone,
+    health::Board,
     ids::ServiceIds,
     maintain::FilterReading,
     observe::Observer,
@@ -96,6 +97,7 @@ pub struct Reconciler {
     pub(super) refreshing: Mutex<()>,
     pub(super) shed: Mutex<Shed>,
     pub(super) dropped: Mutex<Dropped>,
+    pub(super) health: Mutex<Board>,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
 }
 
@@ -174,6 +176,7 @@ impl Reconciler {
             refreshing: Mutex::default(),
             shed: Mutex::default(),
             dropped: Mutex::default(),
+            health: Mutex::default(),
             census: Mutex::new(None),
         }
     }
@@ -271,6 +274,7 @@ impl Reconciler {
             entry.set_split(before);
             return Err(error.into());
         }
+        entry.written = entry.generation;
         receipt.programmed_ns = elapsed_ns(context);
         let at_unix_ms = self.clock.unix_ms();
         let commit = Commit {
@@ -325,7 +329,10 @@ impl Reconciler {
         entry.dirty = true;
         entry.set_split(before);
         let outcome = match self.publish(generation, entry, false) {
-            Ok(()) => "the change was taken back".to_owned(),
+            Ok(()) => {
+                entry.written = entry.generation;
+                "the change was taken back".to_owned()
+            }
             Err(second) => {
                 entry.set_split(after);
                 format!("the change is in force, because taking it back failed too ({second})")

@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     datapath::{BackendId, DeadManImage, ServiceImage, plural},
-    model::{BackendSpec, BackendState, Mode, PoolName, ServiceSpec, Vip, Weight},
+    model::{
+        BackendSpec, BackendState, CohortSpec, Mode, PoolName, Prefix, ServiceSpec, Vip, Weight,
+        cohort::Rule,
+    },
     store::StoredDeadMan,
 };
 
@@ -53,6 +56,9 @@ impl Start<'_> {
             vip_routed: !facts.is_local(image.vip.ip()),
             blue_pool: Vec::new(),
             green_pool: Vec::new(),
+            cohorts: cohorts(&self.reconciler.datapath.cohort_rules(image.cohort_set)),
+            cohorts_on: image.cohorts_on || image.cohort_set == 0,
+            health: None,
         };
         let mut pools = [Vec::new(), Vec::new()];
         for name in [PoolName::Blue, PoolName::Green] {
@@ -75,16 +81,21 @@ impl Start<'_> {
             rings: Arc::new(rings),
             base_hash: base_hash(&spec),
             generation: image.generation,
+            written: image.generation,
+            down: Default::default(),
+            out: Default::default(),
             dead_man: image
                 .dead_man
                 .map(|dead_man| self.recovered_dead_man(dead_man)),
             promoted: None,
             settle_until_ns: image.settle_until_ns,
+            cohort_set: image.cohort_set,
             local_backends: image.local_backends.clone(),
             translated: facts.vip_is_translated(&image.vip),
             published: Default::default(),
             observed: None,
             dirty: false,
+            republished: false,
             spec,
         }
     }
@@ -134,6 +145,24 @@ fn members(core: &Core, ring: &[BackendId]) -> Vec<(BackendId, BackendSpec)> {
                 state: BackendState::Ready,
             };
             Some((id, backend))
+        })
+        .collect()
+}
+
+/// Cohorts by the numbers that they had; the kernel knows no names.
+fn cohorts(rules: &[Rule]) -> Vec<CohortSpec> {
+    let mut cohorts: BTreeMap<u16, (Option<PoolName>, Vec<Prefix>)> = BTreeMap::new();
+    for rule in rules {
+        let (pool, prefixes) = cohorts.entry(rule.cohort).or_default();
+        *pool = rule.pool;
+        prefixes.push(rule.prefix);
+    }
+    cohorts
+        .into_iter()
+        .map(|(number, (pool, prefixes))| CohortSpec {
+            name: format!("cohort-{}", number + 1),
+            pool,
+            prefixes: prefixes.into(),
         })
         .collect()
 }

@@ -10,15 +10,17 @@ use super::{
     Clock, HostFacts, SystemClock,
     apply::slots,
     backends::{Answer, Backends},
-    entry::{DeadMan, Entry, all_to, base_hash, desired_hash, local_backends},
+    entry::{DeadMan, Entry, all_to, base_hash, desired_hash, is_of, local_backends},
+    health::down_before,
     ids::ServiceIds,
     maintain::CLOCK_JUMP_MS,
+    plan::rings_of,
     reconciler::{Core, Reconciler, Settings, StartError, describe_spec},
 };
 use crate::{
-    datapath::{BackendId, Datapath, DatapathError, DeadManImage, ServiceImage},
-    model::{BackendSpec, BackendState, PoolName, Protocol, ServiceSpec, Weight},
-    ring::{self, Member},
+    datapath::{BackendId, CohortSet, Datapath, DatapathError, DeadManImage, ServiceImage},
+    health::offer::offer,
+    model::{PoolName, Protocol, ServiceSpec, Weight, cohort},
     store::{Audit, Commit, Loaded, Pending, Promoted, Store, StoredDeadMan, StoredService},
 };
 
@@ -182,6 +184,7 @@ impl Start<'_> {
                     let generation = before.as_ref().map_or(0, |b| b.service.generation);
                     let service = StoredService {
                         generation: generation.max(kernel),
+                        written: generation.max(kernel),
                         dead_man: None,
                         promoted: before.and_then(|b| b.service.promoted),
                         spec,
@@ -219,7 +222,12 @@ impl Start<'_> {
     /// Whether the kernel carries out exactly this.
     fn has(&self, spec: &ServiceSpec) -> bool {
         let image = self.kernel.get(&(spec.vip.addr, spec.vip.protocol));
-        let hash = desired_hash(base_hash(spec), spec.live, spec.green.threshold());
+        let hash = desired_hash(
+            base_hash(spec),
+            spec.live,
+            spec.green.threshold(),
+            spec.cohorts_on,
+        );
         image.is_some_and(|image| image.desired_hash == hash)
     }
 
@@ -257,15 +265,17 @@ impl Start<'_> {
             core.backends.sync(id, &*self.reconciler.datapath)?;
         }
         let whole = image.as_ref().is_none_or(|image| {
-            let split = desired_hash(entry.base_hash, image.live, image.threshold);
             let known = |id: &BackendId| self.known.binary_search(id).is_ok();
-            image.desired_hash != split || !entry.named().iter().all(known)
+            !is_of(image, &entry.spec) || !entry.named().iter().all(known)
         });
         let same = !whole && image.as_ref() == Some(&entry.image());
         if !same {
             self.reconciler
                 .publish(&mut core.generation, &mut entry, whole)?;
             entry.dirty = true;
+        }
+        if found.audit.is_some() {
+            entry.written = entry.generation;
         }
         core.ring_slots += slots(&entry);
         core.vips
@@ -288,6 +298,16 @@ impl Start<'_> {
             return armed;
         }
         let green = Weight::from_threshold(image.threshold);
+        let same_split = image.live == service.spec.live
+            && image.threshold == service.spec.green.threshold()
+            && (image.cohort_set == 0 || image.cohorts_on == service.spec.cohorts_on)
+            && wanted == service.dead_man.map(deadline);
+        if same_split {
+            // Rings, placements or times were published, and not stored yet.
+            service.generation = image.generation;
+            found.dirty = true;
+            return armed;
+        }
         tracing::warn!(service = service.spec.name, generation = image.generation, %green, "the kernel has a newer split than the store: it is kept");
         if image.live != service.spec.live {
             let undone = service.promoted.is_some_and(|p| p.former == image.live);
@@ -297,6 +317,9 @@ impl Start<'_> {
             });
         }
         service.spec.live = image.live;
+        if image.cohort_set != 0 {
+            service.spec.cohorts_on = image.cohorts_on;
+        }
         if green.threshold() != service.spec.green.threshold() {
             service.spec.green = green;
         }
@@ -340,6 +363,7 @@ impl Start<'_> {
         let service = &mut found.service;
         let before = describe_spec(&service.spec);
         service.spec.green = all_to(service.spec.live);
+        service.spec.cohorts_on = service.spec.cohorts.is_empty();
         service.dead_man = None;
         found.dirty = true;
         let reason = "not confirmed; the deadline passed while the host was down";
@@ -376,8 +400,9 @@ impl Start<'_> {
                 self.reconciler.settle_until_ns(),
             ),
         };
-        let rings = [PoolName::Blue, PoolName::Green]
-            .map(|pool| ring_of(spec, spec.pool(pool), &pools[pool.index()]));
+        let down = down_before(&*self.reconciler.datapath, image, spec, &pools);
+        let out = offer(spec, &down).out;
+        let rings = rings_of(spec, &pools, &out);
         Ok(Entry {
             id,
             vip_backend,
@@ -386,15 +411,38 @@ impl Start<'_> {
             rings: Arc::new(rings),
             base_hash: base_hash(spec),
             generation: found.service.generation,
+            written: found.service.written,
+            down,
+            out,
             dead_man: None,
             promoted: found.service.promoted,
             translated: facts.vip_is_translated(&spec.vip),
             published: Default::default(),
             observed: None,
             dirty: false,
+            republished: false,
             settle_until_ns,
+            cohort_set: self.cohort_set(spec, image)?,
             spec: spec.clone(),
         })
+    }
+
+    /// The set in the kernel where it holds what the service wants, or a new one.
+    fn cohort_set(
+        &self,
+        spec: &ServiceSpec,
+        image: Option<&ServiceImage>,
+    ) -> Result<CohortSet, DatapathError> {
+        let datapath = &*self.reconciler.datapath;
+        let rules = cohort::rules(spec);
+        let set = image.map_or(0, |image| image.cohort_set);
+        if *datapath.cohort_rules(set) == *rules {
+            return Ok(set);
+        }
+        let new = datapath.write_cohorts(&rules)?;
+        // It goes once the record that names it is replaced.
+        datapath.drop_cohorts(set);
+        Ok(new)
     }
 
     /// What the kernel holds beyond the stored services may be all that is left of
@@ -450,18 +498,4 @@ impl Start<'_> {
             Err(error) => tracing::warn!(%error, "not durable"),
         }
     }
-}
-
-fn ring_of(spec: &ServiceSpec, backends: &[BackendSpec], ids: &[BackendId]) -> Vec<BackendId> {
-    let members: Vec<Member> = backends
-        .iter()
-        .zip(ids)
-        .map(|(backend, id)| Member {
-            id: *id,
-            weight: backend.weight,
-            key: ring::member_key(backend.addr),
-            ready: backend.state == BackendState::Ready,
-        })
-        .collect();
-    ring::build(spec.seed.map_or([0, 0], |seed| seed.0), &members)
 }

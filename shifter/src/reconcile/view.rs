@@ -7,6 +7,7 @@ use super::{
         BackendView, ControlError, DeadManView, FlowQuery, FlowView, InfoView, ServiceView,
     },
     entry::Entry,
+    health::pool_warning,
     observe::NewClients,
     reconciler::{Core, Reconciler, find, lock},
     shed,
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     datapath::{BackendId, Census, FlowFilter, FlowRow, Placement, ServiceId, plural},
-    model::{BackendSpec, PoolName, Protocol, weight::threshold_share},
+    model::{BackendSpec, BackendState, PoolName, Protocol, weight::threshold_share},
 };
 
 /// Flows in one answer if the query does not say.
@@ -99,10 +100,10 @@ impl Reconciler {
     ) -> Result<ServiceView, ControlError> {
         let Snapshot { entry, backends } = snapshot;
         let counters = self.datapath.pool_counters(entry.id)?;
-        let programmed = entry.programmed_threshold(&*self.clock);
+        let programmed_share = entry.programmed_share(&*self.clock);
         let mut views = Vec::with_capacity(backends.len());
         for backend in backends {
-            views.push(self.backend_view(backend, entry.spec.vip.protocol, census, ask)?);
+            views.push(self.backend_view(&entry, backend, census, ask)?);
         }
         let first_flow = self
             .datapath
@@ -115,7 +116,7 @@ impl Reconciler {
         Ok(ServiceView {
             etag: entry.etag(),
             generation: entry.generation,
-            programmed_share: threshold_share(programmed),
+            programmed_share,
             observed: self.observed(&entry, &counters, clients),
             carried: census.services.get(&entry.id).copied().unwrap_or_default(),
             idle: census.idle.get(&entry.id).copied().unwrap_or_default(),
@@ -124,6 +125,7 @@ impl Reconciler {
             first_flow,
             adoption: entry.adoption(),
             warnings: self.warnings(&entry, &counters),
+            cohorts: entry.cohorts_word(&*self.clock),
             counters,
             spec: entry.spec,
         })
@@ -131,22 +133,27 @@ impl Reconciler {
 
     fn backend_view(
         &self,
+        entry: &Entry,
         backend: SnapshotBackend,
-        protocol: Protocol,
         census: &Census,
         ask: bool,
     ) -> Result<BackendView, ControlError> {
         let mut warnings = if ask {
+            let protocol = entry.spec.vip.protocol;
             self.facts.backend_warnings(backend.spec.addr, protocol)
         } else {
             backend.warnings
         };
         warnings.extend(self.silence(backend.id));
+        let is_checked = backend.spec.state != BackendState::Maint;
+        let checks = is_checked.then(|| self.standing(entry, backend.spec.addr));
+        let checks = checks.flatten();
         Ok(BackendView {
             id: backend.id,
             pool: backend.pool,
             spec: backend.spec,
-            health: "unknown",
+            health: checks.as_ref().map_or("unknown", |c| c.health.word()),
+            checks,
             placement: backend.placement,
             live_flows: census.backends.get(&backend.id).copied().unwrap_or(0),
             counters: self.datapath.backend_counters(backend.id)?,
@@ -175,6 +182,8 @@ impl Reconciler {
             warnings.push(self.vip_not_local(spec.vip.ip()));
         }
         warnings.extend(unready_warning(entry, spec.live, spec.green));
+        warnings.extend(pool_warning(entry, PoolName::Blue));
+        warnings.extend(pool_warning(entry, PoolName::Green));
         let fragments = self.fragments(entry, counters);
         if fragments > 0 {
             warnings.push(format!(

@@ -53,6 +53,8 @@ pub struct Promoted {
 pub struct StoredService {
     pub spec: ServiceSpec,
     pub generation: u32,
+    /// Generation of the last write on it.
+    pub written: u32,
     pub dead_man: Option<StoredDeadMan>,
     pub promoted: Option<Promoted>,
 }
@@ -64,6 +66,8 @@ pub struct Row<'a> {
     /// More than the split changed.
     pub whole: bool,
     pub generation: u32,
+    /// Of the last write on it, under which history has its split.
+    pub written: u32,
     pub dead_man: Option<StoredDeadMan>,
     pub promoted: Option<Promoted>,
 }
@@ -225,7 +229,9 @@ impl Store {
             .connection
             .prepare(
                 "SELECT spec, live, green, generation, safe_threshold, deadline_unix_ms, after_ms,
-                        promoted_from, promoted_unix_ms FROM service ORDER BY name",
+                        promoted_from, promoted_unix_ms, cohorts_on,
+                        (SELECT max(generation) FROM history WHERE service = service.name)
+                 FROM service ORDER BY name",
             )
             .map_err(&error)?;
         let mut rows = statement.query([]).map_err(&error)?;
@@ -425,7 +431,8 @@ fn save(tx: &Transaction<'_>, row: &Row<'_>, at_unix_ms: i64) -> rusqlite::Resul
     }
     tx.prepare_cached(
         "UPDATE service SET live = ?2, green = ?3, generation = ?4, safe_threshold = ?5,
-             deadline_unix_ms = ?6, after_ms = ?7, promoted_from = ?8, promoted_unix_ms = ?9
+             deadline_unix_ms = ?6, after_ms = ?7, promoted_from = ?8, promoted_unix_ms = ?9,
+             cohorts_on = ?10
          WHERE name = ?1",
     )?
     .execute(params![
@@ -438,15 +445,17 @@ fn save(tx: &Transaction<'_>, row: &Row<'_>, at_unix_ms: i64) -> rusqlite::Resul
         row.dead_man.map(|d| d.after_ms),
         row.promoted.map(|p| p.former.to_string()),
         row.promoted.map(|p| p.at_unix_ms),
+        row.spec.cohorts_on,
     ])?;
-    tx.prepare_cached("INSERT OR REPLACE INTO history VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![name, row.generation, live, green, at_unix_ms])?;
+    tx.prepare_cached("INSERT OR IGNORE INTO history VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![name, row.written, live, green, at_unix_ms])?;
     Ok(())
 }
 
 fn stored_service(row: &rusqlite::Row<'_>) -> rusqlite::Result<Result<StoredService, StoreError>> {
     let (spec, live, green): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
     let generation = row.get(3)?;
+    let written: Option<u32> = row.get(10)?;
     let dead_man: Option<(i64, i64, i64)> = match row.get(4)? {
         Some(safe) => Some((safe, row.get(5)?, row.get(6)?)),
         None => None,
@@ -455,10 +464,12 @@ fn stored_service(row: &rusqlite::Row<'_>) -> rusqlite::Result<Result<StoredServ
         Some(from) => Some((from, row.get(8)?)),
         None => None,
     };
+    let cohorts_on: bool = row.get(9)?;
     let service = || -> Result<StoredService, StoreError> {
         let mut spec = read_spec(&spec)?;
         spec.live = read(&live)?;
         spec.green = read(&green)?;
+        spec.cohorts_on = cohorts_on;
         let former = |(former, at_unix_ms): (String, i64)| -> Result<Promoted, StoreError> {
             Ok(Promoted {
                 former: read(&former)?,
@@ -468,6 +479,7 @@ fn stored_service(row: &rusqlite::Row<'_>) -> rusqlite::Result<Result<StoredServ
         Ok(StoredService {
             spec,
             generation,
+            written: written.unwrap_or(generation),
             dead_man: dead_man.map(|(safe, deadline_unix_ms, after_ms)| StoredDeadMan {
                 safe_threshold: safe as u64,
                 deadline_unix_ms,

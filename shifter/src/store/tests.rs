@@ -34,6 +34,7 @@ fn row(spec: &ServiceSpec, generation: u32, whole: bool) -> Row<'_> {
         spec,
         whole,
         generation,
+        written: generation,
         dead_man: None,
         promoted: None,
     }
@@ -82,6 +83,7 @@ fn what_is_committed_is_there_after_reopening() {
     let expected = StoredService {
         spec,
         generation: 8,
+        written: 8,
         dead_man: Some(dead_man),
         promoted: Some(promoted),
     };
@@ -152,7 +154,7 @@ fn a_damaged_file_and_a_newer_one_are_refused() {
     drop(store);
     let text = Store::open(&dir.0).err().unwrap().to_string();
     assert!(
-        text.contains("newer shifter (format 99, this one knows 2)"),
+        text.contains("newer shifter (format 99, this one knows 3)"),
         "{text}"
     );
 }
@@ -189,6 +191,25 @@ fn a_failed_commit_changes_nothing() {
 }
 
 #[test]
+fn what_is_published_without_a_write_makes_no_history() {
+    let mut store = Store::in_memory().unwrap();
+    let spec = spec();
+    for (generation, written) in [(3, 3), (9, 3), (12, 3)] {
+        let mut row = row(&spec, generation, true);
+        row.written = written;
+        let rows = vec![row];
+        let commit = Commit {
+            rows,
+            ..Commit::default()
+        };
+        store.commit(&commit).unwrap();
+    }
+    let loaded = store.load().unwrap().services.remove(0);
+    assert_eq!((loaded.generation, loaded.written), (12, 3));
+    assert_eq!(store.nearest_generations("web", 12).unwrap(), [3]);
+}
+
+#[test]
 fn history_is_bounded_per_service() {
     let mut store = Store::in_memory().unwrap();
     let spec = spec();
@@ -212,7 +233,10 @@ fn a_file_of_the_first_format_is_brought_up_to_date_and_keeps_its_audit() {
     store.commit(&audited(&["one"])).unwrap();
     store
         .connection
-        .execute_batch("ALTER TABLE audit DROP COLUMN request_id; PRAGMA user_version = 1")
+        .execute_batch(
+            "ALTER TABLE audit DROP COLUMN request_id;
+             ALTER TABLE service DROP COLUMN cohorts_on; PRAGMA user_version = 1",
+        )
         .unwrap();
     drop(store);
     let store = Store::open(&dir.0).unwrap();

@@ -3,7 +3,7 @@
 use shifter_common::abi::{ABI_VERSION, PoolCounters};
 
 use super::{
-    interfaces, is_drop,
+    checks, cohorts, interfaces, is_drop,
     receipts::Receipts,
     text::{
         Kind::{Counter, Gauge},
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-const POOLS: [PoolName; 2] = [PoolName::Blue, PoolName::Green];
+pub(super) const POOLS: [PoolName; 2] = [PoolName::Blue, PoolName::Green];
 
 /// The whole page at this moment. Reads the agent's state; takes some ms.
 pub fn render(controller: &dyn Controller, receipts: &Receipts) -> Result<String, ControlError> {
@@ -250,7 +250,7 @@ fn by_pool_and_direction(
 /// From clients to backends, and back.
 const DIRECTIONS: [&str; 2] = ["forward", "reply"];
 
-const fn word(pool: PoolName) -> &'static str {
+pub(super) const fn word(pool: PoolName) -> &'static str {
     match pool {
         PoolName::Blue => "blue",
         PoolName::Green => "green",
@@ -275,6 +275,15 @@ fn pools(page: &mut Page, services: &[ServiceView]) {
             "Flows taken over, not chosen.",
         ),
         |c| c.adopted_flows,
+    );
+    by_pool(
+        page,
+        services,
+        (
+            "shifter_pool_cohort_flows_total",
+            "New flows whose pool a cohort forced; not among those chosen by weight.",
+        ),
+        |c| c.cohort_flows,
     );
     by_pool(
         page,
@@ -312,6 +321,7 @@ fn pools(page: &mut Page, services: &[ServiceView]) {
         let fragments: u64 = view.counters.iter().map(|c| c.fragments).sum();
         family.sample(&[("service", &view.spec.name)], fragments);
     }
+    cohorts::family(page, services);
     let mut family = page.family("shifter_pool_flows", Gauge, "Live flows of a pool.");
     for view in services {
         for pool in POOLS {
@@ -322,7 +332,7 @@ fn pools(page: &mut Page, services: &[ServiceView]) {
 }
 
 /// Calls `each` with every backend and its labels.
-fn each_backend(
+pub(super) fn each_backend(
     services: &[ServiceView],
     mut each: impl FnMut(&BackendView, [(&'static str, &str); 3]),
 ) {
@@ -396,6 +406,7 @@ fn backends(page: &mut Page, services: &[ServiceView]) {
             family.sample(&labels, u8::from(backend.health == "up"));
         }
     });
+    checks::families(page, services);
     let mut family = page.family(
         "shifter_backend_warnings",
         Gauge,

@@ -16,7 +16,8 @@ use crate::{
         fake::FakeAgent,
         testbed::{Directory, Testbed},
     },
-    reconcile::controller::{DeadManView, Receipt},
+    model::health::Written,
+    reconcile::controller::{DeadManView, Receipt, Standing},
 };
 
 /// A page on which every metric has a sample.
@@ -30,6 +31,17 @@ fn full_page() -> String {
         });
         view.first_flow = Some((1, 1_200_000));
         view.backends[0].health = "up";
+        view.backends[0].checks = Some(Standing {
+            passed: 7,
+            failures: [("refused", 2), ("answer", 1)].into(),
+            took: std::time::Duration::from_millis(3),
+            ..Standing::default()
+        });
+        let tcp = Written {
+            kind: Some("tcp".into()),
+            ..Written::default()
+        };
+        view.spec.health = tcp.read().ok();
     });
     render(&*testbed.agent, &testbed.receipts).unwrap()
 }
@@ -46,9 +58,13 @@ fn names(page: &str) -> BTreeSet<&str> {
 fn every_number_of_a_service_is_on_the_page() {
     let page = full_page();
     for line in [
+        "shifter_backend_checks_passed_total{service=\"web\",pool=\"blue\",backend=\"10.0.0.11:8443\"} 7",
+        "shifter_backend_checks_failed_total{service=\"web\",pool=\"blue\",backend=\"10.0.0.11:8443\",reason=\"refused\"} 2",
+        "shifter_backend_check_seconds{service=\"web\",pool=\"blue\",backend=\"10.0.0.11:8443\"} 0.003",
+        "shifter_pool_backends_up{service=\"web\",pool=\"blue\"} 1",
         "shifter_interface_program_in_force{interface=\"eth0\",direction=\"ingress\"} 1",
         "shifter_interface_program_in_force{interface=\"eth0\",direction=\"egress\"} 0",
-        "shifter_build_info{version=\"0.1.0\",abi=\"3\",tag=\"t1\"} 1",
+        "shifter_build_info{version=\"0.1.0\",abi=\"4\",tag=\"t1\"} 1",
         "shifter_weight_configured_ratio{service=\"web\"} 0.05",
         "shifter_weight_programmed_ratio{service=\"web\"} 0.05",
         "shifter_weight_observed_ratio{service=\"web\"} 0.051",
@@ -58,6 +74,7 @@ fn every_number_of_a_service_is_on_the_page() {
         "shifter_dead_man_remaining_seconds{service=\"web\"} 598.5",
         "shifter_pool_new_flows_total{service=\"web\",pool=\"green\"} 51",
         "shifter_pool_adopted_flows_total{service=\"web\",pool=\"blue\"} 7",
+        "shifter_pool_cohort_flows_total{service=\"web\",pool=\"green\"} 0",
         "shifter_pool_bytes_total{service=\"web\",pool=\"blue\",direction=\"reply\"} 34567890",
         "shifter_service_fragments_total{service=\"web\"} 4",
         "shifter_backend_packets_total{service=\"web\",pool=\"green\",backend=\"10.0.1.11:8443\",direction=\"reply\"} 0",

@@ -7,7 +7,7 @@ use crate::proto::{BackendStatus, Service};
 use super::{Client, Failure, PAUSE, Page, Screen, print};
 use crate::cli::{
     screen::Style,
-    table::{self, Table, styled},
+    table::{self, Cell, Table, styled},
     text,
 };
 
@@ -94,7 +94,7 @@ fn lines(rows: &[Row], screen: &Screen<'_>) -> Vec<String> {
             backend.address.clone().into(),
             backend.weight.to_string().into(),
             backend.state().word().into(),
-            backend.health.clone().into(),
+            health(backend),
             backend.placement.clone().into(),
             text::count(backend.live_flows).into(),
             text::count(backend.new_flows).into(),
@@ -103,6 +103,7 @@ fn lines(rows: &[Row], screen: &Screen<'_>) -> Vec<String> {
         ]);
     }
     let mut lines = table.lines(screen);
+    lines.extend(rows.iter().filter_map(|row| failing(row, screen)));
     let word = screen.paint(Style::Loud, "warning:");
     for Row { service, backend } in rows {
         lines.extend(
@@ -113,4 +114,33 @@ fn lines(rows: &[Row], screen: &Screen<'_>) -> Vec<String> {
         );
     }
     lines
+}
+
+fn health(backend: &BackendStatus) -> Cell {
+    match backend.health.as_str() {
+        "down" => styled(Style::Loud, "down".to_owned()),
+        word => word.to_owned().into(),
+    }
+}
+
+/// Since when a backend is down, and why; or why the last check of another failed.
+fn failing(Row { service, backend }: &Row, screen: &Screen<'_>) -> Option<String> {
+    let checks = backend.checks.as_ref()?;
+    let address = &backend.address;
+    let reason = match checks.reason.as_str() {
+        "" => "its last check passed",
+        reason => reason,
+    };
+    if backend.health == "down" {
+        let since = match checks.since_unix_seconds > 0.0 {
+            true => text::utc(checks.since_unix_seconds),
+            false => "before the agent started".to_owned(),
+        };
+        let word = screen.paint(Style::Loud, "down:");
+        return Some(format!(
+            "{word} {service}: {address} since {since}: {reason}"
+        ));
+    }
+    (!checks.reason.is_empty())
+        .then(|| format!("check: {service}: the last one of {address} failed: {reason}"))
 }

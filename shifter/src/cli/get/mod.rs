@@ -1,7 +1,8 @@
-//! `shifter get`: services, backends, flows, audit, once or again and again.
+//! `shifter get`: services, backends, flows, cohorts, audit, once or again and again.
 
 mod audit;
 mod backends;
+mod cohorts;
 mod flows;
 mod services;
 
@@ -12,7 +13,7 @@ use super::{EXIT_DONE, client::Client, failure::Failure, screen::Screen};
 /// How often a watch reads again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Show services, backends, flows or who changed what.
+/// Show services, backends, flows, cohorts or who changed what.
 #[derive(clap::Args, Debug)]
 pub(super) struct Get {
     #[command(subcommand)]
@@ -27,6 +28,8 @@ enum What {
     Backends(backends::Backends),
     #[command(visible_alias = "flow")]
     Flows(flows::Flows),
+    #[command(visible_alias = "cohort")]
+    Cohorts(cohorts::Cohorts),
     Audit(audit::Audit),
 }
 
@@ -35,6 +38,7 @@ impl Get {
         match self.what {
             What::Services(what) => what.run(client, screen).await?,
             What::Backends(what) => what.run(client, screen).await?,
+            What::Cohorts(what) => what.run(client, screen).await?,
             What::Flows(what) => what.run(client, screen).await?,
             What::Audit(what) => what.run(client, screen).await?,
         }

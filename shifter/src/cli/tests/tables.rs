@@ -1,7 +1,7 @@
 //! What people read.
 
 use super::{TWO_SERVICES, ask, assert_prints, file};
-use crate::control::testbed::Testbed;
+use crate::{control::testbed::Testbed, reconcile::controller::Standing};
 
 #[test]
 fn get_services_shows_the_four_numbers() {
@@ -51,6 +51,39 @@ fn get_backends_names_those_that_answer_nothing() {
         web      blue   10.0.0.11:8443       1  ready  unknown  host       97  500  12,345 (1.2 MiB)  23,456 (33 MiB)
         web      green  10.0.1.11:8443       1  ready  unknown  host        3  500  12,345 (1.2 MiB)          0 (0 B)
         warning: web: 10.0.1.11:8443 was sent flows and answered none through this host: its route to the clients must lead here
+        ",
+    );
+}
+
+#[test]
+fn get_backends_says_since_when_one_is_down_and_why() {
+    let testbed = Testbed::with_web();
+    testbed.agent.edit("web", |view| {
+        let [blue, green] = &mut view.backends[..] else {
+            panic!("two backends")
+        };
+        (blue.health, green.health) = ("up", "down");
+        blue.checks = Some(Standing {
+            reason: "no answer within 1s".into(),
+            ..Standing::default()
+        });
+        green.checks = Some(Standing {
+            reason: "connection refused".into(),
+            since_unix_ms: 1_800_000_061_250,
+            ..Standing::default()
+        });
+        green.warnings.clear();
+    });
+    assert_prints(
+        &testbed,
+        "get backends web",
+        0,
+        "
+        SERVICE  POOL   BACKEND         WEIGHT  STATE  HEALTH  PLACED  FLOWS  NEW              SENT         ANSWERED
+        web      blue   10.0.0.11:8443       1  ready  up      host       97  500  12,345 (1.2 MiB)  23,456 (33 MiB)
+        web      green  10.0.1.11:8443       1  ready  down    host        3  500  12,345 (1.2 MiB)          0 (0 B)
+        check: web: the last one of 10.0.0.11:8443 failed: no answer within 1s
+        down: web: 10.0.1.11:8443 since 2027-01-15 08:01:01Z: connection refused
         ",
     );
 }

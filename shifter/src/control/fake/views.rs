@@ -41,6 +41,7 @@ pub(super) fn view(spec: &ServiceSpec, generation: u32) -> ServiceView {
                 pool,
                 spec: *spec,
                 health: "unknown",
+                checks: None,
                 placement: "host",
                 live_flows: if silent { 3 } else { 97 },
                 counters: BackendCounters {
@@ -80,6 +81,7 @@ pub(super) fn view(spec: &ServiceSpec, generation: u32) -> ServiceView {
             interval: Some((0.051, 0.039, 0.066)),
             adopted: 7,
             unpinned: 1,
+            cohort: 0,
         },
         carried: [97, 3],
         idle: [2, 0],
@@ -88,6 +90,7 @@ pub(super) fn view(spec: &ServiceSpec, generation: u32) -> ServiceView {
         first_flow: None,
         adoption: "single",
         counters: [counters(949), counters(51)],
+        cohorts: if spec.cohorts.is_empty() { "" } else { "on" },
         warnings: Vec::new(),
     }
 }
@@ -139,6 +142,7 @@ pub(super) fn flow(service: &str, port: u16, pool: PoolName) -> FlowView {
             state: "established",
             proven: true,
             adopted: false,
+            cohort: false,
             generation: 1,
             age_s: 3_725.0,
             idle_s: 0.25,

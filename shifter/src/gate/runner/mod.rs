@@ -187,7 +187,7 @@ fn lock(running: &Running) -> std::sync::MutexGuard<'_, BTreeSet<i32>> {
     running.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn answer(mut stream: UnixStream, gates: &crate::model::config::GatesConfig, running: &Running) {
+fn answer(mut stream: UnixStream, gates: &crate::model::gates::GatesConfig, running: &Running) {
     let refused = |text: String| Answer::Refused { text };
     let answer = match request(&stream) {
         Err(text) => refused(text),

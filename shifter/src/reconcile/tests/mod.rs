@@ -2,10 +2,12 @@
 
 mod apply;
 mod chaos;
+mod cohorts;
 mod delete;
 mod faults;
 mod free;
 mod gone;
+mod health;
 mod observe;
 mod refresh;
 mod restart;

@@ -1,0 +1,204 @@
+//! The checker over loopback, and one who is told.
+
+use std::sync::Mutex;
+
+use tokio::net::TcpListener;
+
+use super::{super::Look, *};
+use crate::model::health::Written;
+
+/// Keeps what it is told.
+struct Teller {
+    targets: Mutex<Vec<Target>>,
+    changes: watch::Sender<u64>,
+    told: Mutex<Vec<(String, BTreeSet<SocketAddr>)>>,
+    checks: Mutex<HashMap<SocketAddr, u64>>,
+    /// So many changes of rings fail.
+    failing: Mutex<u32>,
+}
+
+impl Teller {
+    fn new(targets: Vec<Target>) -> Arc<Self> {
+        Arc::new(Self {
+            targets: Mutex::new(targets),
+            changes: watch::Sender::new(0),
+            told: Mutex::default(),
+            checks: Mutex::default(),
+            failing: Mutex::default(),
+        })
+    }
+
+    fn told(&self) -> Vec<(String, BTreeSet<SocketAddr>)> {
+        self.told.lock().unwrap().clone()
+    }
+
+    fn set(&self, targets: Vec<Target>) {
+        *self.targets.lock().unwrap() = targets;
+        self.changes.send_modify(|version| *version += 1);
+    }
+
+    fn checks(&self, addr: SocketAddr) -> u64 {
+        self.checks.lock().unwrap().get(&addr).copied().unwrap_or(0)
+    }
+}
+
+impl Watched for Teller {
+    fn look(&self, _since: u64) -> Look {
+        Look {
+            is_whole: true,
+            targets: self.targets.lock().unwrap().clone(),
+            ..Look::default()
+        }
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn note(&self, checked: &Checked) {
+        *self
+            .checks
+            .lock()
+            .unwrap()
+            .entry(checked.backend)
+            .or_default() += 1;
+    }
+
+    fn settle(&self, service: &str, down: &BTreeSet<SocketAddr>) -> bool {
+        let mut failing = self.failing.lock().unwrap();
+        if *failing > 0 {
+            *failing -= 1;
+            return false;
+        }
+        let mut targets = self.targets.lock().unwrap();
+        if let Some(target) = targets.iter_mut().find(|t| t.service == service) {
+            target.down = down.clone();
+        }
+        self.told
+            .lock()
+            .unwrap()
+            .push((service.to_owned(), down.clone()));
+        true
+    }
+}
+
+fn target(service: &str, backends: &[SocketAddr]) -> Target {
+    let written = Written {
+        kind: Some("tcp".into()),
+        interval: Some("100ms".into()),
+        timeout: Some("100ms".into()),
+        ..Written::default()
+    };
+    Target {
+        service: service.into(),
+        spec: written.read().unwrap(),
+        backends: backends.iter().copied().collect(),
+        down: BTreeSet::new(),
+    }
+}
+
+fn start(teller: &Arc<Teller>) -> (watch::Sender<bool>, JoinHandle<Result<()>>) {
+    let (stop, stopped) = watch::channel(false);
+    let watched = Arc::clone(teller) as Arc<dyn Watched>;
+    (stop, tokio::spawn(run(watched, stopped, 1)))
+}
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A port on which nobody listens.
+async fn closed_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn what_refuses_is_told_once_and_what_listens_again_too() {
+    let good = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (good, bad) = (
+        good.local_addr().map(|a| (good, a)).unwrap(),
+        closed_port().await,
+    );
+    let teller = Teller::new(vec![target("web", &[good.1, bad])]);
+    let (stop, task) = start(&teller);
+    until("it is down", || !teller.told().is_empty()).await;
+    assert_eq!(teller.told(), [("web".to_owned(), BTreeSet::from([bad]))]);
+    until("checks go on", || {
+        teller.checks(bad) > 8 && teller.checks(good.1) > 8
+    })
+    .await;
+    assert_eq!(teller.told().len(), 1);
+    let _listener = TcpListener::bind(bad).await.unwrap();
+    until("it is up", || teller.told().len() > 1).await;
+    assert_eq!(teller.told()[1].1, BTreeSet::new());
+    stop.send_replace(true);
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_change_that_fails_is_tried_again() {
+    let bad = closed_port().await;
+    let teller = Teller::new(vec![target("web", &[bad])]);
+    *teller.failing.lock().unwrap() = 1;
+    let (_stop, _task) = start(&teller);
+    until("it is told", || !teller.told().is_empty()).await;
+    assert_eq!(*teller.failing.lock().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_service_that_goes_is_checked_no_more_and_one_that_comes_is() {
+    let (first, second) = (closed_port().await, closed_port().await);
+    let teller = Teller::new(vec![target("web", &[first])]);
+    let (_stop, _task) = start(&teller);
+    until("the first", || teller.told().len() == 1).await;
+    teller.set(vec![target("api", &[second])]);
+    until("the second", || teller.told().len() == 2).await;
+    assert_eq!(
+        teller.told()[1],
+        ("api".to_owned(), BTreeSet::from([second]))
+    );
+    let before = teller.checks(first);
+    let other = teller.checks(second);
+    until("more", || teller.checks(second) > other + 5).await;
+    assert!(teller.checks(first) <= before + 1);
+}
+
+#[tokio::test]
+async fn what_was_down_at_the_start_is_so_until_its_checks_pass() {
+    let (was_down, listener) = (closed_port().await, TcpListener::bind("127.0.0.1:0").await);
+    let listener = listener.unwrap();
+    let healed = listener.local_addr().unwrap();
+    let mut target = target("web", &[was_down, healed]);
+    target.down = BTreeSet::from([was_down, healed]);
+    let teller = Teller::new(vec![target]);
+    let (_stop, _task) = start(&teller);
+    until("one is healed", || !teller.told().is_empty()).await;
+    assert_eq!(teller.told()[0].1, BTreeSet::from([was_down]));
+}
+
+#[tokio::test]
+async fn backends_that_go_together_leave_in_few_changes() {
+    // All bound at once, so that none gets the port of another.
+    let mut listeners = Vec::new();
+    for _ in 0..50 {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    let addr = |listener: TcpListener| listener.local_addr().unwrap();
+    let backends: Vec<SocketAddr> = listeners.into_iter().map(addr).collect();
+    let teller = Teller::new(vec![target("web", &backends)]);
+    let (_stop, _task) = start(&teller);
+    until("all are down", || {
+        teller
+            .told()
+            .last()
+            .is_some_and(|(_, down)| down.len() == 50)
+    })
+    .await;
+    let changes = teller.told().len();
+    assert!(changes <= 8, "{changes} changes for 50 backends");
+}
