@@ -10,6 +10,7 @@ pub mod control;
 pub mod datapath;
 pub mod doctor;
 pub mod fault;
+pub mod gate;
 pub mod health;
 pub mod judge;
 pub mod model;

@@ -28,6 +28,7 @@ use crate::{
         mend::{mend_pins, note_installation},
     },
     fault,
+    gate::Asker,
     model::config::AgentConfig,
     network::Network,
     reconcile::{Reconciler, Settings},
@@ -63,6 +64,9 @@ pub struct Engine {
     pub reconciler: Arc<Reconciler>,
     /// Keeps the pins within reach of a path.
     pub keeper: Arc<Mutex<Keeper>>,
+    /// Asks gates that reach out of the agent; for who walks rollouts.
+    #[allow(dead_code)]
+    pub asker: Arc<Asker>,
     state_dir: PathBuf,
     pub took: Took,
 }
@@ -85,6 +89,7 @@ impl Engine {
         network: Arc<Network>,
         manager: &Manager,
         supervisor: &Arc<Supervisor>,
+        asker: Arc<Asker>,
     ) -> Result<Self> {
         let begun = Instant::now();
         let (changes, route_generation) = (network.changes(), network.route_generation());
@@ -134,6 +139,7 @@ impl Engine {
             hooks,
             reconciler,
             keeper: Arc::new(Mutex::new(Keeper::new(Pins::new(&config.bpffs))?)),
+            asker,
             state_dir: config.state_dir.clone(),
             took: Took {
                 open,

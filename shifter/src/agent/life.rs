@@ -25,8 +25,8 @@ use super::{
     supervise::{HANDOVER, KEEP_ALIVE, Supervisor, blocking},
 };
 use crate::{
-    datapath::noted, fault, model::config::AgentConfig, network::Network, reconcile::Reconciler,
-    telemetry::Receipts,
+    datapath::noted, fault, gate::Asker, model::config::AgentConfig, network::Network,
+    reconcile::Reconciler, telemetry::Receipts,
 };
 
 /// How long writes under way may hold a handover up.
@@ -41,6 +41,8 @@ struct Life {
     /// How long the locks may be another's at the start.
     patience: Duration,
     config: AgentConfig,
+    /// Who asks gates that reach out of the agent.
+    asker: Arc<Asker>,
     network: Arc<Network>,
     manager: Arc<Manager>,
     supervisor: Arc<Supervisor>,
@@ -69,7 +71,7 @@ enum Next {
 }
 
 /// Lives until a signal, or until another agent has taken over.
-pub async fn live(config: AgentConfig, replace: bool) -> Result<()> {
+pub async fn live(config: AgentConfig, asker: Arc<Asker>, replace: bool) -> Result<()> {
     let started = Instant::now();
     privilege::say_what_is_missing();
     noted::read_from(noted::path_beside(&config.unix));
@@ -87,6 +89,7 @@ pub async fn live(config: AgentConfig, replace: bool) -> Result<()> {
         signals: signals.for_manager(&manager)?,
         successor: Successor::of_this_process(),
         config,
+        asker,
         network,
         manager,
         supervisor: Supervisor::new(),
@@ -146,6 +149,7 @@ impl Life {
             Arc::clone(&self.network),
             &self.manager,
             &self.supervisor,
+            Arc::clone(&self.asker),
         )
     }
 

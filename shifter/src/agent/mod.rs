@@ -18,16 +18,19 @@ mod loud;
 mod notify;
 mod panics;
 pub mod prepare;
-mod privilege;
+pub mod privilege;
 mod serving;
 mod successor;
 mod supervise;
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use crate::model::config::{AgentConfig, parse_config_with};
+use crate::{
+    gate::{self, Asker},
+    model::config::{AgentConfig, parse_config_with},
+};
 
 /// How long a call that hangs may keep the process at its end.
 const LAST_CALLS: Duration = Duration::from_secs(5);
@@ -45,16 +48,30 @@ pub fn run(config_path: &Path, replace: bool) -> Result<()> {
         .init();
     let config = read_config(config_path)?;
     limits::raise_files()?;
+    // While this process may become another user; it lives as long as the agent.
+    let runner = gate::runner::start(&config, config_path);
     // Before the first thread: each has capabilities of its own.
     privilege::drop_what_is_not_needed(&config);
+    let asker = Asker {
+        hosts: config.gates.hosts.clone(),
+        runner,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("starting the agent's runtime")?;
-    let ended = runtime.block_on(life::live(config, replace));
+    let ended = runtime.block_on(life::live(config, Arc::new(asker), replace));
     runtime.shutdown_timeout(LAST_CALLS);
     ended
+}
+
+/// Runs the programs of gates for an agent (`gate::runner`).
+pub fn run_programs(config_path: &Path, has_lifeline: bool) -> Result<()> {
+    let config = read_config(config_path)?;
+    gate::runner::serve(&config, has_lifeline).context(
+        "running programs for the agent: descriptor 3 has to be a socket that listens, as shifter-runner.socket hands it over",
+    )
 }
 
 /// The agent's configuration.

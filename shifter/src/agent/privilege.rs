@@ -8,6 +8,9 @@ use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 use crate::{model::config::AgentConfig, store::STORE_FILE};
 
 const CAP_DAC_OVERRIDE: u32 = 1;
+const CAP_KILL: u32 = 5;
+const CAP_SETGID: u32 = 6;
+const CAP_SETUID: u32 = 7;
 const CAP_SETPCAP: u32 = 8;
 const CAP_NET_BIND_SERVICE: u32 = 10;
 const CAP_NET_ADMIN: u32 = 12;
@@ -64,6 +67,30 @@ pub fn drop_what_is_not_needed(config: &AgentConfig) {
             tracing::warn!(%error, "giving up capabilities that are not needed failed; the agent goes on with them");
         }
     }
+}
+
+/// Whether this process has a capability, by its number.
+fn has(number: u32) -> bool {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    set(&status, "CapEff:").is_some_and(|set| set >> number & 1 == 1)
+}
+
+/// Whether this process may become another user.
+pub fn may_change_user() -> bool {
+    has(CAP_SETUID) && has(CAP_SETGID)
+}
+
+/// What a runner of programs needs: to become another user, and to end what runs as
+/// one. It gives up all else, for itself and for its children.
+pub fn keep_for_runner() -> io::Result<()> {
+    let status = fs::read_to_string("/proc/thread-self/status")?;
+    let all = |key| set(&status, key).unwrap_or(0);
+    let mask = 1 << CAP_SETUID | 1 << CAP_SETGID | 1 << CAP_KILL;
+    let give_up = match has(CAP_SETPCAP) {
+        true => all("CapBnd:") & !mask,
+        false => 0,
+    };
+    reduce(all("CapPrm:") & mask, give_up)
 }
 
 /// What this configuration needs at most.

@@ -18,6 +18,7 @@ mod prepare;
 mod promote;
 mod receipt;
 mod rollback;
+mod runner;
 mod screen;
 mod share;
 mod shift;
@@ -105,6 +106,7 @@ enum Verb {
     Doctor(doctor::Doctor),
     Detach(detach::Detach),
     Prepare(prepare::Prepare),
+    Runner(runner::Runner),
     Completion(completion::Completion),
     Man(man::Man),
 }
@@ -164,6 +166,7 @@ fn dispatch(cli: Cli, screen: &mut Screen<'_>) -> Result<u8, Failure> {
         Verb::Doctor(verb) => verb.run(screen),
         Verb::Detach(verb) => verb.run(screen),
         Verb::Prepare(verb) => verb.run(screen),
+        Verb::Runner(verb) => verb.run(),
         Verb::Completion(verb) => verb.run(screen),
         Verb::Man(verb) => verb.run(screen),
         verb => tokio::runtime::Builder::new_current_thread()
@@ -192,6 +195,7 @@ async fn ask(verb: Verb, global: &Global, screen: &mut Screen<'_>) -> Result<u8,
         | Verb::Doctor(_)
         | Verb::Detach(_)
         | Verb::Prepare(_)
+        | Verb::Runner(_)
         | Verb::Completion(_)
         | Verb::Man(_) => Ok(EXIT_DONE),
     }

@@ -7,7 +7,7 @@
 //! dies) are what the sequential test does not take into account, and clumps show
 //! what they would do.
 
-use super::{GateSpec, Outcome, Recorded, Recording, random::Random, replay};
+use super::{GateSpec, Outcome, Recorded, Recording, replay, seeded::Random};
 use crate::model::{
     PoolName,
     signals::{Histogram, PoolSignals},

@@ -1,6 +1,8 @@
 //! Which gates may reach out of the agent, and where to.
 
-use super::{GateSpec, Judge};
+use std::time::Duration;
+
+use super::{GateSpec, Judge, words};
 
 /// Who wrote a list of gates.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +20,8 @@ pub struct Allowed {
     pub hosts: Vec<String>,
     /// Whether there is an `exec_dir`.
     pub exec: bool,
+    /// The longest time-out that a gate may have; `None`: whatever it says.
+    pub timeout_max: Option<Duration>,
 }
 
 /// Why a gate is refused.
@@ -35,6 +39,14 @@ pub enum GateError {
         "gate {gate:?}: there is no directory of programs: set exec_dir of [gates] in the agent's file, as exec_dir = \"/etc/shifter/exec\""
     )]
     NoExecDir { gate: String },
+    #[error(
+        "gate {gate:?}: its time-out of {} is above timeout_max of [gates] in the agent's file, {}: lower the one or raise the other", words::show_time(*timeout), words::show_time(*most)
+    )]
+    Timeout {
+        gate: String,
+        timeout: Duration,
+        most: Duration,
+    },
     #[error("gate {gate:?}: {error}")]
     Url { gate: String, error: UrlError },
 }
@@ -106,12 +118,22 @@ pub fn check_allowed(
             let judge = spec.judge.word();
             return Err(GateError::OverApi { gate, judge });
         }
-        let url = match &spec.judge {
-            Judge::Prometheus(it) => &it.url,
-            Judge::Webhook(it) => &it.url,
-            Judge::Exec(_) if allowed.exec => continue,
+        let (url, timeout) = match &spec.judge {
+            Judge::Prometheus(it) => (Some(&it.url), it.timeout),
+            Judge::Webhook(it) => (Some(&it.url), it.timeout),
+            Judge::Exec(it) if allowed.exec => (None, it.timeout),
             _ => return Err(GateError::NoExecDir { gate }),
         };
+        if let Some(most) = allowed.timeout_max
+            && timeout > most
+        {
+            return Err(GateError::Timeout {
+                gate,
+                timeout,
+                most,
+            });
+        }
+        let Some(url) = url else { continue };
         match host_of(url) {
             Ok(host) if allowed.hosts.contains(&host) => {}
             Ok(host) => return Err(GateError::Host { gate, host }),
@@ -174,13 +196,14 @@ mod tests {
 
     #[test]
     fn gates_that_reach_out_come_from_the_agents_file_and_go_where_it_says() {
-        let prometheus = r#"[{ judge = "prometheus", url = "http://h:1", query = "up", max = 1 }]"#;
-        let exec = r#"[{ judge = "exec", file = "a.sh" }]"#;
+        let prometheus = r#"[{ judge = "prometheus", url = "http://h:1", query = "up", max = 1, timeout = "4s" }]"#;
+        let exec = r#"[{ judge = "exec", file = "a.sh", timeout = "4s" }]"#;
         let pure = r#"[{ judge = "sequential" }, { judge = "mann-whitney" }]"#;
         let none = Allowed::default();
         let some = Allowed {
             hosts: vec!["h:1".into()],
             exec: true,
+            timeout_max: Some(Duration::from_secs(4)),
         };
         assert_eq!(check_allowed(&read(pure), Origin::Api, &none), Ok(()));
         for text in [prometheus, exec] {
@@ -196,5 +219,8 @@ mod tests {
         assert!(error.to_string().contains("hosts = [\"h:1\"]"), "{error}");
         let error = check_allowed(&read(exec), Origin::AgentFile, &none).unwrap_err();
         assert!(error.to_string().contains("exec_dir = "), "{error}");
+        let slow = read(r#"[{ judge = "exec", file = "a.sh" }]"#);
+        let error = check_allowed(&slow, Origin::AgentFile, &some).unwrap_err();
+        assert!(error.to_string().contains("5000ms is above"), "{error}");
     }
 }

@@ -85,22 +85,41 @@ pub(super) fn nearest(pair: Pair, delta: f64, live: f64, candidate: f64) -> (f64
         let mean = (n_l * live + n_c * candidate) / (n_l + n_c);
         return (mean, mean);
     }
-    // On the border θ_c = θ_l + δ; the derivative of a convex function rises.
-    let slope = |t: f64| {
-        let c = t + delta;
-        n_l * (t - live) / (t * (1.0 - t)) + n_c * (c - candidate) / (c * (1.0 - c))
+    // On the border θ_c = θ_l + δ: the zero of the derivative, which rises.
+    let part = |n: f64, t: f64, star: f64| {
+        let spread = t * (1.0 - t);
+        let slope = n * (t - star) / spread;
+        let curve = n * (spread - (t - star) * (1.0 - 2.0 * t)) / (spread * spread);
+        (slope, curve)
     };
     let (mut low, mut high) = (1e-12, 1.0 - delta - 1e-12);
-    for _ in 0..60 {
-        let middle = 0.5 * (low + high);
-        if slope(middle) > 0.0 {
+    let mut middle = live.clamp(low, high);
+    for round in 0..200 {
+        let (l, c) = (
+            part(n_l, middle, live),
+            part(n_c, middle + delta, candidate),
+        );
+        if l.0 + c.0 > 0.0 {
             high = middle;
         } else {
             low = middle;
         }
+        // Newton's step, but where it leaves the bracket or is slow, the half.
+        let newton = middle - (l.0 + c.0) / (l.1 + c.1);
+        let is_within = newton > low && newton < high;
+        if is_within && (newton - middle).abs() <= 1e-13 * middle.min(1.0 - middle) {
+            break;
+        }
+        middle = if is_within && round % 3 != 2 {
+            newton
+        } else {
+            0.5 * (low + high)
+        };
+        if high - low <= 1e-15 * high {
+            break;
+        }
     }
-    let theta = 0.5 * (low + high);
-    (theta, theta + delta)
+    (middle, middle + delta)
 }
 
 /// Logarithm of the factor of one window; 0 if the alternative is no bet against

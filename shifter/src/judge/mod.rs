@@ -11,10 +11,10 @@ mod failures;
 mod mann_whitney;
 mod normal;
 mod number;
-mod random;
 mod read;
 mod recording;
 mod replay;
+mod seeded;
 mod sequential;
 #[cfg(test)]
 mod simulate;
@@ -308,6 +308,16 @@ impl GateSpec {
                 HookType::PreRollout | HookType::PostRollout | HookType::Event => When::Hook,
                 _ => When::Every(it.interval),
             },
+        }
+    }
+
+    /// How long it may take to answer; `None` for a gate that asks nobody.
+    pub fn timeout(&self) -> Option<Duration> {
+        match &self.judge {
+            Judge::Prometheus(it) => Some(it.timeout),
+            Judge::Webhook(it) => Some(it.timeout),
+            Judge::Exec(it) => Some(it.timeout),
+            _ => None,
         }
     }
 

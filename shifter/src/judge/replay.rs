@@ -97,7 +97,7 @@ mod tests {
     use crate::{
         judge::{
             Recorded,
-            random::Random,
+            seeded::Random,
             simulate::{Behaviour, window},
             tests::read,
         },

@@ -7,7 +7,7 @@ use super::{
     failures::Failures,
     state::histogram_of,
     times::Times,
-    words::{Word as _, show_ns, show_share},
+    words::{Word as _, show_evidence, show_ns, show_share},
 };
 
 /// What each measure has seen, in the order of the gate's measures.
@@ -115,12 +115,13 @@ fn failures_said(
     }
     let evidence = it.worse.peak();
     let text = format!(
-        "failures: candidate {} of {} flows, live {} of {}, at most {} more; evidence {evidence:.3} of {alarm:.0}",
+        "failures: candidate {} of {} flows, live {} of {}, at most {} more; evidence {} of {alarm:.0}",
         show_share(share(it.candidate)),
         it.candidate.0,
         show_share(share(it.live)),
         it.live.0,
         spec.min_effect.ratio,
+        show_evidence(evidence),
     );
     let said = Said {
         samples: it.live.0.min(it.candidate.0),
@@ -152,13 +153,14 @@ fn times_said(
     }
     let evidence = it.peak();
     let text = format!(
-        "{word}: median of candidate {} of {} flows, of live {} of {}, at most {} or {} more; evidence {evidence:.3} of {alarm:.0}",
+        "{word}: median of candidate {} of {} flows, of live {} of {}, at most {} or {} more; evidence {} of {alarm:.0}",
         show_ns(medians[0]),
         it.candidate.count(),
         show_ns(medians[1]),
         it.live.count(),
         show_ns(spec.min_effect.time.as_nanos() as f64),
         spec.min_effect.time_relative,
+        show_evidence(evidence),
     );
     let said = Said {
         samples: it.live.count().min(it.candidate.count()),

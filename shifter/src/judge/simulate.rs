@@ -2,7 +2,7 @@
 
 use shifter_common::histogram::bucket_of;
 
-use super::{Window, random::Random};
+use super::{Window, seeded::Random};
 use crate::model::signals::PoolSignals;
 
 /// How a simulated pool behaves.

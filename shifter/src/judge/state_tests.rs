@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::judge::{
-    random::Random,
+    seeded::Random,
     simulate::{Behaviour, window},
     tests::read,
 };
@@ -78,6 +78,28 @@ fn three_milliseconds_later_are_noticed_and_a_tenth_is_not() {
             assert_eq!(alarm, None, "{median_ns} {sigma}");
         }
     }
+}
+
+#[test]
+fn what_alarmed_once_goes_on_alarming() {
+    let gate = &read(r#"[{ judge = "sequential" }]"#)[0];
+    let mut random = Random(17);
+    let mut state = GateState::new(gate).unwrap();
+    let mut alarmed_at = None;
+    for i in 0..400 {
+        let failures = if i < 100 { 0.1 } else { 0.0 };
+        let candidate = Behaviour { failures, ..GOOD };
+        state.add(gate, &window(&GOOD, &candidate, 100, 0.2, &mut random));
+        let is_alarm = state.judge(gate).outcome == Outcome::Fail;
+        assert!(
+            is_alarm || alarmed_at.is_none(),
+            "{i}, after {alarmed_at:?}"
+        );
+        if is_alarm && alarmed_at.is_none() {
+            alarmed_at = Some(i);
+        }
+    }
+    assert!(alarmed_at.is_some());
 }
 
 #[test]

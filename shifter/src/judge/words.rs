@@ -209,3 +209,12 @@ pub(super) fn show_ns(ns: f64) -> String {
         _ => format!("{:.3} s", ns / 1e9),
     }
 }
+
+/// A factor of evidence in reasons.
+pub(super) fn show_evidence(evidence: f64) -> String {
+    if evidence < 1e6 {
+        format!("{evidence:.3}")
+    } else {
+        format!("{evidence:.1e}")
+    }
+}

@@ -9,6 +9,7 @@ use super::{
     cohort_file::ReadFile,
     duration,
     file::{self, FileError, Format, Table},
+    gates::{self, GatesConfig},
     tree::{Fault, Value},
 };
 
@@ -54,6 +55,7 @@ pub struct AgentConfig {
     /// `None`: no metrics are served.
     pub metrics: Option<SocketAddr>,
     pub services: Vec<ServiceSpec>,
+    pub gates: GatesConfig,
 }
 
 /// Bounds of `flow_capacity`.
@@ -108,6 +110,7 @@ impl Default for AgentConfig {
             unix: "/run/shifter/shifter.sock".into(),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9464))),
             services: Vec::new(),
+            gates: GatesConfig::default(),
         }
     }
 }
@@ -128,7 +131,11 @@ pub fn parse_config_with(
 
 fn config(text: &str, read_file: &mut ReadFile<'_>) -> Result<AgentConfig, Fault> {
     let root = file::read(text, Format::Toml)?;
-    let table = Table::of(&root, "the file", &["agent", "api", "metrics", "service"])?;
+    let table = Table::of(
+        &root,
+        "the file",
+        &["agent", "api", "metrics", "service", "gates"],
+    )?;
     let mut config = AgentConfig::default();
     match table.find("agent") {
         Some(entry) => agent(entry.at, &entry.node, &mut config)?,
@@ -139,6 +146,9 @@ fn config(text: &str, read_file: &mut ReadFile<'_>) -> Result<AgentConfig, Fault
     }
     if let Some(entry) = table.find("metrics") {
         metrics(&entry.node, &mut config)?;
+    }
+    if let Some(entry) = table.find("gates") {
+        config.gates = gates::section(&entry.node)?;
     }
     if let Some(entry) = table.find("service") {
         config.services = file::services(entry, read_file)?;
@@ -288,7 +298,7 @@ fn metrics(node: &super::tree::Node, config: &mut AgentConfig) -> Result<(), Fau
     Ok(())
 }
 
-fn absolute_path(table: &Table<'_>, key: &str) -> Result<Option<PathBuf>, Fault> {
+pub(super) fn absolute_path(table: &Table<'_>, key: &str) -> Result<Option<PathBuf>, Fault> {
     match table.string(key)? {
         Some((text, at)) if !text.starts_with('/') => Err(Fault::new(
             at,
@@ -299,7 +309,7 @@ fn absolute_path(table: &Table<'_>, key: &str) -> Result<Option<PathBuf>, Fault>
 }
 
 /// Whole seconds, as a number or as a duration in quotes.
-fn seconds(table: &Table<'_>, key: &str, low: u32) -> Result<Option<u32>, Fault> {
+pub(super) fn seconds(table: &Table<'_>, key: &str, low: u32) -> Result<Option<u32>, Fault> {
     // A year: the coarse ticks of the flow table wrap after two.
     const HIGH: u32 = 31_536_000;
     let Some(entry) = table.find(key) else {
@@ -340,9 +350,11 @@ mod tests {
             ..AgentConfig::default()
         };
         assert_eq!(format!("{config:?}"), format!("{default:?}"));
-        for key in TIMEOUT_KEYS.iter().chain(&AGENT_KEYS) {
+        for key in TIMEOUT_KEYS.iter().chain(&AGENT_KEYS).chain(&gates::KEYS) {
             let line = format!("{key} = ");
-            let is_shown = text.lines().any(|l| l.starts_with(&line));
+            let is_shown = text
+                .lines()
+                .any(|l| l.trim_start_matches("# ").starts_with(&line));
             assert!(is_shown || *key == "timeouts", "{key} is not shown");
         }
     }
@@ -432,6 +444,22 @@ pools = { blue = ["10.0.0.1:80"] }
             (
                 format!("{agent}[api]\ntcp = \"0.0.0.0:1\"\n"),
                 "unix socket only",
+            ),
+            (
+                format!("{agent}[gates]\nhosts = [\"a\", \"A:80\"]\n"),
+                "f:4:15: hosts: \"a:80\" is named twice",
+            ),
+            (
+                format!("{agent}[gates]\nhosts = [\"http://a\"]\n"),
+                "is no host with its port",
+            ),
+            (
+                format!("{agent}[gates]\nexec_user = \"root\"\n"),
+                "run without privileges",
+            ),
+            (
+                format!("{agent}[gates]\nexec_dir = \"x\"\n"),
+                "begins with '/'",
             ),
             (
                 format!("{agent}[metrics]\nlisten = \"x\"\n"),

@@ -58,7 +58,7 @@ pub fn parse_services_with(
     read(text, format)
         .and_then(|root| {
             // The agent's own file may be applied too.
-            let sections = ["service", "agent", "api", "metrics"];
+            let sections = ["service", "agent", "api", "metrics", "gates"];
             let table = Table::of(&root, "the file", &sections)?;
             match table.find("service") {
                 Some(entry) => services(entry, read_file),

@@ -5,6 +5,7 @@ pub mod cohort_file;
 pub mod config;
 pub mod duration;
 pub mod file;
+pub mod gates;
 pub mod health;
 mod health_file;
 mod health_read;

@@ -17,9 +17,11 @@ use crate::{
 };
 
 /// What the package holds, and its modes.
-const FILES: [(&str, u32); 10] = [
+const FILES: [(&str, u32); 12] = [
     ("usr/bin/shifter", 0o755),
     ("usr/lib/systemd/system/shifter.service", 0o644),
+    ("usr/lib/systemd/system/shifter-runner.service", 0o644),
+    ("usr/lib/systemd/system/shifter-runner.socket", 0o644),
     (CONFFILE, 0o640),
     ("usr/share/man/man1/shifter.1.gz", 0o644),
     ("usr/share/man/man1/shifter-prepare.1.gz", 0o644),

@@ -66,6 +66,10 @@ impl Recipe {
         stage.copy(&self.binary, "usr/bin/shifter", 0o755)?;
         let unit = "usr/lib/systemd/system/shifter.service";
         stage.copy(&packaging.join("shifter.service"), unit, 0o644)?;
+        for name in ["shifter-runner.service", "shifter-runner.socket"] {
+            let to = format!("usr/lib/systemd/system/{name}");
+            stage.copy(&packaging.join(name), &to, 0o644)?;
+        }
         let settings = read(&packaging.join("shifter.toml"))? + &self.more_settings;
         // A seed may be written in there, which nobody else shall see.
         stage.write(CONFFILE, settings.as_bytes(), 0o640)?;

@@ -1,0 +1,247 @@
+//! One program, as another user, within bounds.
+
+use std::{
+    fs, io,
+    io::Read as _,
+    os::{
+        fd::AsRawFd as _,
+        unix::process::{CommandExt as _, ExitStatusExt as _},
+    },
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Answer, Request, Running,
+    check::{self, CheckError},
+    lock,
+};
+
+/// Bytes that a program may write.
+const OUTPUT: usize = 64 * 1024;
+/// Of which so many go into the answer.
+const SHOWN: usize = 4 * 1024;
+const PASSWD: &str = "/etc/passwd";
+
+/// Why a program was not run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RunError {
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    #[error("there is no user {0:?} in {PASSWD}: set exec_user of [gates] in the agent's file")]
+    NoUser(String),
+    #[error("user {0:?} is root: set exec_user of [gates] to one without privileges")]
+    Root(String),
+    #[error("{0:?} is no variable for a program: their names begin with SHIFTER_")]
+    Variable(String),
+    #[error("starting {path} failed: {error}")]
+    Start { path: String, error: io::Error },
+}
+
+/// Uid and gid of a user, by name.
+fn user(name: &str) -> Result<(u32, u32), RunError> {
+    let passwd = fs::read_to_string(PASSWD).unwrap_or_default();
+    let ids = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then_some(())?;
+        let uid = fields.nth(1)?.parse().ok()?;
+        Some((uid, fields.next()?.parse().ok()?))
+    });
+    match ids {
+        None => Err(RunError::NoUser(name.into())),
+        Some((0, _) | (_, 0)) => Err(RunError::Root(name.into())),
+        Some(ids) => Ok(ids),
+    }
+}
+
+/// Runs it to its end, or to that of its time or output.
+pub(super) fn run(
+    request: &Request,
+    dir: &Path,
+    exec_user: &str,
+    running: &Running,
+) -> Result<Answer, RunError> {
+    let path = check::program(dir, &request.file)?;
+    let (uid, gid) = user(exec_user)?;
+    let timeout = Duration::from_millis(request.timeout_ms.clamp(1, 300_000));
+    let mut command = Command::new(&path);
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .uid(uid)
+        .gid(gid);
+    for (key, value) in &request.environment {
+        if !key.starts_with("SHIFTER_") || key.contains(['=', '\0']) || value.contains('\0') {
+            return Err(RunError::Variable(key.clone()));
+        }
+        command.env(key, value);
+    }
+    let seconds = timeout.as_secs() + 1;
+    // SAFETY: every call in there is async-signal-safe. std has become the user and
+    // left all groups before.
+    unsafe {
+        command.pre_exec(move || confine(seconds));
+    }
+    let child = command.spawn().map_err(|error| RunError::Start {
+        path: path.display().to_string(),
+        error,
+    })?;
+    let group = child.id() as i32;
+    lock(running).insert(group);
+    let answer = follow(child, timeout, &request.file);
+    lock(running).remove(&group);
+    Ok(answer)
+}
+
+/// In the child, as the user: a session of its own, no way to more rights, bounds.
+fn confine(cpu_s: u64) -> io::Result<()> {
+    let bounds = [
+        (libc::RLIMIT_CPU, cpu_s),
+        (libc::RLIMIT_CORE, 0),
+        (libc::RLIMIT_FSIZE, 1 << 20),
+        (libc::RLIMIT_NOFILE, 256),
+    ];
+    // SAFETY: numbers, and a structure that lives over the call. Both outputs are
+    // one pipe, so that their order is kept.
+    let failed = unsafe {
+        libc::setsid() < 0
+            || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+            // The end of the runner is the end of it, however the runner ends.
+            || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) != 0
+            || libc::dup2(1, 2) < 0
+            || bounds.into_iter().any(|(what, most)| {
+                let limit = libc::rlimit {
+                    rlim_cur: most,
+                    rlim_max: most,
+                };
+                libc::setrlimit(what, &raw const limit) != 0
+            })
+    };
+    match failed {
+        true => Err(io::Error::last_os_error()),
+        false => Ok(()),
+    }
+}
+
+fn follow(mut child: Child, timeout: Duration, file: &str) -> Answer {
+    let begun = Instant::now();
+    let group = child.id() as i32;
+    let mut output = Vec::new();
+    let mut pipe = child.stdout.take();
+    let refused = |child: &mut Child, text: String| {
+        kill_group(group);
+        let _ = child.wait();
+        Answer::Refused { text }
+    };
+    loop {
+        if output.len() > OUTPUT {
+            let text = format!("{file} wrote more than {OUTPUT} bytes and was ended");
+            return refused(&mut child, text);
+        }
+        let left = timeout.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            let text = format!(
+                "{file} took longer than {} ms and was ended",
+                timeout.as_millis()
+            );
+            return refused(&mut child, text);
+        }
+        match has_ended(group) {
+            Ok(false) => {}
+            Ok(true) => {
+                // Before it is reaped: until then nobody else can have its number.
+                kill_group(group);
+                // What is left in the pipe, and nothing that comes later.
+                while read_some(&mut pipe, &mut output, Duration::ZERO) && output.len() <= OUTPUT {}
+                return ended(&mut child, output, file);
+            }
+            Err(error) => {
+                let text = format!("waiting for {file} failed: {error}");
+                return refused(&mut child, text);
+            }
+        }
+        // Both its end and its output are looked for this often.
+        let pause = left.min(Duration::from_millis(5));
+        if !read_some(&mut pipe, &mut output, pause) {
+            std::thread::sleep(pause);
+        }
+    }
+}
+
+fn ended(child: &mut Child, mut output: Vec<u8>, file: &str) -> Answer {
+    output.truncate(SHOWN);
+    match child.wait() {
+        Ok(status) => match status.code() {
+            Some(code) => Answer::Ended {
+                code,
+                output: String::from_utf8_lossy(&output).into_owned(),
+            },
+            None => Answer::Killed {
+                signal: status.signal().unwrap_or(0),
+            },
+        },
+        Err(error) => Answer::Refused {
+            text: format!("waiting for {file} failed: {error}"),
+        },
+    }
+}
+
+/// Whether a child has ended; it is left to be waited for.
+fn has_ended(pid: i32) -> io::Result<bool> {
+    // SAFETY: zeroes are a siginfo; it lives over the call.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let how = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: as above.
+    let result = unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &raw mut info, how) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid(2) has filled it in, or left the zeroes.
+    Ok(unsafe { info.si_pid() } == pid)
+}
+
+/// Reads what comes within a time; false if nothing did.
+fn read_some(
+    pipe: &mut Option<std::process::ChildStdout>,
+    output: &mut Vec<u8>,
+    wait: Duration,
+) -> bool {
+    let Some(from) = pipe else { return false };
+    let mut poll = libc::pollfd {
+        fd: from.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one structure, which lives over the call.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, wait.as_millis() as i32) };
+    if ready <= 0 {
+        return false;
+    }
+    let mut bytes = [0; 4096];
+    match from.read(&mut bytes) {
+        Ok(0) | Err(_) => {
+            *pipe = None;
+            false
+        }
+        Ok(count) => {
+            output.extend_from_slice(&bytes[..count]);
+            true
+        }
+    }
+}
+
+/// Ends a program and what it started in its group.
+pub(super) fn kill_group(group: i32) {
+    // SAFETY: takes numbers. A group that is gone is no fault.
+    unsafe {
+        libc::kill(-group, libc::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;
