@@ -24,8 +24,9 @@ use shifter_common::{
 };
 
 use super::{
-    BackendId, BackendImage, Census, Datapath, DatapathError, FlowFilter, FlowRow, HookStatus,
-    IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId, ServiceImage, VerdictCount,
+    BackendId, BackendImage, BreakerState, Census, Datapath, DatapathError, FlowFilter, FlowRow,
+    HookStatus, IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId, ServiceImage,
+    VerdictCount,
     attach::{Attacher, Egress, load_programs},
     backends::{Backends, Known, NextHops, Whose, addr_of},
     flows::FlowTable,
@@ -34,7 +35,7 @@ use super::{
     memory::{MappedArray, NO_BARRIER, grace_period},
     services::{Services, image_of},
 };
-use crate::model::{PoolName, Protocol};
+use crate::model::{PoolName, Protocol, signals::PoolSignals};
 use config::prepare_config;
 use counters::Counters;
 pub use hooks::Look;
@@ -303,6 +304,16 @@ impl Datapath for KernelDatapath {
 
     fn pool_counters(&self, id: ServiceId) -> Result<[PoolCounters; 2], DatapathError> {
         self.counters.pools(id)
+    }
+
+    fn signals(&self, _id: ServiceId) -> Result<[PoolSignals; 2], DatapathError> {
+        Err(DatapathError::Refused(
+            "the programs of this version count no signals of pools yet".into(),
+        ))
+    }
+
+    fn breaker(&self, _id: ServiceId) -> Result<Option<BreakerState>, DatapathError> {
+        Ok(None)
     }
 
     fn backend_counters(&self, id: BackendId) -> Result<BackendCounters, DatapathError> {
