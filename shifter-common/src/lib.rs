@@ -13,5 +13,6 @@ pub mod known;
 pub mod life;
 pub mod packet;
 pub mod select;
+pub mod signals;
 pub mod table;
 pub mod tcp_state;

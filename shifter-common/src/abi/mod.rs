@@ -11,6 +11,7 @@ pub mod key;
 pub mod next_hop;
 pub mod ring;
 pub mod service;
+pub mod signals;
 pub mod stats;
 
 pub use backend::Backend;
@@ -20,10 +21,11 @@ pub use key::AddressKey;
 pub use next_hop::{NextHop, NextHopKey};
 pub use ring::RingRegion;
 pub use service::ServiceBody;
+pub use signals::{BreakerRecord, FlowTimes};
 pub use stats::{BackendCounters, FirstFlow, PoolCounters};
 
 /// Version of the layouts in this module; checked when pinned maps are adopted.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Services an installation can hold.
 pub const MAX_SERVICES: u32 = 8_192;

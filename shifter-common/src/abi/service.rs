@@ -65,7 +65,17 @@ pub struct ServiceBody {
     /// unused places are `NO_BACKEND`.
     pub local_backends: [[u16; LOCAL_BACKENDS]; 2],
     /// Zero.
-    pub pad: [u32; 10],
+    pub pad: [u32; 4],
+    /// Window of the breaker in ns; 0: there is none.
+    pub breaker_window_ns: u64,
+    /// More failures than these.
+    pub breaker_failures: u32,
+    /// Of at least so many attempts.
+    pub breaker_attempts: u32,
+    /// And a larger share of them, of `2^32`.
+    pub breaker_ratio: u32,
+    /// Zero.
+    pub pad_end: u32,
 }
 
 const _: () = assert!(size_of::<ServiceBody>() == 192);

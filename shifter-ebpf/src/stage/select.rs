@@ -12,7 +12,10 @@ use shifter_common::{
     select::{affinity_hash, diffuse, pool_of, ring_hash, ring_slot},
 };
 
-use crate::maps::{BACKENDS, RINGS, SPLIT_ERRORS, element};
+use crate::{
+    maps::{BACKENDS, RINGS, SPLIT_ERRORS, element},
+    stage::signals,
+};
 
 /// Slots that are tried until a backend is found that can take a flow.
 const TRIES: u32 = 8;
@@ -60,9 +63,18 @@ pub fn live_pool(body: &ServiceBody) -> usize {
     }
 }
 
-/// The threshold in force: past the dead-man's deadline the safe one.
+/// The threshold in force: past the dead-man's deadline the safe one, and where
+/// the breaker has tripped that of the live pool. Who forces a pool in spite of
+/// it asks [`signals::has_tripped`] first.
 #[inline(always)]
 pub fn threshold(body: &ServiceBody) -> u64 {
+    if signals::has_tripped(body) {
+        return if body.flags & SERVICE_LIVE_GREEN != 0 {
+            THRESHOLD_ONE
+        } else {
+            0
+        };
+    }
     // SAFETY: takes nothing.
     if body.deadline_ns != 0 && unsafe { bpf_ktime_get_boot_ns() } >= body.deadline_ns {
         body.safe_threshold

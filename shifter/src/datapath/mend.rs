@@ -26,10 +26,14 @@ use super::{
 };
 
 /// Maps that a start fills from what the others hold, or that begin at zero.
-const REMADE: [&str; 8] = [
+const REMADE: [&str; 12] = [
     "VIPS",
     "KNOWN",
     "FIRST_FLOW",
+    "FLOW_TIMES",
+    "BREAKERS",
+    "SIGNALS",
+    "HISTOGRAMS",
     "POOL_COUNTERS",
     "SPLIT_ERRORS",
     "BACKEND_COUNTERS",
@@ -39,8 +43,10 @@ const REMADE: [&str; 8] = [
 /// Maps with zeros only until the first start is through.
 const FILLED: [&str; 4] = ["CONFIG", "SERVICE_HEAD", "BACKENDS", "FLOWS"];
 const HASHES: [&str; 3] = ["VIPS", "BACKEND_IDS", "NEXT_HOP_IDS"];
-const PER_CPU: [&str; 5] = [
+const PER_CPU: [&str; 7] = [
     "POOL_COUNTERS",
+    "SIGNALS",
+    "HISTOGRAMS",
     "SPLIT_ERRORS",
     "BACKEND_COUNTERS",
     "VERDICTS",
