@@ -1,7 +1,9 @@
 //! Services from a file: TOML or JSON, refused whole at the first fault.
 
 use super::{
-    Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, SplitMethod, Weight, text,
+    Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, SplitMethod, Weight,
+    breaker::Breaker,
+    text,
     tree::{self, Entry, Fault, Node, Value},
     validate::{self, Place, SpecError},
 };
@@ -110,6 +112,9 @@ pub fn spec_to_json(spec: &ServiceSpec) -> String {
     if spec.split != SplitMethod::Hash {
         json["split"] = spec.split.to_string().into();
     }
+    if let Some(breaker) = spec.breaker {
+        json["breaker"] = breaker.to_json();
+    }
     if let Some(seed) = spec.seed {
         json["seed"] = seed.reveal().into();
     }
@@ -147,6 +152,7 @@ struct Places {
     green: Option<usize>,
     split: Option<usize>,
     affinity: Option<usize>,
+    breaker: Option<usize>,
     pools: [Option<usize>; 2],
     backends: [Vec<usize>; 2],
 }
@@ -159,6 +165,7 @@ impl Places {
             Place::Green => self.green,
             Place::Split => self.split,
             Place::Affinity => self.affinity,
+            Place::Breaker => self.breaker,
             Place::Pool(pool) => self.pools[pool.index()],
             Place::Backend(pool, index) => self.backends[pool.index()].get(index).copied(),
         };
@@ -166,7 +173,7 @@ impl Places {
     }
 }
 
-const SERVICE_KEYS: [&str; 10] = [
+const SERVICE_KEYS: [&str; 11] = [
     "name",
     "vip",
     "mode",
@@ -177,6 +184,7 @@ const SERVICE_KEYS: [&str; 10] = [
     "seed",
     "vip_routed",
     "pools",
+    "breaker",
 ];
 
 fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
@@ -216,6 +224,10 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
         vip_routed: table.boolean("vip_routed")?.unwrap_or(false),
         blue_pool,
         green_pool,
+        breaker: table
+            .find("breaker")
+            .map(|entry| Breaker::read(&entry.node))
+            .transpose()?,
     };
     let at = |key: &str| table.find(key).map(|entry| entry.node.at);
     let places = Places {
@@ -225,6 +237,7 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
         green: at("green"),
         split: at("split"),
         affinity: at("affinity"),
+        breaker: at("breaker"),
         pools: ["blue", "green"].map(|key| pools.find(key).map(|entry| entry.node.at)),
         backends: [blue_places, green_places],
     };

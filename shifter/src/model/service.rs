@@ -103,6 +103,8 @@ pub struct ServiceSpec {
     pub vip_routed: bool,
     pub blue_pool: Vec<BackendSpec>,
     pub green_pool: Vec<BackendSpec>,
+    /// `None`: the kernel takes no flow from the candidate by itself.
+    pub breaker: Option<super::breaker::Breaker>,
 }
 
 impl PoolName {

@@ -24,6 +24,7 @@ fn spec(vip: &str, blue: &[&str], green: &[&str]) -> ServiceSpec {
         vip_routed: false,
         blue_pool: blue.iter().map(|b| backend(b)).collect(),
         green_pool: green.iter().map(|b| backend(b)).collect(),
+        breaker: None,
     }
 }
 

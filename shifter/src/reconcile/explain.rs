@@ -121,7 +121,7 @@ impl Reconciler {
         if is_exact || entry.spec.affinity != Affinity::Flow {
             return hash(0);
         }
-        let threshold = entry.programmed_threshold(&*self.clock);
+        let threshold = self.threshold_in_force(entry);
         let green = |port: &u16| select::pool_of(hash(*port), threshold) == PoolName::Green.index();
         let count = PORTS.filter(green).count();
         let all = PORTS.count();
@@ -145,8 +145,10 @@ impl Reconciler {
         why: &mut Vec<String>,
     ) -> (PoolName, Option<BackendId>) {
         why.push("no cohort rule".into());
-        let threshold = entry.programmed_threshold(&*self.clock);
-        if entry.dead_man_passed(&*self.clock) {
+        let threshold = self.threshold_in_force(entry);
+        if let Some(trip) = self.trip_in_force(entry) {
+            why.push(super::breaker::reason(entry, &trip));
+        } else if entry.dead_man_passed(&*self.clock) {
             why.push(format!(
                 "the dead-man's deadline has passed: green has {:.4}% and not the configured {}",
                 threshold_share(threshold) * 100.0,

@@ -3,6 +3,7 @@
 mod apply;
 mod asked;
 mod backends;
+mod breaker;
 pub mod clock;
 mod control;
 pub mod controller;

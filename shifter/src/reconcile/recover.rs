@@ -4,7 +4,7 @@
 //! that hold the VIP. What is made of that serves reads and rollbacks; other
 //! writes the store refuses. Nothing of it is published here.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
     entry::{DeadMan, Entry, base_hash},
@@ -13,7 +13,9 @@ use super::{
 };
 use crate::{
     datapath::{BackendId, DeadManImage, ServiceImage, plural},
-    model::{BackendSpec, BackendState, Mode, PoolName, ServiceSpec, Vip, Weight},
+    model::{
+        BackendSpec, BackendState, Mode, PoolName, ServiceSpec, Vip, Weight, breaker::Breaker,
+    },
     store::StoredDeadMan,
 };
 
@@ -53,6 +55,12 @@ impl Start<'_> {
             vip_routed: !facts.is_local(image.vip.ip()),
             blue_pool: Vec::new(),
             green_pool: Vec::new(),
+            breaker: image.breaker.map(|breaker| Breaker {
+                window: Duration::from_nanos(breaker.window_ns),
+                max_failures: breaker.max_failures,
+                min_attempts: breaker.min_attempts,
+                max_ratio: Weight::from_threshold(u64::from(breaker.max_ratio)),
+            }),
         };
         let mut pools = [Vec::new(), Vec::new()];
         for name in [PoolName::Blue, PoolName::Green] {

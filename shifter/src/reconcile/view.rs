@@ -99,7 +99,7 @@ impl Reconciler {
     ) -> Result<ServiceView, ControlError> {
         let Snapshot { entry, backends } = snapshot;
         let counters = self.datapath.pool_counters(entry.id)?;
-        let programmed = entry.programmed_threshold(&*self.clock);
+        let programmed = self.threshold_in_force(&entry);
         let mut views = Vec::with_capacity(backends.len());
         for backend in backends {
             views.push(self.backend_view(backend, entry.spec.vip.protocol, census, ask)?);
@@ -124,6 +124,8 @@ impl Reconciler {
             first_flow,
             adoption: entry.adoption(),
             warnings: self.warnings(&entry, &counters),
+            signals: self.datapath.signals(entry.id)?,
+            breaker: self.breaker_view(&entry),
             counters,
             spec: entry.spec,
         })
@@ -188,6 +190,7 @@ impl Reconciler {
                 super::plan::adoption_meaning("refused")
             ));
         }
+        warnings.extend(self.breaker_view(entry).and_then(|breaker| breaker.warning));
         if entry.dirty {
             warnings.push("not durable: the last change is in force but not stored yet".into());
         }

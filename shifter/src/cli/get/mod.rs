@@ -1,9 +1,10 @@
-//! `shifter get`: services, backends, flows, audit, once or again and again.
+//! `shifter get`: services, backends, flows, signals, audit, once or again and again.
 
 mod audit;
 mod backends;
 mod flows;
 mod services;
+mod signals;
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use super::{EXIT_DONE, client::Client, failure::Failure, screen::Screen};
 /// How often a watch reads again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Show services, backends, flows or who changed what.
+/// Show services, backends, flows, how pools do, or who changed what.
 #[derive(clap::Args, Debug)]
 pub(super) struct Get {
     #[command(subcommand)]
@@ -27,6 +28,8 @@ enum What {
     Backends(backends::Backends),
     #[command(visible_alias = "flow")]
     Flows(flows::Flows),
+    #[command(visible_alias = "signal")]
+    Signals(signals::Signals),
     Audit(audit::Audit),
 }
 
@@ -36,6 +39,7 @@ impl Get {
             What::Services(what) => what.run(client, screen).await?,
             What::Backends(what) => what.run(client, screen).await?,
             What::Flows(what) => what.run(client, screen).await?,
+            What::Signals(what) => what.run(client, screen).await?,
             What::Audit(what) => what.run(client, screen).await?,
         }
         Ok(EXIT_DONE)
