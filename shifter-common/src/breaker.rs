@@ -38,8 +38,8 @@ const MOST: u64 = 1 << 31;
 /// Number of the half window that a time lies in.
 #[inline(always)]
 pub const fn half_of(now_ns: u64, window_ns: u64) -> u64 {
-    let half = window_ns / 2;
-    if half == 0 { now_ns } else { now_ns / half }
+    let half = if window_ns < 2 { 1 } else { window_ns / 2 };
+    now_ns / half
 }
 
 /// Which of the two halves' counts, by index, are no longer of the window when

@@ -4,11 +4,12 @@
 use super::{
     controller::BreakerView,
     entry::{Entry, Split, all_to},
-    reconciler::{Core, Durability, Reconciler, SplitWrite, own_context},
+    reconciler::{Core, Durability, Reconciler, SplitWrite, audit, own_context},
 };
 use crate::{
     datapath::{BreakerImage, BreakerState, Trip},
     model::{breaker::Breaker, duration},
+    store::Audit,
 };
 
 /// As the kernel takes it.
@@ -92,6 +93,30 @@ impl Reconciler {
             tracing::warn!(service = name, %error, "recording a tripped breaker failed: it holds in the kernel, and is recorded as soon as that works");
         }
         true
+    }
+
+    /// As [`Reconciler::record_trip`], for one that tripped while no agent ran:
+    /// the start publishes what it leads to.
+    pub(super) fn take_trip(&self, entry: &mut Entry, at_unix_ms: i64) -> Option<Audit> {
+        let trip = self.trip_in_force(entry)?;
+        let green = all_to(entry.spec.live);
+        if entry.spec.green.threshold() == green.threshold() {
+            return None;
+        }
+        let reason = reason(entry, &trip);
+        let before = entry.describe();
+        entry.set_split(Split {
+            green,
+            dead_man: None,
+            ..entry.split()
+        });
+        tracing::error!(
+            service = entry.spec.name,
+            generation = trip.generation,
+            "{reason}"
+        );
+        let context = own_context("breaker", reason);
+        Some(audit(at_unix_ms, &context, entry, "rollback", &before))
     }
 
     pub(super) fn breaker_view(&self, entry: &Entry) -> Option<BreakerView> {

@@ -10,7 +10,7 @@ use super::{
     Clock, HostFacts, SystemClock,
     apply::slots,
     backends::{Answer, Backends},
-    entry::{DeadMan, Entry, Split, all_to, base_hash, desired_hash, local_backends},
+    entry::{DeadMan, Entry, all_to, base_hash, desired_hash, local_backends},
     ids::ServiceIds,
     maintain::CLOCK_JUMP_MS,
     reconciler::{Core, Reconciler, Settings, StartError, describe_spec},
@@ -252,7 +252,7 @@ impl Start<'_> {
         let mut entry = self.entry(core, &found, image.as_ref())?;
         entry.dead_man = dead_man;
         entry.dirty = found.dirty;
-        if let Some(audit) = self.take_trip(&mut entry) {
+        if let Some(audit) = self.reconciler.take_trip(&mut entry, self.at_unix_ms) {
             found.audit = Some(audit);
         }
         self.reconciler.name_backends(core, &entry);
@@ -275,38 +275,6 @@ impl Start<'_> {
             .insert((vip.addr, vip.protocol), entry.spec.name.clone());
         core.services.insert(entry.spec.name.clone(), entry);
         Ok(found.audit)
-    }
-
-    /// A breaker that tripped while no agent ran becomes the rollback that it is.
-    fn take_trip(&self, entry: &mut Entry) -> Option<Audit> {
-        let trip = self.reconciler.trip_in_force(entry)?;
-        let good = all_to(entry.spec.live);
-        if entry.spec.green.threshold() == good.threshold() {
-            return None;
-        }
-        let reason = super::breaker::reason(entry, &trip);
-        let before = entry.describe();
-        entry.set_split(Split {
-            green: good,
-            dead_man: None,
-            ..entry.split()
-        });
-        tracing::error!(
-            service = entry.spec.name,
-            generation = trip.generation,
-            "{reason}"
-        );
-        Some(Audit {
-            at_unix_ms: self.at_unix_ms,
-            actor: "breaker".into(),
-            request_id: String::new(),
-            service: entry.spec.name.clone(),
-            action: "rollback".into(),
-            reason,
-            before,
-            after: entry.describe(),
-            generation: entry.generation,
-        })
     }
 
     /// The kernel's newer split is taken into the store, never undone.
