@@ -139,7 +139,7 @@ fn time(times: *mut FlowTimes, index: u32, events: u32, created: u32) {
 /// Counts a time in a histogram of this CPU.
 #[inline(always)]
 fn put(index: u32, kind: u32, ns: u64) {
-    let Some(counts) = HISTOGRAMS.get_ptr_mut(index * abi_histograms() + kind) else {
+    let Some(counts) = HISTOGRAMS.get_ptr_mut(histogram_index(index >> 1, index & 1, kind)) else {
         return;
     };
     let bucket = bucket_of(ns);
@@ -148,10 +148,6 @@ fn put(index: u32, kind: u32, ns: u64) {
         // SAFETY: within the value; per CPU, and programs of one CPU do not interleave.
         unsafe { *at += 1 };
     }
-}
-
-const fn abi_histograms() -> u32 {
-    shifter_common::abi::signals::HISTOGRAMS
 }
 
 /// A segment of a watched flow: counts what is sent again.
@@ -289,7 +285,7 @@ fn judge(index: u32, events: u32, generation: u32) {
 
 /// Forgets what is of another generation or has left the window.
 #[inline(always)]
-fn turn(record: *mut shifter_common::abi::BreakerRecord, generation: u64, half: u64) {
+fn turn(record: *mut BreakerRecord, generation: u64, half: u64) {
     let (of, before) = (get!(record, generation), get!(record, half));
     // SAFETY: words of a map value, aligned to 8.
     unsafe {

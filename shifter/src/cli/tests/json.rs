@@ -28,7 +28,10 @@ fn services_are_shown_whole_with_enums_as_words_and_without_seed() {
         })
     );
     assert_eq!(service["green_signals"]["refused"], 2);
-    assert_eq!(service["green_signals"]["first_byte"]["p99_seconds"], Value::Null);
+    assert_eq!(
+        service["green_signals"]["first_byte"]["p99_seconds"],
+        Value::Null
+    );
     assert_eq!(
         service["weights"],
         json!({
