@@ -132,7 +132,11 @@ pub(super) fn families(page: &mut Page, services: &[ServiceView]) {
     });
     for (name, help, bounds, times) in TIMES {
         page.histograms(name, help);
+        // With thousands of services the page would be mostly empty buckets.
         each_pool(services, |service, pool, signals| {
+            if signals.attempts == 0 {
+                return;
+            }
             let (below, count, sum_s) = shape(times(signals), bounds);
             page.histogram_of(
                 name,
