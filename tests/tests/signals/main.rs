@@ -139,7 +139,7 @@ fn what_never_stands_is_counted(lab: &Lab, agent: &Agent<'_>, service: &Service,
     );
     let green = lab.server_ns(Side::Green);
     green
-        .nft("table inet hole { chain in { type filter hook input priority 0; tcp flags & (syn|ack) == syn drop; } }\n")
+        .nft(&dropping("hole", "input", "tcp flags & (syn|ack) == syn"))
         .unwrap();
     // Two that ask once more after a second, and twenty that do not.
     let patient = visit_all(lab, vip, 2, Duration::from_millis(1_500));
@@ -157,6 +157,13 @@ fn what_never_stands_is_counted(lab: &Lab, agent: &Agent<'_>, service: &Service,
             ("refused", 40),
         ],
     );
+}
+
+/// A table that drops what matches on its way in or out.
+fn dropping(table: &str, hook: &str, what: &str) -> String {
+    format!(
+        "table inet {table} {{\nchain c {{\ntype filter hook {hook} priority 0;\n{what} drop\n}}\n}}\n"
+    )
 }
 
 /// Segments that TCP has sent again in a namespace, as /proc/net/snmp has it.
@@ -179,10 +186,7 @@ fn what_is_sent_again_is_counted(lab: &Lab, agent: &Agent<'_>, service: &Service
     const BYTES: u64 = 3_000_000;
     let green = lab.server_ns(Side::Green);
     let at = lab.listen(Side::Green, Family::V4);
-    let drop = "tcp flags & (syn|fin|rst) == 0 meta length > 200 numgen inc mod 60 == 0 drop;";
-    let rules = |hook| {
-        format!("table inet lossy {{ chain c {{ type filter hook {hook} priority 0; {drop} }} }}\n")
-    };
+    let some = "tcp flags & (syn|fin|rst) == 0 meta length > 200 numgen inc mod 60 == 0";
     for (ns, what) in [
         (green, "client_retransmits"),
         (&lab.client, "backend_retransmits"),
@@ -194,7 +198,7 @@ fn what_is_sent_again_is_counted(lab: &Lab, agent: &Agent<'_>, service: &Service
         };
         let seen = || Signals::of(agent, &service.name, Side::Green).count(what);
         let before = (retransmitted(sender), seen());
-        ns.nft(&rules("input")).unwrap();
+        ns.nft(&dropping("lossy", "input", some)).unwrap();
         let to = lab.vip(Family::V4);
         let server = bulk_server(green, at);
         let moved = lab.client.run(|| bulk_both(to, BYTES));
