@@ -24,8 +24,9 @@ const FLAGS: [&str; 4] = [
 
 /// Fields that JSON shows as a word instead of a number, and the function of
 /// `proto::word` that writes it.
-const ENUM_FIELDS: [(&str, &str); 8] = [
+const ENUM_FIELDS: [(&str, &str); 9] = [
     ("ServiceSpec.live", "pool"),
+    ("Cohort.pool", "pool"),
     ("BackendSpec.state", "backend_state"),
     ("BackendStatus.pool", "pool"),
     ("BackendStatus.state", "backend_state"),

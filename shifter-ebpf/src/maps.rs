@@ -3,10 +3,11 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray},
 };
 use shifter_common::{
     abi::{
+        cohort::MAX_COHORT_ELEMENTS,
         flow::FlowSet,
         stats::{HOOKS, REASONS},
         *,
@@ -77,6 +78,13 @@ pub static SERVICE_BODY: Table<ServiceBody, { MAX_SERVICE_BODIES as usize }> =
 #[map]
 pub static RINGS: Array<u64> =
     Array::with_max_entries(MAX_RING_SLOTS / ring::RING_LANES, BPF_F_MMAPABLE);
+
+/// Prefixes of cohorts, in sets: see `abi::cohort`. Without preallocation, as
+/// the kernel asks of such maps. Written by the agent, immutable while a body
+/// names the set.
+#[map]
+pub static COHORTS: LpmTrie<CohortAddress, CohortRule> =
+    LpmTrie::with_max_entries(MAX_COHORT_ELEMENTS, 0);
 
 /// Next hops. Written by the agent, immutable while valid.
 #[map]

@@ -225,6 +225,8 @@ pub fn image(
         desired_hash: 0,
         settle_until_ns: 0,
         local_backends: Default::default(),
+        cohort_set: 0,
+        cohorts_on: false,
     }
 }
 

@@ -50,6 +50,8 @@ pub const FLOW_SYN_AGAIN: u16 = 1 << 13;
 pub const FLOW_SYN_LOST: u16 = 1 << 14;
 /// What is sent again is counted: see `shifter_common::signals::is_watched`.
 pub const FLOW_WATCHED: u16 = 1 << 15;
+/// A cohort of its service forced the pool; not chosen by weight.
+pub const FLOW_COHORT: u16 = 1 << 8;
 
 /// In `home`: bit i of the low 16 says that an entry at distance i from this
 /// place was inserted for a key whose home this place is.

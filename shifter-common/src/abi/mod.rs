@@ -5,6 +5,7 @@
 //! raises [`ABI_VERSION`].
 
 pub mod backend;
+pub mod cohort;
 pub mod config;
 pub mod flow;
 pub mod key;
@@ -15,6 +16,7 @@ pub mod signals;
 pub mod stats;
 
 pub use backend::Backend;
+pub use cohort::{CohortAddress, CohortRule};
 pub use config::Config;
 pub use flow::FlowEntry;
 pub use key::AddressKey;

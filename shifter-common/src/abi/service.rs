@@ -15,6 +15,8 @@ pub const SERVICE_LIVE_HAS_VIP: u32 = 1 << 1;
 
 /// New flows are shared by counting, not by hash.
 pub const SERVICE_EXACT: u32 = 1 << 2;
+/// Clients of the service's cohorts get the pool that these force.
+pub const SERVICE_COHORTS: u32 = 1 << 3;
 
 /// Affinity key is the flow's client address and port.
 pub const AFFINITY_FLOW: u8 = 0;
@@ -64,8 +66,10 @@ pub struct ServiceBody {
     /// Backends of blue and green with sockets that can be looked up;
     /// unused places are `NO_BACKEND`.
     pub local_backends: [[u16; LOCAL_BACKENDS]; 2],
+    /// Set of cohort prefixes, looked at with [`SERVICE_COHORTS`] only.
+    pub cohort_set: u32,
     /// Zero.
-    pub pad: [u32; 4],
+    pub pad: [u32; 3],
     /// Window of the breaker in ns; 0: there is none.
     pub breaker_window_ns: u64,
     /// More failures than these.

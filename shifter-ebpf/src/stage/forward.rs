@@ -140,14 +140,14 @@ fn choose<H: Hook>(
     };
     if headers.protocol == 17 {
         if !settling {
-            return select::by_weight(body, hash, 0);
+            return select::of_new_flow(body, headers, hash);
         }
     } else if is_opening(headers.tcp_flags) {
         let held = settling && socket::serves(hook.context(), headers, &body.vip, NETNS_CURRENT);
         if held {
             return vip(Origin::Socket);
         }
-        return select::by_weight(body, hash, 0);
+        return select::of_new_flow(body, headers, hash);
     } else {
         if socket::serves(hook.context(), headers, &body.vip, NETNS_CURRENT) {
             return vip(Origin::Socket);
@@ -167,7 +167,7 @@ fn choose<H: Hook>(
         && body.flags & SERVICE_EXACT == 0
         && is_pressed(key, clock::tick(ns)) != 0;
     let chosen = if is_chosen {
-        select::by_weight(body, hash, 0)
+        select::of_new_flow(body, headers, hash)
     } else {
         select::in_pool(body, live, hash, 0)
     };
@@ -219,19 +219,19 @@ fn fill_new(new: &mut NewFlow, headers: &Headers, body: &ServiceBody, choice: &C
     let origin = choice.origin;
     let state = match (headers.protocol, origin) {
         (17, _) => STATE_UDP_UNANSWERED,
-        (_, Origin::Chosen) => STATE_HALF_OPEN,
+        (_, Origin::Chosen | Origin::Cohort) => STATE_HALF_OPEN,
         (_, Origin::Adopted) => STATE_ADOPTED,
         // A SYN that meets a socket is still to be proven by what follows.
         (_, Origin::Socket) => STATE_ESTABLISHED,
     };
     let green = if choice.pool == 1 { FLOW_GREEN } else { 0 };
-    let adopted = if origin == Origin::Chosen {
-        0
-    } else {
-        FLOW_ADOPTED
+    let how = match origin {
+        Origin::Chosen => 0,
+        Origin::Cohort => FLOW_COHORT,
+        Origin::Adopted | Origin::Socket => FLOW_ADOPTED,
     };
     new.state = state;
-    new.flags = green | adopted;
+    new.flags = green | how;
     new.service = body.service as u16;
     new.backend = choice.backend;
     new.generation = body.generation;
@@ -257,7 +257,9 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
         tries += 1;
         let next = select::in_pool(body, choice.pool, select::hash_of(body, headers), tries);
         match next {
-            Some(next) if tries < CLASH_TRIES && choice.origin == Origin::Chosen => **choice = next,
+            Some(next) if tries < CLASH_TRIES && choice.origin.is_new() => {
+                choice.backend = next.backend;
+            }
             // What goes to the VIP untouched needs no entry of its own.
             _ if choice.backend == body.vip_backend => {
                 return Outcome::pass(hook, Verdict::ForwardVip);
@@ -324,10 +326,10 @@ fn begin<H: Hook>(
     if let Some(counters) = POOL_COUNTERS.get_ptr_mut(body.service * 2 + choice.pool as u32) {
         // SAFETY: per CPU.
         unsafe {
-            if origin == Origin::Chosen {
-                (*counters).new_flows += 1;
-            } else {
-                (*counters).adopted_flows += 1;
+            match origin {
+                Origin::Chosen => (*counters).new_flows += 1,
+                Origin::Cohort => (*counters).cohort_flows += 1,
+                Origin::Adopted | Origin::Socket => (*counters).adopted_flows += 1,
             }
         }
     }
@@ -335,9 +337,12 @@ fn begin<H: Hook>(
         // SAFETY: per CPU.
         unsafe { (*counters).flows += 1 };
     }
-    if origin == Origin::Chosen {
+    if origin.is_new() {
         stamp_generation(body);
-        select::settle_debt(body, choice.pool);
+        // What is owed by counting is of flows that were counted.
+        if origin == Origin::Chosen {
+            select::settle_debt(body, choice.pool);
+        }
         // What a SYN says is in the entry already.
         if headers.protocol != 17 {
             signals::opened(key, entry);

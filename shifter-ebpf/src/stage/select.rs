@@ -1,19 +1,20 @@
 //! Which pool and backend a flow without an entry gets.
 
-use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use aya_ebpf::{helpers::bpf_ktime_get_boot_ns, maps::lpm_trie::Key};
 use shifter_common::{
     abi::{
-        BLUE, Backend, GREEN, ServiceBody,
+        BLUE, Backend, CohortAddress, GREEN, ServiceBody,
         backend::*,
+        cohort::{COHORT_HEAD_BITS, forced_pool},
         ring::RING_LANES,
-        service::{SERVICE_EXACT, SERVICE_LIVE_GREEN, THRESHOLD_ONE},
+        service::{SERVICE_COHORTS, SERVICE_EXACT, SERVICE_LIVE_GREEN, THRESHOLD_ONE},
     },
     packet::parse::Headers,
     select::{affinity_hash, diffuse, pool_of, ring_hash, ring_slot},
 };
 
 use crate::{
-    maps::{BACKENDS, RINGS, SPLIT_ERRORS, element},
+    maps::{BACKENDS, COHORTS, RINGS, SPLIT_ERRORS, element},
     stage::signals,
 };
 
@@ -38,6 +39,16 @@ pub enum Origin {
     Adopted = 1,
     /// Taken over, and its socket is known: proven from the start.
     Socket = 2,
+    /// New, and a cohort forced its pool.
+    Cohort = 3,
+}
+
+impl Origin {
+    /// Chosen as a new flow, by weight or by a cohort.
+    #[inline(always)]
+    pub fn is_new(self) -> bool {
+        matches!(self, Self::Chosen | Self::Cohort)
+    }
 }
 
 /// Hash of the client's affinity key.
@@ -75,11 +86,60 @@ pub fn threshold(body: &ServiceBody) -> u64 {
             0
         };
     }
-    // SAFETY: takes nothing.
-    if body.deadline_ns != 0 && unsafe { bpf_ktime_get_boot_ns() } >= body.deadline_ns {
+    if is_reverted(body) {
         body.safe_threshold
     } else {
         body.threshold
+    }
+}
+
+/// Past the dead-man's deadline.
+#[inline(always)]
+fn is_reverted(body: &ServiceBody) -> bool {
+    // SAFETY: takes nothing.
+    body.deadline_ns != 0 && unsafe { bpf_ktime_get_boot_ns() } >= body.deadline_ns
+}
+
+/// A new flow's pool and backend: the pool that a cohort of the client forces,
+/// else the pool by weight. A cohort's pool without a backend gives its flows to
+/// the other. Past the dead-man's deadline cohorts are off: then the live pool
+/// has everything.
+#[inline(always)]
+pub fn of_new_flow(body: &ServiceBody, headers: &Headers, hash: u64) -> Option<Choice> {
+    if body.flags & SERVICE_COHORTS != 0 && !is_reverted(body) && !signals::has_tripped(body) {
+        let forced = cohort_pool(headers, body.cohort_set, live_pool(body) as u32) as usize;
+        if forced == BLUE || forced == GREEN {
+            let choice = in_pool(body, forced, hash, 0);
+            return choice
+                .or_else(|| in_pool(body, 1 - forced, hash, 0))
+                .map(|choice| Choice {
+                    origin: Origin::Cohort,
+                    ..choice
+                });
+        }
+    }
+    by_weight(body, hash, 0)
+}
+
+/// Stands for "no cohort".
+const NO_COHORT: u32 = 2;
+
+/// Pool that the longest prefix of the client in a set forces, or [`NO_COHORT`].
+/// A global function: verified once, and its key lies on a stack of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn cohort_pool(headers: *const Headers, set: u32, live: u32) -> u32 {
+    // SAFETY: null or whole; the verifier knows which.
+    let Some(headers) = (unsafe { headers.as_ref() }) else {
+        return NO_COHORT;
+    };
+    // The whole array counts: what lies behind an IPv4 address is zero, and in
+    // prefixes too.
+    let address = CohortAddress::new(set as u16, headers.family, headers.source);
+    let key = Key::new(COHORT_HEAD_BITS + 128, address);
+    match COHORTS.get(&key) {
+        Some(rule) => forced_pool(rule.pool, live as usize & 1) as u32,
+        None => NO_COHORT,
     }
 }
 

@@ -27,7 +27,7 @@ use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use crate::model::config::{AgentConfig, parse_config};
+use crate::model::config::{AgentConfig, parse_config_with};
 
 /// How long a call that hangs may keep the process at its end.
 const LAST_CALLS: Duration = Duration::from_secs(5);
@@ -65,5 +65,12 @@ fn read_config(path: &Path) -> Result<AgentConfig> {
             path.display()
         )
     })?;
-    Ok(parse_config(&text, &path.display().to_string())?)
+    let mut read = |path: &str| {
+        fs::read_to_string(path).map_err(|error| format!("{path} cannot be read: {error}"))
+    };
+    Ok(parse_config_with(
+        &text,
+        &path.display().to_string(),
+        &mut read,
+    )?)
 }

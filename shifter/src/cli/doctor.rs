@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     doctor::{self, Hook, Level, Target},
-    model::config::{HookChoice, parse_config},
+    model::config::{HookChoice, parse_config_with},
 };
 
 /// A host that cannot carry shifter.
@@ -45,7 +45,9 @@ impl Doctor {
         };
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("{} cannot be read", path.display()))?;
-        let config = parse_config(&text, &path.display().to_string())?;
+        let config = parse_config_with(&text, &path.display().to_string(), &mut |path| {
+            std::fs::read_to_string(path).map_err(|e| format!("{path} cannot be read: {e}"))
+        })?;
         let backends = config.services.iter().flat_map(|service| {
             let pools = service.blue_pool.iter().chain(&service.green_pool);
             pools.map(|backend| (backend.addr, service.vip.protocol))

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     control::desired_message,
-    model::file::{Format, parse_services},
+    model::file::{Format, parse_services_with},
     proto,
 };
 
@@ -26,11 +26,16 @@ pub(super) fn read_services(path: &Path) -> anyhow::Result<Vec<proto::ServiceSpe
         true => Format::Json,
         false => Format::of(&name),
     };
-    let services = parse_services(&text, &name, format)?;
+    let services = parse_services_with(&text, &name, format, &mut read_named)?;
     if services.is_empty() {
         bail!("{name} has no [[service]]: there is nothing to apply");
     }
     Ok(services.iter().map(desired_message).collect())
+}
+
+/// A file that the services' file names.
+fn read_named(path: &str) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("{path} cannot be read: {error}"))
 }
 
 /// What a request with this many services may take beyond the timeout.

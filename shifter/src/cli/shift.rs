@@ -17,6 +17,9 @@ pub(super) struct Shift {
     /// confirmed; in the kernel, agent alive or not.
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     revert_after: Option<Duration>,
+    /// Put the service's cohorts in force, or suspend them; as they are where this is not given.
+    #[arg(long, value_name = "ON|OFF", value_enum)]
+    cohorts: Option<Switch>,
     /// Wait up to this time for the first flow under the new weight.
     #[arg(long, value_name = "TIME", value_parser = span::parse, num_args = 0..=1, default_missing_value = "10s")]
     wait_first_flow: Option<Duration>,
@@ -26,6 +29,13 @@ pub(super) struct Shift {
     /// Refuse unless the service's etag is this one.
     #[arg(long, value_name = "ETAG", default_value = "")]
     if_match: String,
+}
+
+/// Whether cohorts are in force.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Switch {
+    On,
+    Off,
 }
 
 /// The share, said of one pool.
@@ -62,6 +72,7 @@ impl Shift {
             reason: self.reason,
             etag: self.if_match,
             wait_first_flow_seconds: wait.as_secs_f64(),
+            cohorts_on: self.cohorts.map(|switch| switch == Switch::On),
             ..Default::default()
         };
         let answer = client

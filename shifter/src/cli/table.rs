@@ -63,7 +63,7 @@ impl Table {
         }
     }
 
-    pub fn row<const N: usize>(&mut self, cells: [Cell; N]) {
+    pub fn row(&mut self, cells: impl Into<Vec<Cell>>) {
         self.rows.push(cells.into());
     }
 

@@ -65,7 +65,7 @@ pub(super) fn name(service: &Service) -> &str {
 /// The observed share, its interval, its sample and window.
 pub(super) fn observed(observed: &Observed) -> String {
     let window = observed.window_seconds;
-    match (observed.share, observed.low, observed.high) {
+    let weighed = match (observed.share, observed.low, observed.high) {
         (Some(share), Some(low), Some(high)) => format!(
             "{} ({}–{}) of {} in {window}s",
             about(share),
@@ -74,6 +74,10 @@ pub(super) fn observed(observed: &Observed) -> String {
             count(observed.total),
         ),
         _ => format!("none in {window}s"),
+    };
+    match observed.cohort {
+        0 => weighed,
+        forced => format!("{weighed}; {} by cohort", count(forced)),
     }
 }
 

@@ -7,7 +7,8 @@ use shifter_common::abi::ABI_VERSION;
 use crate::{
     datapath::{Census, ProgramStatus, VerdictCount},
     model::{
-        BackendSpec, BackendState, PoolName, Protocol, Seed, ServiceSpec, Weight,
+        BackendSpec, BackendState, CohortSpec, PoolName, Prefix, Protocol, Seed, ServiceSpec,
+        Weight,
         text::{TextError, parse_backend_addr},
     },
     proto,
@@ -117,6 +118,8 @@ pub(super) fn spec(message: &proto::ServiceSpec) -> Result<ServiceSpec, ControlE
             .map(signals::breaker)
             .transpose()
             .map_err(wrong("breaker"))?,
+        cohorts: cohorts(&message.cohorts).map_err(wrong("cohorts"))?,
+        cohorts_on: !message.cohorts_off,
     })
 }
 
@@ -147,6 +150,45 @@ fn backends(messages: &[proto::BackendSpec]) -> Result<Vec<BackendSpec>, String>
         .collect()
 }
 
+fn cohorts(messages: &[proto::Cohort]) -> Result<Vec<CohortSpec>, String> {
+    messages
+        .iter()
+        .map(|message| {
+            let prefixes: Result<Vec<Prefix>, _> =
+                message.prefixes.iter().map(|text| text.parse()).collect();
+            Ok(CohortSpec {
+                name: message.name.clone(),
+                pool: pool(message.pool),
+                prefixes: prefixes
+                    .map_err(|error| format!("cohort {:?}: {error}", message.name))?
+                    .into(),
+            })
+        })
+        .collect()
+}
+
+fn cohort_message(cohort: &CohortSpec, vip_is_ipv4: bool) -> proto::Cohort {
+    proto::Cohort {
+        name: cohort.name.clone(),
+        pool: cohort
+            .pool
+            .map_or(proto::Pool::Unspecified, pool_message)
+            .into(),
+        prefixes: cohort.prefixes.iter().map(Prefix::to_string).collect(),
+        prefix_count: cohort.prefixes.len() as u32,
+        usable_count: cohort.counts(vip_is_ipv4).0 as u32,
+    }
+}
+
+/// What is asked for again and again goes without the prefixes of cohorts,
+/// which may be thousands: `Get` tells them.
+pub(super) fn without_prefixes(mut service: proto::Service) -> proto::Service {
+    for cohort in service.spec.iter_mut().flat_map(|spec| &mut spec.cohorts) {
+        cohort.prefixes = Vec::new();
+    }
+    service
+}
+
 /// A change of weight.
 pub(super) fn weight_change(
     message: &proto::SetWeightRequest,
@@ -168,6 +210,7 @@ pub(super) fn weight_change(
         service: message.name.clone(),
         share,
         revert_after: (!revert_after.is_zero()).then_some(revert_after),
+        cohorts: message.cohorts_on,
     })
 }
 
@@ -202,6 +245,12 @@ fn spec_message(spec: &ServiceSpec) -> proto::ServiceSpec {
         blue: backends(&spec.blue_pool),
         green_pool: backends(&spec.green_pool),
         breaker: spec.breaker.as_ref().map(signals::breaker_message),
+        cohorts: spec
+            .cohorts
+            .iter()
+            .map(|cohort| cohort_message(cohort, spec.vip.addr.is_ipv4()))
+            .collect(),
+        cohorts_off: !spec.cohorts_on,
     }
 }
 
@@ -218,6 +267,7 @@ pub(super) fn service(view: &ServiceView) -> proto::Service {
         reply_bytes: counters.reply_bytes,
         unpinned_flows: counters.unpinned_flows,
         fragments: counters.fragments,
+        cohort_flows: counters.cohort_flows,
     });
     proto::Service {
         spec: Some(spec_message(&view.spec)),
@@ -236,6 +286,7 @@ pub(super) fn service(view: &ServiceView) -> proto::Service {
                 high: observed.interval.map(|(_, _, high)| high),
                 adopted: observed.adopted,
                 unpinned: observed.unpinned,
+                cohort: observed.cohort,
             }),
             carried: Some(proto::Carried {
                 blue,
@@ -259,6 +310,7 @@ pub(super) fn service(view: &ServiceView) -> proto::Service {
         blue_signals: Some(signals::message(&view.signals[0])),
         green_signals: Some(signals::message(&view.signals[1])),
         breaker: view.breaker.as_ref().map(signals::status),
+        cohorts: view.cohorts.to_owned(),
     }
 }
 
@@ -339,6 +391,7 @@ pub(super) fn flow(view: FlowView) -> proto::Flow {
         age_seconds: row.age_s,
         idle_seconds: row.idle_s,
         bytes: row.bytes,
+        cohort: row.cohort,
     }
 }
 
@@ -349,6 +402,7 @@ pub(super) fn explanation(explanation: Explanation) -> proto::ExplainResponse {
         pinned: explanation.pinned,
         flow: explanation.flow.map(flow),
         why: explanation.why,
+        cohort: explanation.cohort.unwrap_or_default(),
     }
 }
 

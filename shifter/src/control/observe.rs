@@ -75,7 +75,10 @@ fn stats(controller: &dyn Controller, service: &str) -> Result<proto::Stats, Con
     let at = SystemTime::now().duration_since(UNIX_EPOCH);
     Ok(proto::Stats {
         at_unix_seconds: at.map_or(0.0, |since| since.as_secs_f64()),
-        services: views.iter().map(convert::service).collect(),
+        services: views
+            .iter()
+            .map(|view| convert::without_prefixes(convert::service(view)))
+            .collect(),
         verdicts: convert::verdicts(&info),
         table: Some(convert::table(
             &info.census,

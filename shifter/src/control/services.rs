@@ -118,7 +118,8 @@ impl Services for ServicesApi {
         _: Request<proto::ListServicesRequest>,
     ) -> Answer<proto::ListServicesResponse> {
         let views = long(&self.0.controller, |controller| controller.list()).await?;
-        let services = views.iter().map(convert::service).collect();
+        let short = |view| convert::without_prefixes(convert::service(view));
+        let services = views.iter().map(short).collect();
         Ok(Response::new(proto::ListServicesResponse { services }))
     }
 

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use shifter_common::{
@@ -15,11 +15,11 @@ use shifter_common::{
 };
 
 use super::{
-    BackendId, BackendImage, BreakerState, Census, Datapath, DatapathError, FlowFilter, FlowRow,
-    HookStatus, IdleFlow, Inventory, LONG_IDLE_S, LimitUse, NamedIds, ServiceId, ServiceImage,
-    VerdictCount, monotonic_ns,
+    BackendId, BackendImage, BreakerState, Census, CohortSet, Datapath, DatapathError, FlowFilter,
+    FlowRow, HookStatus, IdleFlow, Inventory, LONG_IDLE_S, LimitUse, NamedIds, ServiceId,
+    ServiceImage, VerdictCount, monotonic_ns,
 };
-use crate::model::{PoolName, Protocol, signals::PoolSignals};
+use crate::model::{PoolName, Protocol, cohort::Rule, signals::PoolSignals};
 
 /// See the module.
 #[derive(Default)]
@@ -40,6 +40,14 @@ pub struct State {
     pub signals: HashMap<ServiceId, [PoolSignals; 2]>,
     /// Answer of `breaker` for services that have one.
     pub breakers: HashMap<ServiceId, BreakerState>,
+    /// Sets of cohort prefixes that are written.
+    pub cohort_sets: BTreeMap<CohortSet, Arc<[Rule]>>,
+    /// Sets that were given up and are still named.
+    pub dropped_sets: BTreeSet<CohortSet>,
+    /// Sets written so far.
+    pub cohort_writes: u64,
+    /// The write of a set with this number fails (counted from 1).
+    pub fail_cohorts: Option<u64>,
     pub first_flows: HashMap<ServiceId, (u32, u64)>,
     /// Answer of `new_clients`.
     pub new_clients: HashMap<ServiceId, (u64, u64)>,
@@ -123,6 +131,12 @@ impl State {
         {
             return refused(format!("the VIP {} is in use", image.vip));
         }
+        if image.cohort_set != 0 && !self.cohort_sets.contains_key(&image.cohort_set) {
+            return refused(format!(
+                "set {} of cohorts does not exist",
+                image.cohort_set
+            ));
+        }
         let named = rings.iter().flat_map(|r| r.iter().flatten());
         let named = named.chain(image.local_backends.iter().flatten());
         for id in named.chain([&image.vip_backend]) {
@@ -131,6 +145,17 @@ impl State {
             }
         }
         Ok(())
+    }
+}
+
+impl State {
+    /// Sets that were given up go once no service names them.
+    fn take_out_sets(&mut self) {
+        let named: BTreeSet<CohortSet> = self.services.values().map(|s| s.cohort_set).collect();
+        for set in &self.dropped_sets - &named {
+            self.dropped_sets.remove(&set);
+            self.cohort_sets.remove(&set);
+        }
     }
 }
 
@@ -186,6 +211,7 @@ impl Datapath for FakeDatapath {
         let mut state = self.lock();
         state.check_publication(image, rings)?;
         state.services.insert(image.id, image.clone());
+        state.take_out_sets();
         if let Some(rings) = rings {
             state.ring_publications += 1;
             state.rings.insert(image.id, rings.clone());
@@ -193,9 +219,43 @@ impl Datapath for FakeDatapath {
         Ok(monotonic_ns())
     }
 
+    fn write_cohorts(&self, rules: &[Rule]) -> Result<CohortSet, DatapathError> {
+        if rules.is_empty() {
+            return Ok(0);
+        }
+        let mut state = self.lock();
+        state.cohort_writes += 1;
+        if state.fail_cohorts == Some(state.cohort_writes) {
+            return Err(DatapathError::Full {
+                what: "prefixes of cohorts",
+                limit: 0,
+                remedy: "write fewer",
+            });
+        }
+        let set = (1..).find(|set| !state.cohort_sets.contains_key(set));
+        let set = set.unwrap_or(CohortSet::MAX);
+        state.cohort_sets.insert(set, rules.into());
+        Ok(set)
+    }
+
+    fn drop_cohorts(&self, set: CohortSet) {
+        let mut state = self.lock();
+        state.dropped_sets.insert(set);
+        state.take_out_sets();
+    }
+
+    fn cohort_rules(&self, set: CohortSet) -> Arc<[Rule]> {
+        self.lock()
+            .cohort_sets
+            .get(&set)
+            .cloned()
+            .unwrap_or_default()
+    }
+
     fn delete_service(&self, id: ServiceId) -> Result<(), DatapathError> {
         let mut state = self.lock();
         state.services.remove(&id);
+        state.take_out_sets();
         state.rings.remove(&id);
         Ok(())
     }

@@ -335,7 +335,7 @@ impl FlowTable {
                 return;
             };
             let is_new = idle_ticks(entry.created, now) <= *window;
-            if entry.flags & FLOW_ADOPTED == 0 && is_new {
+            if entry.flags & (FLOW_ADOPTED | FLOW_COHORT) == 0 && is_new {
                 clients[usize::from(entry.flags & FLOW_GREEN != 0)].insert(entry.client);
             }
         });
@@ -388,6 +388,7 @@ fn row(entry: &FlowEntry, now: u32) -> FlowRow {
         state: state_name(state),
         proven: is_proven(state),
         adopted: entry.flags & FLOW_ADOPTED != 0,
+        cohort: entry.flags & FLOW_COHORT != 0,
         generation: entry.generation,
         age_s: seconds(now.wrapping_sub(entry.created)),
         idle_s: seconds(now.wrapping_sub(entry.last_seen)),

@@ -8,7 +8,7 @@ mod signals;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
@@ -25,18 +25,19 @@ use shifter_common::{
 };
 
 use super::{
-    BackendId, BackendImage, BreakerState, Census, Datapath, DatapathError, FlowFilter, FlowRow,
-    HookStatus, IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId, ServiceImage,
-    VerdictCount,
+    BackendId, BackendImage, BreakerState, Census, CohortSet, Datapath, DatapathError, FlowFilter,
+    FlowRow, HookStatus, IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId,
+    ServiceImage, VerdictCount,
     attach::{Attacher, Egress, load_programs},
     backends::{Backends, Known, NextHops, Whose, addr_of},
+    cohorts::Cohorts,
     flows::FlowTable,
     inspect,
     load::{self, Pins, failed, map_fd},
     memory::{MappedArray, NO_BARRIER, grace_period},
     services::{Services, image_of},
 };
-use crate::model::{PoolName, Protocol, signals::PoolSignals};
+use crate::model::{PoolName, Protocol, cohort::Rule, signals::PoolSignals};
 use config::prepare_config;
 use counters::Counters;
 pub use hooks::Look;
@@ -67,6 +68,7 @@ struct Tables {
 /// The datapath of this host.
 pub struct KernelDatapath {
     tables: Mutex<Tables>,
+    cohorts: Cohorts,
     flows: FlowTable,
     config: MappedArray<Config>,
     first_flow: MappedArray<FirstFlow>,
@@ -86,7 +88,7 @@ pub struct KernelDatapath {
     timeouts: [u32; TIMEOUTS],
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What a panicking holder left is whole: every change ends in one store.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -147,6 +149,7 @@ impl KernelDatapath {
             mapped(&mut ebpf, "NEXT_HOPS", abi::MAX_NEXT_HOPS)?,
             typed(&mut ebpf, "NEXT_HOP_IDS")?,
         );
+        let cohorts = Cohorts::adopt(typed(&mut ebpf, "COHORTS")?, &services.cohort_sets())?;
         services.count_known(&mut known);
         for (_, record) in backends.used() {
             known.add(Whose::Backend, &record.key);
@@ -180,6 +183,7 @@ impl KernelDatapath {
                 next_hops,
                 known,
             }),
+            cohorts,
             config,
             hooks: Mutex::default(),
             identities: Mutex::default(),
@@ -221,6 +225,9 @@ impl KernelDatapath {
             tables.services.ripen();
             tables.next_hops.ripen();
         }
+        let ripe = self
+            .cohorts
+            .ripen(|| lock(&self.tables).services.cohort_sets());
         // Off the lock: it takes up to 20 ms.
         match grace_period() {
             Ok(()) => {
@@ -228,6 +235,8 @@ impl KernelDatapath {
                 let mut tables = lock(&self.tables);
                 tables.services.reclaim();
                 tables.next_hops.reclaim();
+                drop(tables);
+                self.cohorts.reclaim(&ripe);
             }
             Err(error) => *lock(&self.barrier) = Some(format!("{NO_BARRIER} ({error})")),
         }
@@ -280,6 +289,18 @@ impl Datapath for KernelDatapath {
             services, known, ..
         } = &mut *lock(&self.tables);
         services.publish(image, rings, known)
+    }
+
+    fn write_cohorts(&self, rules: &[Rule]) -> Result<CohortSet, DatapathError> {
+        self.cohorts.write(rules)
+    }
+
+    fn drop_cohorts(&self, set: CohortSet) {
+        self.cohorts.drop(set);
+    }
+
+    fn cohort_rules(&self, set: CohortSet) -> Arc<[Rule]> {
+        self.cohorts.rules(set)
     }
 
     fn delete_service(&self, id: ServiceId) -> Result<(), DatapathError> {
@@ -391,7 +412,9 @@ impl Datapath for KernelDatapath {
     }
 
     fn limits(&self) -> Vec<LimitUse> {
-        counters::limits(&lock(&self.tables), self.flow_capacity, &self.flows)
+        let mut limits = counters::limits(&lock(&self.tables), self.flow_capacity, &self.flows);
+        limits.push(counters::cohort_limit(self.cohorts.used()));
+        limits
     }
 
     fn warnings(&self) -> Vec<String> {

@@ -38,12 +38,17 @@ const PER_CPU: [&str; 7] = [
     "VERDICTS",
     "EVICTED",
 ];
+/// The one map that takes memory as it fills.
+pub(super) const COHORTS: &str = "COHORTS";
 /// What the kernel keeps beside each element of a hash map, about.
 const HASH_ELEMENT: u64 = 64;
 
 impl MapShape {
-    /// Kernel memory that it takes, about.
+    /// Kernel memory that it takes when it is made, about.
     pub fn bytes(&self, cpus: u64) -> u64 {
+        if self.name == COHORTS {
+            return 0;
+        }
         let values = match PER_CPU.contains(&self.name) {
             true => cpus,
             false => 1,
@@ -117,6 +122,12 @@ pub fn shapes(flow_capacity: u32) -> Vec<MapShape> {
             entries: abi::MAX_NEXT_HOPS,
             key: size_of::<abi::NextHopKey>() as u32,
             value: 4,
+        },
+        MapShape {
+            name: COHORTS,
+            entries: abi::cohort::MAX_COHORT_ELEMENTS,
+            key: 4 + size_of::<abi::CohortAddress>() as u32,
+            value: size_of::<abi::CohortRule>() as u32,
         },
         array::<abi::flow::FlowSet>("FLOWS", flow_sets(flow_capacity)),
         array::<abi::FirstFlow>("FIRST_FLOW", abi::MAX_SERVICES),
@@ -378,7 +389,7 @@ fn check_pin(path: &Path, shape: &MapShape) -> Result<(), DatapathError> {
 /// File descriptor of a map, whatever its kind.
 pub fn map_fd(map: &Map) -> Result<std::os::fd::BorrowedFd<'_>, DatapathError> {
     let data = match map {
-        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) => data,
+        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::LpmTrie(data) => data,
         _ => {
             return Err(DatapathError::Refused(
                 "the eBPF object holds a map of an unknown kind".into(),

@@ -19,15 +19,16 @@ use aya::{
 use super::{
     DatapathError,
     inspect::identity_of,
-    load::{Pins, failed, map_fd, shapes},
+    load::{COHORTS, Pins, failed, map_fd, shapes},
     memory::MappedArray,
     off::would_cut,
     plural,
 };
 
 /// Maps that a start fills from what the others hold, or that begin at zero.
-const REMADE: [&str; 12] = [
+const REMADE: [&str; 13] = [
     "VIPS",
+    COHORTS,
     "KNOWN",
     "FIRST_FLOW",
     "FLOW_TIMES",
@@ -226,6 +227,8 @@ fn pinned_id(maps: &Path, name: &str) -> Result<Option<u32>, DatapathError> {
 fn kind_of(name: &str) -> MapType {
     if HASHES.contains(&name) {
         MapType::Hash
+    } else if name == COHORTS {
+        MapType::LpmTrie
     } else if PER_CPU.contains(&name) {
         MapType::PerCpuArray
     } else {

@@ -9,6 +9,7 @@ pub mod backends;
 pub mod breaker;
 pub mod carry;
 mod clsact;
+mod cohorts;
 pub mod fake;
 pub mod flows;
 mod inspect;
@@ -25,6 +26,7 @@ pub mod trial;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use shifter_common::abi::{BackendCounters, PoolCounters};
@@ -32,12 +34,16 @@ use shifter_common::abi::{BackendCounters, PoolCounters};
 pub use crate::model::text::plural;
 pub use breaker::{BreakerImage, BreakerState, Trip};
 
-use crate::model::{Affinity, PoolName, Protocol, Seed, SplitMethod, Vip, signals::PoolSignals};
+use crate::model::{
+    Affinity, PoolName, Protocol, Seed, SplitMethod, Vip, cohort::Rule, signals::PoolSignals,
+};
 
 /// Index of `service_head`; `0..MAX_SERVICES`.
 pub type ServiceId = u16;
 /// Index of the backend table; `1..MAX_BACKEND_IDS`.
 pub type BackendId = u16;
+/// Id of a set of cohort prefixes; 0 names none.
+pub type CohortSet = u16;
 
 /// A service as published to the kernel, whole.
 #[derive(Clone, PartialEq, Debug)]
@@ -63,6 +69,10 @@ pub struct ServiceImage {
     /// Backends of blue and green whose sockets can be looked up, at most
     /// `LOCAL_BACKENDS` each.
     pub local_backends: [Vec<BackendId>; 2],
+    /// Prefixes of its cohorts, from [`Datapath::write_cohorts`].
+    pub cohort_set: CohortSet,
+    /// The set is looked at; never without one.
+    pub cohorts_on: bool,
 }
 
 /// The dead-man of a service.
@@ -139,6 +149,8 @@ pub struct FlowRow {
     pub state: &'static str,
     pub proven: bool,
     pub adopted: bool,
+    /// A cohort forced its pool.
+    pub cohort: bool,
     pub generation: u32,
     pub age_s: f64,
     pub idle_s: f64,
@@ -311,6 +323,15 @@ pub trait Datapath: Send + Sync {
         image: &ServiceImage,
         rings: Option<&[Vec<BackendId>; 2]>,
     ) -> Result<u64, DatapathError>;
+    /// Writes a set of cohort prefixes beside those in force; no packet looks at
+    /// it until a service that names it is published. Some ms for 10,000. No
+    /// rules: the set 0.
+    fn write_cohorts(&self, rules: &[Rule]) -> Result<CohortSet, DatapathError>;
+    /// Gives a set up: it goes once no service that is published names it, off
+    /// the request's path.
+    fn drop_cohorts(&self, set: CohortSet);
+    /// What a set holds, sorted.
+    fn cohort_rules(&self, set: CohortSet) -> Arc<[Rule]>;
     /// Takes the VIP out of service; flows without a service pass untouched.
     fn delete_service(&self, id: ServiceId) -> Result<(), DatapathError>;
     /// Backend that new flows with this ring hash (upper half of the selection

@@ -1,6 +1,6 @@
 //! Services: bodies, rings and the heads that publish them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use shifter_common::{
@@ -9,7 +9,7 @@ use shifter_common::{
 };
 
 use super::{
-    BackendId, BreakerImage, DatapathError, DeadManImage, ServiceId, ServiceImage,
+    BackendId, BreakerImage, CohortSet, DatapathError, DeadManImage, ServiceId, ServiceImage,
     allocator::{Numbers, Regions},
     backends::{Known, Plain, Whose, addr_of, is_not_there, vip_key},
     load::failed,
@@ -313,6 +313,14 @@ impl Services {
         Some(body.rings.map(ring))
     }
 
+    /// Sets of cohorts that records in force name.
+    pub fn cohort_sets(&self) -> BTreeSet<CohortSet> {
+        self.ids()
+            .filter_map(|id| self.body(id))
+            .map(|body| body.cohort_set as CohortSet)
+            .collect()
+    }
+
     /// Before a grace period.
     pub fn ripen(&mut self) {
         self.slots.ripen();
@@ -356,6 +364,9 @@ fn body_of(
     if image.split == SplitMethod::Exact {
         flags |= SERVICE_EXACT;
     }
+    if image.cohorts_on && image.cohort_set != 0 {
+        flags |= SERVICE_COHORTS;
+    }
     let (affinity, affinity_prefix) = match image.affinity {
         Affinity::Flow => (AFFINITY_FLOW, 0),
         Affinity::Client(None) => (AFFINITY_CLIENT, 128),
@@ -394,7 +405,8 @@ fn body_of(
         affinity,
         affinity_prefix,
         local_backends,
-        pad: [0; 4],
+        cohort_set: u32::from(image.cohort_set),
+        pad: [0; 3],
         breaker_window_ns: breaker.window_ns,
         breaker_failures: breaker.max_failures,
         breaker_attempts: breaker.min_attempts,
@@ -449,5 +461,7 @@ pub fn image_of(body: &ServiceBody) -> ServiceImage {
         desired_hash: body.desired_hash,
         settle_until_ns: body.settle_until_ns,
         local_backends: [local(BLUE), local(GREEN)],
+        cohort_set: body.cohort_set as CohortSet,
+        cohorts_on: body.flags & SERVICE_COHORTS != 0,
     }
 }

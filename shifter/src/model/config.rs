@@ -5,7 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use shifter_common::abi::config::{DEFAULT_TIMEOUTS_S, TIMEOUTS};
 
 use super::{
-    ServiceSpec, duration,
+    ServiceSpec,
+    cohort_file::ReadFile,
+    duration,
     file::{self, FileError, Format, Table},
     tree::{Fault, Value},
 };
@@ -120,10 +122,19 @@ impl Default for AgentConfig {
 
 /// Reads the agent's file (TOML).
 pub fn parse_config(text: &str, file_name: &str) -> Result<AgentConfig, FileError> {
-    config(text).map_err(|fault| file::locate(text, file_name, fault))
+    parse_config_with(text, file_name, &mut file::no_file)
 }
 
-fn config(text: &str) -> Result<AgentConfig, Fault> {
+/// As [`parse_config`], where files that this one names are read by `read_file`.
+pub fn parse_config_with(
+    text: &str,
+    file_name: &str,
+    read_file: &mut ReadFile<'_>,
+) -> Result<AgentConfig, FileError> {
+    config(text, read_file).map_err(|fault| file::locate(text, file_name, fault))
+}
+
+fn config(text: &str, read_file: &mut ReadFile<'_>) -> Result<AgentConfig, Fault> {
     let root = file::read(text, Format::Toml)?;
     let table = Table::of(&root, "the file", &["agent", "api", "metrics", "service"])?;
     let mut config = AgentConfig::default();
@@ -138,7 +149,7 @@ fn config(text: &str) -> Result<AgentConfig, Fault> {
         metrics(&entry.node, &mut config)?;
     }
     if let Some(entry) = table.find("service") {
-        config.services = file::services(entry)?;
+        config.services = file::services(entry, read_file)?;
     }
     Ok(config)
 }

@@ -3,6 +3,7 @@
 use super::{
     Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, SplitMethod, Weight,
     breaker::Breaker,
+    cohort_file::{self, CohortPlaces, ReadFile},
     text,
     tree::{self, Entry, Fault, Node, Value},
     validate::{self, Place, SpecError},
@@ -44,13 +45,23 @@ pub fn parse_services(
     file_name: &str,
     format: Format,
 ) -> Result<Vec<ServiceSpec>, FileError> {
+    parse_services_with(text, file_name, format, &mut no_file)
+}
+
+/// As [`parse_services`], where files that this one names are read by `read`.
+pub fn parse_services_with(
+    text: &str,
+    file_name: &str,
+    format: Format,
+    read_file: &mut ReadFile<'_>,
+) -> Result<Vec<ServiceSpec>, FileError> {
     read(text, format)
         .and_then(|root| {
             // The agent's own file may be applied too.
             let sections = ["service", "agent", "api", "metrics"];
             let table = Table::of(&root, "the file", &sections)?;
             match table.find("service") {
-                Some(entry) => services(entry),
+                Some(entry) => services(entry, read_file),
                 None => Err(Fault::new(
                     0,
                     "there is no service in this file: write a [[service]] table",
@@ -58,6 +69,11 @@ pub fn parse_services(
             }
         })
         .map_err(|fault| locate(text, file_name, fault))
+}
+
+/// Where no other file is read.
+pub(super) fn no_file(_: &str) -> Result<String, String> {
+    Err("no file is read here: write the prefixes themselves".to_owned())
 }
 
 /// Reads a text into a tree.
@@ -81,7 +97,7 @@ pub(crate) fn locate(text: &str, file_name: &str, fault: Fault) -> FileError {
 /// One service as `spec_to_json` wrote it, without the checks of `validate`.
 pub fn spec_from_json(text: &str) -> Result<ServiceSpec, FileError> {
     super::json::from_json(text)
-        .and_then(|node| service(&node).map(|(spec, _)| spec))
+        .and_then(|node| service(&node, &mut no_file).map(|(spec, _)| spec))
         .map_err(|fault| locate(text, "stored service", fault))
 }
 
@@ -115,14 +131,32 @@ pub fn spec_to_json(spec: &ServiceSpec) -> String {
     if let Some(breaker) = spec.breaker {
         json["breaker"] = breaker.to_json();
     }
+    if !spec.cohorts.is_empty() {
+        json["cohort"] = spec.cohorts.iter().map(cohort_json).collect();
+    }
+    if !spec.cohorts_on {
+        json["cohorts_on"] = false.into();
+    }
     if let Some(seed) = spec.seed {
         json["seed"] = seed.reveal().into();
     }
     json.to_string()
 }
 
+fn cohort_json(cohort: &super::CohortSpec) -> serde_json::Value {
+    let prefixes: Vec<String> = cohort.prefixes.iter().map(|p| p.to_string()).collect();
+    let mut json = serde_json::json!({ "name": cohort.name, "prefixes": prefixes });
+    if let Some(pool) = cohort.pool {
+        json["pool"] = pool.to_string().into();
+    }
+    json
+}
+
 /// Reads and checks the list under the key `service`.
-pub(super) fn services(entry: &Entry) -> Result<Vec<ServiceSpec>, Fault> {
+pub(super) fn services(
+    entry: &Entry,
+    read_file: &mut ReadFile<'_>,
+) -> Result<Vec<ServiceSpec>, Fault> {
     let Value::Array(items) = &entry.node.value else {
         return Err(Fault::new(
             entry.at,
@@ -135,7 +169,7 @@ pub(super) fn services(entry: &Entry) -> Result<Vec<ServiceSpec>, Fault> {
     let mut specs = Vec::with_capacity(items.len());
     let mut places = Vec::with_capacity(items.len());
     for item in items {
-        let (spec, place) = service(item)?;
+        let (spec, place) = service(item, read_file)?;
         validate::service(&spec).map_err(|error| place.fault(&error))?;
         specs.push(spec);
         places.push(place);
@@ -155,6 +189,7 @@ struct Places {
     breaker: Option<usize>,
     pools: [Option<usize>; 2],
     backends: [Vec<usize>; 2],
+    cohorts: CohortPlaces,
 }
 
 impl Places {
@@ -168,12 +203,13 @@ impl Places {
             Place::Breaker => self.breaker,
             Place::Pool(pool) => self.pools[pool.index()],
             Place::Backend(pool, index) => self.backends[pool.index()].get(index).copied(),
+            Place::Cohorts(place) => self.cohorts.of(place),
         };
         Fault::new(at.unwrap_or(self.service), error.to_string())
     }
 }
 
-const SERVICE_KEYS: [&str; 11] = [
+const SERVICE_KEYS: [&str; 13] = [
     "name",
     "vip",
     "mode",
@@ -185,9 +221,11 @@ const SERVICE_KEYS: [&str; 11] = [
     "vip_routed",
     "pools",
     "breaker",
+    "cohort",
+    "cohorts_on",
 ];
 
-fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
+fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Places), Fault> {
     let table = Table::of(node, "a service", &SERVICE_KEYS)?;
     let (name, name_at) = table.need("name", "a service's name, as name = \"web\"")?;
     let (vip, vip_at) = table.need(
@@ -212,6 +250,7 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
     let pools = Table::of(&pools.node, "pools", &["blue", "green"])?;
     let (blue_pool, blue_places) = pool(&pools, "blue")?;
     let (green_pool, green_places) = pool(&pools, "green")?;
+    let (cohorts, cohort_places) = cohort_file::parse(&table, read_file)?;
     let spec = ServiceSpec {
         name: name.to_owned(),
         vip: vip.parse().map_err(|e| place(vip_at, e))?,
@@ -228,6 +267,8 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
             .find("breaker")
             .map(|entry| Breaker::read(&entry.node))
             .transpose()?,
+        cohorts,
+        cohorts_on: table.boolean("cohorts_on")?.unwrap_or(true),
     };
     let at = |key: &str| table.find(key).map(|entry| entry.node.at);
     let places = Places {
@@ -240,6 +281,7 @@ fn service(node: &Node) -> Result<(ServiceSpec, Places), Fault> {
         breaker: at("breaker"),
         pools: ["blue", "green"].map(|key| pools.find(key).map(|entry| entry.node.at)),
         backends: [blue_places, green_places],
+        cohorts: cohort_places,
     };
     Ok((spec, places))
 }

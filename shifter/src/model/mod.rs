@@ -1,6 +1,8 @@
 //! What a user can want: services, pools, backends, weights. Pure.
 
 pub mod breaker;
+pub mod cohort;
+pub mod cohort_file;
 pub mod config;
 pub mod duration;
 pub mod file;
@@ -13,6 +15,7 @@ pub mod validate;
 pub mod weight;
 pub mod wilson;
 
+pub use cohort::{CohortSpec, Prefix};
 pub use service::{
     Affinity, BackendSpec, BackendState, Mode, PoolName, Protocol, Seed, ServiceSpec, SplitMethod,
     Vip,

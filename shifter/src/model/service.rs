@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::Weight;
+use super::{CohortSpec, Weight};
 
 /// Protocol of a VIP and its backends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -105,6 +105,10 @@ pub struct ServiceSpec {
     pub green_pool: Vec<BackendSpec>,
     /// `None`: the kernel takes no flow from the candidate by itself.
     pub breaker: Option<super::breaker::Breaker>,
+    /// Clients that get a pool whatever the weight.
+    pub cohorts: Vec<CohortSpec>,
+    /// Unset: cohorts are suspended, and the weight holds for everybody.
+    pub cohorts_on: bool,
 }
 
 impl PoolName {
@@ -163,6 +167,11 @@ impl ServiceSpec {
             PoolName::Blue => &self.blue_pool,
             PoolName::Green => &self.green_pool,
         }
+    }
+
+    /// Cohorts that are in force.
+    pub fn active_cohorts(&self) -> &[CohortSpec] {
+        if self.cohorts_on { &self.cohorts } else { &[] }
     }
 
     /// Whether a pool holds the VIP itself, that is, takes over a server that listens there.

@@ -11,6 +11,7 @@ use std::{
 use super::{
     Affinity, BackendSpec, BackendState, PoolName, Protocol, ServiceSpec, SplitMethod, Vip,
     breaker::BreakerError,
+    cohort::{self, CohortFault, CohortPlace},
 };
 
 /// Longest name of a service, in bytes.
@@ -29,6 +30,7 @@ pub enum Place {
     Breaker,
     Pool(PoolName),
     Backend(PoolName, usize),
+    Cohorts(CohortPlace),
 }
 
 /// A fault and where it lies.
@@ -112,6 +114,8 @@ pub enum SpecFault {
     Prefix { bits: u8 },
     #[error("breaker: {0}")]
     Breaker(BreakerError),
+    #[error(transparent)]
+    Cohort(CohortFault),
 }
 
 /// Checks one service by itself.
@@ -162,6 +166,9 @@ pub fn service(spec: &ServiceSpec) -> Result<(), SpecError> {
     if let Some(index) = spec.green_pool.iter().position(twice) {
         let fault = SpecFault::BackendInBoth(spec.green_pool[index].addr);
         return refuse(Place::Backend(PoolName::Green, index), fault);
+    }
+    if let Err((place, fault)) = cohort::check(spec) {
+        return refuse(Place::Cohorts(place), SpecFault::Cohort(fault));
     }
     split(spec)
 }
@@ -246,7 +253,7 @@ pub fn set(specs: &[ServiceSpec]) -> Result<(), (usize, SpecError)> {
     Ok(())
 }
 
-fn name_is_right(name: &str) -> bool {
+pub(super) fn name_is_right(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len())
         && name
             .bytes()

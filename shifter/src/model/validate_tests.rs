@@ -25,6 +25,8 @@ fn spec(vip: &str, blue: &[&str], green: &[&str]) -> ServiceSpec {
         blue_pool: blue.iter().map(|b| backend(b)).collect(),
         green_pool: green.iter().map(|b| backend(b)).collect(),
         breaker: None,
+        cohorts: Vec::new(),
+        cohorts_on: true,
     }
 }
 

@@ -6,6 +6,7 @@ use shifter_common::abi::MAX_RING_SLOTS;
 
 use super::{
     asked::Asked,
+    cohorts::NewSets,
     controller::{Change, ControlError, Receipt, WriteContext},
     entry::{Entry, local_backends},
     plan::{Step, check_specs},
@@ -21,12 +22,18 @@ use crate::{
     store::Commit,
 };
 
+/// What was made ready before the core was locked.
+struct Resolved<'a> {
+    asked: Asked,
+    sets: NewSets<'a>,
+}
+
 /// How to take one service back.
-struct Undo {
-    name: String,
-    before: Option<Entry>,
+pub(super) struct Undo {
+    pub name: String,
+    pub before: Option<Entry>,
     /// What was taken over without a stored service, with its rings.
-    orphan: Option<(ServiceImage, [Vec<BackendId>; 2])>,
+    pub orphan: Option<(ServiceImage, [Vec<BackendId>; 2])>,
 }
 
 impl Reconciler {
@@ -55,6 +62,7 @@ impl Reconciler {
         let _turn = lock(&self.refreshing);
         let asked = Asked::of(specs, &*self.facts);
         let census = self.census();
+        let sets = self.write_sets(specs, context)?;
         let mut core = lock(&self.core);
         for spec in specs {
             self.record_passed_dead_man(&mut core, &spec.name);
@@ -65,7 +73,10 @@ impl Reconciler {
             let receipts = steps.iter().map(|s| preview(&core, s, context)).collect();
             return Ok((receipts, steps.into_iter().map(|s| s.change).collect()));
         }
-        self.carry_out(&mut core, steps, &asked, context)
+        let asked = Resolved { asked, sets };
+        let done = self.carry_out(&mut core, steps, &asked, context)?;
+        asked.sets.keep();
+        Ok(done)
     }
 
     /// Publishes and commits prepared steps.
@@ -73,7 +84,7 @@ impl Reconciler {
         &self,
         core: &mut Core,
         steps: Vec<Step>,
-        asked: &Asked,
+        asked: &Resolved<'_>,
         context: &WriteContext,
     ) -> Result<(Vec<Receipt>, Vec<Change>), ControlError> {
         let changed: Vec<&Step> = steps.iter().filter(|s| !s.is_unchanged()).collect();
@@ -99,6 +110,7 @@ impl Reconciler {
                 self.undo(core, undo);
                 return Err(store_failed(&error, "the change was taken back"));
             }
+            self.drop_replaced(core, &undo);
         }
         let mut receipts = Vec::with_capacity(steps.len());
         for step in &steps {
@@ -123,7 +135,7 @@ impl Reconciler {
         &self,
         core: &mut Core,
         step: &Step,
-        asked: &Asked,
+        asked: &Resolved<'_>,
         undo: &mut Vec<Undo>,
     ) -> Result<(), DatapathError> {
         let before = core.services.get(&step.spec.name).cloned();
@@ -178,12 +190,12 @@ impl Reconciler {
         &self,
         core: &mut Core,
         step: &Step,
-        asked: &Asked,
+        resolved: &Resolved<'_>,
         before: Option<&Entry>,
     ) -> Result<Entry, DatapathError> {
         let spec = &step.spec;
         let protocol = spec.vip.protocol;
-        let answer = |addr| asked.answer(addr, protocol);
+        let answer = |addr| resolved.asked.answer(addr, protocol);
         let vip_backend = core.backends.acquire(answer(spec.vip.addr))?;
         let mut pools = [Vec::new(), Vec::new()];
         for pool in [PoolName::Blue, PoolName::Green] {
@@ -208,9 +220,11 @@ impl Reconciler {
             Some(before) => (before.id, before.settle_until_ns),
             None => self.new_id(core, spec)?,
         };
+        let cohort_set = self.cohort_set_of(core, spec, before, &resolved.sets)?;
         Ok(Entry {
             id,
             vip_backend,
+            cohort_set,
             local_backends: local_backends(&pools, vip_backend, &core.backends),
             pools,
             rings,

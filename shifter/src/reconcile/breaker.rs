@@ -73,6 +73,7 @@ impl Reconciler {
         let reason = reason(entry, &trip);
         let next = Split {
             green: all_to(entry.spec.live),
+            cohorts_on: entry.cohorts_after_return(),
             dead_man: None,
             ..entry.split()
         };
@@ -99,17 +100,18 @@ impl Reconciler {
     /// the start publishes what it leads to.
     pub(super) fn take_trip(&self, entry: &mut Entry, at_unix_ms: i64) -> Option<Audit> {
         let trip = self.trip_in_force(entry)?;
-        let green = all_to(entry.spec.live);
-        if entry.spec.green.threshold() == green.threshold() {
+        let next = Split {
+            green: all_to(entry.spec.live),
+            cohorts_on: entry.cohorts_after_return(),
+            dead_man: None,
+            ..entry.split()
+        };
+        if next == entry.split() {
             return None;
         }
         let reason = reason(entry, &trip);
         let before = entry.describe();
-        entry.set_split(Split {
-            green,
-            dead_man: None,
-            ..entry.split()
-        });
+        entry.set_split(next);
         tracing::error!(
             service = entry.spec.name,
             generation = trip.generation,

@@ -82,6 +82,8 @@ pub struct WeightChange {
     pub share: ShareOf,
     /// Arms the dead-man.
     pub revert_after: Option<Duration>,
+    /// Puts cohorts in force or suspends them; `None`: as they are.
+    pub cohorts: Option<bool>,
 }
 
 /// Observed share of new affinity keys.
@@ -94,6 +96,8 @@ pub struct Observed {
     pub interval: Option<(f64, f64, f64)>,
     pub adopted: u64,
     pub unpinned: u64,
+    /// New flows whose pool a cohort forced.
+    pub cohort: u64,
 }
 
 /// The dead-man as it stands.
@@ -142,6 +146,8 @@ pub struct ServiceView {
     /// What the kernel has seen of how the pools do, `[blue, green]`.
     pub signals: [PoolSignals; 2],
     pub breaker: Option<BreakerView>,
+    /// "on" or "suspended", the dead-man included; "" without cohorts.
+    pub cohorts: &'static str,
     pub warnings: Vec<String>,
 }
 
@@ -166,6 +172,8 @@ pub struct Explanation {
     pub backend: SocketAddr,
     pub pinned: bool,
     pub flow: Option<FlowView>,
+    /// The cohort that forces the pool of a new flow.
+    pub cohort: Option<String>,
     pub why: Vec<String>,
 }
 

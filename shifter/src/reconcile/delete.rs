@@ -77,6 +77,7 @@ impl Reconciler {
                 tracing::warn!(backend = id, %error, "marking a removed backend failed");
             }
         }
+        self.datapath.drop_cohorts(entry.cohort_set);
         core.ids.retired.insert(entry.id);
         core.ring_slots -= slots(&entry);
         lock(&self.observer).forget(entry.id);

@@ -9,7 +9,7 @@ use shifter_common::{
 
 use super::{backends::Backends, clock::Clock};
 use crate::{
-    datapath::{BackendId, DeadManImage, ServiceId, ServiceImage},
+    datapath::{BackendId, CohortSet, DeadManImage, ServiceId, ServiceImage},
     model::{Affinity, PoolName, Seed, ServiceSpec, SplitMethod, Weight, file},
     store::{Promoted, Row, StoredDeadMan},
 };
@@ -29,6 +29,7 @@ pub struct DeadMan {
 pub struct Split {
     pub live: PoolName,
     pub green: Weight,
+    pub cohorts_on: bool,
     pub dead_man: Option<DeadMan>,
     pub promoted: Option<Promoted>,
 }
@@ -60,6 +61,8 @@ pub struct Entry {
     pub promoted: Option<Promoted>,
     pub settle_until_ns: u64,
     pub local_backends: [Vec<BackendId>; 2],
+    /// Prefixes of the cohorts in the kernel.
+    pub cohort_set: CohortSet,
     /// DNAT stands in front of the VIP, as last asked.
     pub translated: bool,
     /// `(generation, CLOCK_MONOTONIC ns)`, newest last.
@@ -94,12 +97,26 @@ pub fn base_hash(spec: &ServiceSpec) -> u64 {
     let mut spec = spec.clone();
     spec.live = PoolName::Blue;
     spec.green = Weight::ZERO;
-    hash_text(&file::spec_to_json(&spec))
+    spec.cohorts_on = true;
+    // As numbers, not as text: there may be thousands, and a rollback waits
+    // where this is asked.
+    let cohorts = std::mem::take(&mut spec.cohorts);
+    let hash = hash_text(&file::spec_to_json(&spec));
+    cohorts.iter().fold(hash, |hash, cohort| {
+        let pool = cohort.pool.map_or(2, |pool| pool.index() as u64);
+        let named = siphash13([0, 3], [hash, hash_text(&cohort.name), pool]);
+        cohort.prefixes.iter().fold(named, |hash, prefix| {
+            let [low, high, bits] = prefix.words();
+            siphash13([0, 3], [hash, low, high, bits])
+        })
+    })
 }
 
 /// Hash of the desired state, for the record in the kernel.
-pub fn desired_hash(base_hash: u64, live: PoolName, threshold: u64) -> u64 {
-    siphash13([0, 1], [base_hash, live.index() as u64, threshold])
+pub fn desired_hash(base_hash: u64, live: PoolName, threshold: u64, cohorts_on: bool) -> u64 {
+    let suspended = u64::from(!cohorts_on) << 1;
+    let live = live.index() as u64;
+    siphash13([0, 1], [base_hash, live | suspended, threshold])
 }
 
 impl Entry {
@@ -107,6 +124,7 @@ impl Entry {
         Split {
             live: self.spec.live,
             green: self.spec.green,
+            cohorts_on: self.spec.cohorts_on,
             dead_man: self.dead_man,
             promoted: self.promoted,
         }
@@ -115,6 +133,7 @@ impl Entry {
     pub fn set_split(&mut self, split: Split) {
         self.spec.live = split.live;
         self.spec.green = split.green;
+        self.spec.cohorts_on = split.cohorts_on;
         self.dead_man = split.dead_man;
         self.promoted = split.promoted;
     }
@@ -147,9 +166,36 @@ impl Entry {
             split: self.spec.split,
             affinity: self.spec.affinity,
             seed: self.seed(),
-            desired_hash: desired_hash(self.base_hash, self.spec.live, self.spec.green.threshold()),
+            desired_hash: self.desired_hash(),
             settle_until_ns: self.settle_until_ns,
             local_backends: self.local_backends.clone(),
+            cohort_set: self.cohort_set,
+            cohorts_on: self.spec.cohorts_on && self.cohort_set != 0,
+        }
+    }
+
+    fn desired_hash(&self) -> u64 {
+        let spec = &self.spec;
+        desired_hash(
+            self.base_hash,
+            spec.live,
+            spec.green.threshold(),
+            spec.cohorts_on,
+        )
+    }
+
+    /// Whether cohorts stay in force where the live pool gets everything: only
+    /// where there are none, so that nothing changes.
+    pub fn cohorts_after_return(&self) -> bool {
+        self.spec.cohorts.is_empty()
+    }
+
+    /// "on" or "suspended", as the kernel acts now; "" without cohorts.
+    pub fn cohorts_word(&self, clock: &dyn Clock) -> &'static str {
+        match (self.spec.cohorts.is_empty(), self.spec.cohorts_on) {
+            (true, _) => "",
+            (false, true) if !self.dead_man_passed(clock) => "on",
+            _ => "suspended",
         }
     }
 
@@ -164,8 +210,7 @@ impl Entry {
     }
 
     pub fn etag(&self) -> String {
-        let hash = desired_hash(self.base_hash, self.spec.live, self.spec.green.threshold());
-        let etag = siphash13([0, 2], [hash, u64::from(self.generation)]);
+        let etag = siphash13([0, 2], [self.desired_hash(), u64::from(self.generation)]);
         format!("{etag:016x}")
     }
 
@@ -217,7 +262,14 @@ impl Entry {
 /// A split in words.
 pub fn describe(spec: &ServiceSpec, dead_man: bool) -> String {
     let guarded = if dead_man { ", dead-man armed" } else { "" };
-    format!("{} live, green {}{guarded}", spec.live, spec.green)
+    let suspended = match spec.cohorts.is_empty() || spec.cohorts_on {
+        true => "",
+        false => ", cohorts suspended",
+    };
+    format!(
+        "{} live, green {}{suspended}{guarded}",
+        spec.live, spec.green
+    )
 }
 
 /// See [`Entry::adoption`].

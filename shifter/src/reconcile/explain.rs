@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     datapath::BackendId,
-    model::{Affinity, PoolName, SplitMethod, weight::threshold_share},
+    model::{Affinity, PoolName, SplitMethod, cohort, weight::threshold_share},
 };
 
 /// Ports that clients use by default (net.ipv4.ip_local_port_range).
@@ -52,8 +52,13 @@ impl Reconciler {
             )),
         }
         self.settling(&entry, &mut why);
-        let hash = self.hash(&entry, client, port, &mut why);
-        let (pool, backend) = self.choose(&entry, hash, &mut why);
+        let forced = self.forced(&entry, client, &mut why);
+        let hash = match (&forced, port) {
+            // Which port it is makes no difference to the pool.
+            (Some(_), None) => affinity_hash(&entry, client, *PORTS.start()),
+            _ => self.hash(&entry, client, port, &mut why),
+        };
+        let (pool, backend, cohort) = self.choose(&entry, forced, hash, &mut why);
         if !self.facts.is_local(client) {
             why.push("traffic from this host itself is not shifted".into());
         }
@@ -62,6 +67,7 @@ impl Reconciler {
             backend: self.addr(backend).unwrap_or(vip.addr),
             pinned: false,
             flow: None,
+            cohort,
             why,
         })
     }
@@ -83,7 +89,11 @@ impl Reconciler {
         why.push(format!(
             "{client} has a live flow ({}{}) chosen under generation {}: it stays on {} backend {backend} until it ends, whatever the weight",
             row.state,
-            if row.adopted { ", taken over" } else { "" },
+            match (row.adopted, row.cohort) {
+                (true, _) => ", taken over",
+                (false, true) => ", forced by a cohort",
+                (false, false) => "",
+            },
             row.generation,
             row.pool,
         ));
@@ -96,6 +106,7 @@ impl Reconciler {
                 backend,
                 row,
             }),
+            cohort: None,
             why: std::mem::take(why),
         })
     }
@@ -141,35 +152,71 @@ impl Reconciler {
     fn choose(
         &self,
         entry: &Entry,
+        forced: Option<(PoolName, String)>,
         hash: u64,
         why: &mut Vec<String>,
-    ) -> (PoolName, Option<BackendId>) {
-        why.push("no cohort rule".into());
+    ) -> (PoolName, Option<BackendId>, Option<String>) {
         let threshold = self.threshold_in_force(entry);
         if let Some(trip) = self.trip_in_force(entry) {
             why.push(super::breaker::reason(entry, &trip));
-        } else if entry.dead_man_passed(&*self.clock) {
+        } else if forced.is_none() && entry.dead_man_passed(&*self.clock) {
             why.push(format!(
                 "the dead-man's deadline has passed: green has {:.4}% and not the configured {}",
                 threshold_share(threshold) * 100.0,
                 entry.spec.green
             ));
         }
-        let pool = pool_by_threshold(entry, hash, threshold, why);
+        let (pool, cohort) = match forced {
+            Some((pool, cohort)) => (pool, Some(cohort)),
+            None => (pool_by_threshold(entry, hash, threshold, why), None),
+        };
         let slot = select::ring_hash(hash);
         if let Some(id) = self.datapath.ring_choice(entry.id, pool, slot) {
             why.push(format!("the ring of {pool} names this backend"));
-            return (pool, Some(id));
+            return (pool, Some(id), cohort);
         }
         let other = pool.other();
         if let Some(id) = self.datapath.ring_choice(entry.id, other, slot) {
             why.push(format!(
                 "{pool} has no backend for new flows: the ring of {other} names this one"
             ));
-            return (other, Some(id));
+            return (other, Some(id), cohort);
         }
         why.push("neither pool has a backend for new flows: the packet is dropped and counted (no_backend)".into());
-        (pool, None)
+        (pool, None, cohort)
+    }
+
+    /// The pool that a cohort forces, and the cohort's name.
+    fn forced(
+        &self,
+        entry: &Entry,
+        client: IpAddr,
+        why: &mut Vec<String>,
+    ) -> Option<(PoolName, String)> {
+        let spec = &entry.spec;
+        let Some((cohort, prefix)) = cohort::longest(&spec.cohorts, client) else {
+            why.push("no cohort rule".into());
+            return None;
+        };
+        let name = &cohort.name;
+        let held = format!("cohort {name:?} holds {client} by its longest prefix {prefix}");
+        let has_tripped = self.trip_in_force(entry).is_some();
+        if has_tripped || entry.cohorts_word(&*self.clock) != "on" {
+            let since = match spec.cohorts_on {
+                true if has_tripped => "the breaker has tripped",
+                true => "the dead-man's deadline has passed",
+                false => "since a rollback, a promote or by request",
+            };
+            why.push(format!("{held}, but cohorts are suspended ({since})"));
+            return None;
+        }
+        let pool = cohort.pool_when(spec.live);
+        let role = match cohort.pool {
+            None => ", the candidate",
+            Some(_) => "",
+        };
+        why.push(format!("{held}: {pool}{role}, whatever the weight"));
+        Some((pool, name.clone()))
     }
 }
 

@@ -93,6 +93,8 @@ fn merge(
     key!(vip_routed, "vip_routed");
     key!(blue_pool, "pools.blue");
     key!(green_pool, "pools.green");
+    key!(cohorts, "cohort");
+    key!(cohorts_on, "cohorts_on");
     if file.seed.is_some() {
         key!(seed, "seed");
     }

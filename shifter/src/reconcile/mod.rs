@@ -5,6 +5,7 @@ mod asked;
 mod backends;
 mod breaker;
 pub mod clock;
+mod cohorts;
 mod control;
 pub mod controller;
 mod delete;

@@ -206,6 +206,7 @@ impl Reconciler {
             interval: wilson::interval(green, total),
             adopted: grown(|c| c.adopted_flows).iter().sum(),
             unpinned: grown(|c| c.unpinned_flows).iter().sum(),
+            cohort: grown(|c| c.cohort_flows).iter().sum(),
         }
     }
 

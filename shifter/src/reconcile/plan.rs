@@ -12,7 +12,7 @@ use super::{
 use crate::{
     datapath::{BackendId, Census},
     model::{
-        BackendSpec, BackendState, PoolName, Seed, ServiceSpec,
+        BackendSpec, BackendState, PoolName, Seed, ServiceSpec, cohort,
         validate::{self, Place, SpecError, SpecFault},
         weight::threshold_share,
     },
@@ -408,6 +408,9 @@ fn details(entry: Option<&Entry>, step: &Step) -> Vec<String> {
         let before = entry.map_or(&[][..], |e| e.spec.pool(pool));
         pool_details(pool, before, spec.pool(pool), &mut lines);
     }
+    let mut none = spec.clone();
+    none.cohorts = Vec::new();
+    cohort::details(entry.map_or(&none, |e| &e.spec), spec, &mut lines);
     let case = adoption(spec, step.translated);
     if entry.is_none_or(|e| e.adoption() != case) {
         lines.push(format!("adoption: {case} ({})", adoption_meaning(case)));

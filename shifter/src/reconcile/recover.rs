@@ -14,7 +14,8 @@ use super::{
 use crate::{
     datapath::{BackendId, DeadManImage, ServiceImage, plural},
     model::{
-        BackendSpec, BackendState, Mode, PoolName, ServiceSpec, Vip, Weight, breaker::Breaker,
+        BackendSpec, BackendState, CohortSpec, Mode, PoolName, Prefix, ServiceSpec, Vip, Weight,
+        breaker::Breaker, cohort::Rule,
     },
     store::StoredDeadMan,
 };
@@ -61,6 +62,8 @@ impl Start<'_> {
                 min_attempts: breaker.min_attempts,
                 max_ratio: Weight::from_threshold(u64::from(breaker.max_ratio)),
             }),
+            cohorts: cohorts(&self.reconciler.datapath.cohort_rules(image.cohort_set)),
+            cohorts_on: image.cohorts_on || image.cohort_set == 0,
         };
         let mut pools = [Vec::new(), Vec::new()];
         for name in [PoolName::Blue, PoolName::Green] {
@@ -88,6 +91,7 @@ impl Start<'_> {
                 .map(|dead_man| self.recovered_dead_man(dead_man)),
             promoted: None,
             settle_until_ns: image.settle_until_ns,
+            cohort_set: image.cohort_set,
             local_backends: image.local_backends.clone(),
             translated: facts.vip_is_translated(&image.vip),
             published: Default::default(),
@@ -142,6 +146,24 @@ fn members(core: &Core, ring: &[BackendId]) -> Vec<(BackendId, BackendSpec)> {
                 state: BackendState::Ready,
             };
             Some((id, backend))
+        })
+        .collect()
+}
+
+/// Cohorts by the numbers that they had; the kernel knows no names.
+fn cohorts(rules: &[Rule]) -> Vec<CohortSpec> {
+    let mut cohorts: BTreeMap<u16, (Option<PoolName>, Vec<Prefix>)> = BTreeMap::new();
+    for rule in rules {
+        let (pool, prefixes) = cohorts.entry(rule.cohort).or_default();
+        *pool = rule.pool;
+        prefixes.push(rule.prefix);
+    }
+    cohorts
+        .into_iter()
+        .map(|(number, (pool, prefixes))| CohortSpec {
+            name: format!("cohort-{}", number + 1),
+            pool,
+            prefixes: prefixes.into(),
         })
         .collect()
 }

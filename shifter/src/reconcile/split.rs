@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     datapath::DeadManImage,
-    model::{PoolName, Weight, duration, validate},
+    model::{PoolName, Weight, cohort, duration, validate},
     store::{Promoted, StoredDeadMan},
 };
 
@@ -47,9 +47,13 @@ impl Reconciler {
     ) -> Result<(Split, Vec<String>), ControlError> {
         let green = green_weight(entry.spec.live, change.share);
         check_gain(entry, green)?;
+        let cohorts_on = cohorts_wanted(entry, change.cohorts)?;
         let mut warnings = Vec::new();
         let dead_man = match change.revert_after {
-            Some(after) if green.threshold() == all_to(entry.spec.live).threshold() => {
+            Some(after)
+                if green.threshold() == all_to(entry.spec.live).threshold()
+                    && (entry.spec.cohorts.is_empty() || !cohorts_on) =>
+            {
                 warnings.push(format!(
                     "no dead-man is armed: this weight gives the live pool everything already, so there is nothing to revert after {}",
                     duration::show(after)
@@ -61,6 +65,7 @@ impl Reconciler {
         };
         let next = Split {
             green,
+            cohorts_on,
             dead_man,
             ..entry.split()
         };
@@ -103,6 +108,14 @@ impl Reconciler {
         let mut details = Vec::new();
         if !unchanged {
             details.push(format!("green: {} -> {}", entry.spec.green, next.green));
+        }
+        if next.cohorts_on != entry.spec.cohorts_on {
+            let word = |on| if on { "on" } else { "suspended" };
+            details.push(format!(
+                "cohorts: {} -> {}; how many clients come from their prefixes is not known",
+                word(entry.spec.cohorts_on),
+                word(next.cohorts_on)
+            ));
         }
         if let Some(after) = change.revert_after
             && next.dead_man.is_some()
@@ -165,6 +178,7 @@ impl Reconciler {
             (earlier_split(&core, entry, to)?, Vec::new())
         };
         warnings.extend(unready_warning(entry, next.live, next.green));
+        warnings.extend(suspended_warning(entry));
         let write = SplitWrite {
             next,
             action: "rollback",
@@ -195,6 +209,7 @@ impl Reconciler {
         let next = Split {
             live,
             green: all_to(live),
+            cohorts_on: entry.cohorts_after_return(),
             dead_man: None,
             promoted,
         };
@@ -224,11 +239,13 @@ impl Reconciler {
             warnings.push(format!("adoption: {}", adoption_meaning("refused")));
         }
         spec.live = former;
+        warnings.extend(suspended_warning(entry));
         validate::split(&spec).map_err(|error| ControlError::Precondition(error.to_string()))?;
         let write = SplitWrite {
             next: Split {
                 live,
                 green: all_to(live),
+                cohorts_on: entry.cohorts_after_return(),
                 dead_man: None,
                 promoted: Some(Promoted {
                     former,
@@ -261,6 +278,7 @@ impl Reconciler {
         let write = SplitWrite {
             next: Split {
                 green: all_to(entry.spec.live),
+                cohorts_on: entry.cohorts_after_return(),
                 dead_man: None,
                 ..entry.split()
             },
@@ -274,6 +292,35 @@ impl Reconciler {
         }
         true
     }
+}
+
+/// Whether cohorts shall be in force after a shift.
+fn cohorts_wanted(entry: &Entry, asked: Option<bool>) -> Result<bool, ControlError> {
+    let service = &entry.spec.name;
+    let Some(on) = asked else {
+        return Ok(entry.spec.cohorts_on);
+    };
+    if entry.spec.cohorts.is_empty() {
+        return Err(ControlError::Precondition(format!(
+            "service {service:?} has no cohorts to put in force or to suspend: apply it with [[service.cohort]] tables first"
+        )));
+    }
+    let mut spec = entry.spec.clone();
+    spec.cohorts_on = on;
+    match cohort::pools(&spec) {
+        Ok(()) => Ok(on),
+        Err((_, fault)) => Err(ControlError::Precondition(format!(
+            "service {service:?}: {fault}"
+        ))),
+    }
+}
+
+/// What becomes of cohorts where the live pool gets everything.
+fn suspended_warning(entry: &Entry) -> Option<String> {
+    let were_on = !entry.spec.active_cohorts().is_empty();
+    were_on.then(|| {
+        "the cohorts are suspended, for the live pool has everything now: `shifter apply` or `shifter shift --cohorts on` puts them in force again".to_owned()
+    })
 }
 
 fn green_weight(live: PoolName, share: ShareOf) -> Weight {
@@ -332,6 +379,8 @@ fn earlier_split(core: &Core, entry: &Entry, to: u32) -> Result<Split, ControlEr
     Ok(Split {
         live,
         green,
+        // A rollback is for everybody, whatever generation it goes to.
+        cohorts_on: entry.cohorts_after_return(),
         dead_man: None,
         promoted: entry.promoted.filter(|_| live == entry.spec.live),
     })

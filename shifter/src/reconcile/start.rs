@@ -16,8 +16,8 @@ use super::{
     reconciler::{Core, Reconciler, Settings, StartError, describe_spec},
 };
 use crate::{
-    datapath::{BackendId, Datapath, DatapathError, DeadManImage, ServiceImage},
-    model::{BackendSpec, BackendState, PoolName, Protocol, ServiceSpec, Weight},
+    datapath::{BackendId, CohortSet, Datapath, DatapathError, DeadManImage, ServiceImage},
+    model::{BackendSpec, BackendState, PoolName, Protocol, ServiceSpec, Weight, cohort},
     ring::{self, Member},
     store::{Audit, Commit, Loaded, Pending, Promoted, Store, StoredDeadMan, StoredService},
 };
@@ -219,7 +219,12 @@ impl Start<'_> {
     /// Whether the kernel carries out exactly this.
     fn has(&self, spec: &ServiceSpec) -> bool {
         let image = self.kernel.get(&(spec.vip.addr, spec.vip.protocol));
-        let hash = desired_hash(base_hash(spec), spec.live, spec.green.threshold());
+        let hash = desired_hash(
+            base_hash(spec),
+            spec.live,
+            spec.green.threshold(),
+            spec.cohorts_on,
+        );
         image.is_some_and(|image| image.desired_hash == hash)
     }
 
@@ -260,7 +265,8 @@ impl Start<'_> {
             core.backends.sync(id, &*self.reconciler.datapath)?;
         }
         let whole = image.as_ref().is_none_or(|image| {
-            let split = desired_hash(entry.base_hash, image.live, image.threshold);
+            let on = image.cohorts_on || image.cohort_set == 0 && entry.spec.cohorts_on;
+            let split = desired_hash(entry.base_hash, image.live, image.threshold, on);
             let known = |id: &BackendId| self.known.binary_search(id).is_ok();
             image.desired_hash != split || !entry.named().iter().all(known)
         });
@@ -300,6 +306,9 @@ impl Start<'_> {
             });
         }
         service.spec.live = image.live;
+        if image.cohort_set != 0 {
+            service.spec.cohorts_on = image.cohorts_on;
+        }
         if green.threshold() != service.spec.green.threshold() {
             service.spec.green = green;
         }
@@ -343,6 +352,7 @@ impl Start<'_> {
         let service = &mut found.service;
         let before = describe_spec(&service.spec);
         service.spec.green = all_to(service.spec.live);
+        service.spec.cohorts_on = service.spec.cohorts.is_empty();
         service.dead_man = None;
         found.dirty = true;
         let reason = "not confirmed; the deadline passed while the host was down";
@@ -396,8 +406,27 @@ impl Start<'_> {
             observed: None,
             dirty: false,
             settle_until_ns,
+            cohort_set: self.cohort_set(spec, image)?,
             spec: spec.clone(),
         })
+    }
+
+    /// The set in the kernel where it holds what the service wants, or a new one.
+    fn cohort_set(
+        &self,
+        spec: &ServiceSpec,
+        image: Option<&ServiceImage>,
+    ) -> Result<CohortSet, DatapathError> {
+        let datapath = &*self.reconciler.datapath;
+        let rules = cohort::rules(spec);
+        let set = image.map_or(0, |image| image.cohort_set);
+        if *datapath.cohort_rules(set) == *rules {
+            return Ok(set);
+        }
+        let new = datapath.write_cohorts(&rules)?;
+        // It goes once the record that names it is replaced.
+        datapath.drop_cohorts(set);
+        Ok(new)
     }
 
     /// What the kernel holds beyond the stored services may be all that is left of

@@ -126,6 +126,10 @@ impl Reconciler {
             warnings: self.warnings(&entry, &counters),
             signals: self.datapath.signals(entry.id)?,
             breaker: self.breaker_view(&entry),
+            cohorts: match self.trip_in_force(&entry) {
+                Some(_) if !entry.spec.cohorts.is_empty() => "suspended",
+                _ => entry.cohorts_word(&*self.clock),
+            },
             counters,
             spec: entry.spec,
         })

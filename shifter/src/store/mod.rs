@@ -225,7 +225,7 @@ impl Store {
             .connection
             .prepare(
                 "SELECT spec, live, green, generation, safe_threshold, deadline_unix_ms, after_ms,
-                        promoted_from, promoted_unix_ms FROM service ORDER BY name",
+                        promoted_from, promoted_unix_ms, cohorts_on FROM service ORDER BY name",
             )
             .map_err(&error)?;
         let mut rows = statement.query([]).map_err(&error)?;
@@ -425,7 +425,8 @@ fn save(tx: &Transaction<'_>, row: &Row<'_>, at_unix_ms: i64) -> rusqlite::Resul
     }
     tx.prepare_cached(
         "UPDATE service SET live = ?2, green = ?3, generation = ?4, safe_threshold = ?5,
-             deadline_unix_ms = ?6, after_ms = ?7, promoted_from = ?8, promoted_unix_ms = ?9
+             deadline_unix_ms = ?6, after_ms = ?7, promoted_from = ?8, promoted_unix_ms = ?9,
+             cohorts_on = ?10
          WHERE name = ?1",
     )?
     .execute(params![
@@ -438,6 +439,7 @@ fn save(tx: &Transaction<'_>, row: &Row<'_>, at_unix_ms: i64) -> rusqlite::Resul
         row.dead_man.map(|d| d.after_ms),
         row.promoted.map(|p| p.former.to_string()),
         row.promoted.map(|p| p.at_unix_ms),
+        row.spec.cohorts_on,
     ])?;
     tx.prepare_cached("INSERT OR REPLACE INTO history VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute(params![name, row.generation, live, green, at_unix_ms])?;
@@ -455,10 +457,12 @@ fn stored_service(row: &rusqlite::Row<'_>) -> rusqlite::Result<Result<StoredServ
         Some(from) => Some((from, row.get(8)?)),
         None => None,
     };
+    let cohorts_on: bool = row.get(9)?;
     let service = || -> Result<StoredService, StoreError> {
         let mut spec = read_spec(&spec)?;
         spec.live = read(&live)?;
         spec.green = read(&green)?;
+        spec.cohorts_on = cohorts_on;
         let former = |(former, at_unix_ms): (String, i64)| -> Result<Promoted, StoreError> {
             Ok(Promoted {
                 former: read(&former)?,

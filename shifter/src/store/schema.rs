@@ -8,7 +8,7 @@ use super::{StoreError, error::sql};
 
 /// Each entry brings a file from the version of its index to the next; an
 /// entry that was released is never changed.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE host (generation INTEGER NOT NULL);
     INSERT INTO host VALUES (0);
@@ -47,6 +47,7 @@ const MIGRATIONS: [&str; 2] = [
     ) STRICT;
 ",
     "ALTER TABLE audit ADD COLUMN request_id TEXT NOT NULL DEFAULT '';",
+    "ALTER TABLE service ADD COLUMN cohorts_on INTEGER NOT NULL DEFAULT 1;",
 ];
 
 /// Sets the connection up and brings the tables to the newest version. What is

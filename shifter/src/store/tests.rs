@@ -152,7 +152,7 @@ fn a_damaged_file_and_a_newer_one_are_refused() {
     drop(store);
     let text = Store::open(&dir.0).err().unwrap().to_string();
     assert!(
-        text.contains("newer shifter (format 99, this one knows 2)"),
+        text.contains("newer shifter (format 99, this one knows 3)"),
         "{text}"
     );
 }
@@ -212,7 +212,10 @@ fn a_file_of_the_first_format_is_brought_up_to_date_and_keeps_its_audit() {
     store.commit(&audited(&["one"])).unwrap();
     store
         .connection
-        .execute_batch("ALTER TABLE audit DROP COLUMN request_id; PRAGMA user_version = 1")
+        .execute_batch(
+            "ALTER TABLE audit DROP COLUMN request_id;
+             ALTER TABLE service DROP COLUMN cohorts_on; PRAGMA user_version = 1",
+        )
         .unwrap();
     drop(store);
     let store = Store::open(&dir.0).unwrap();

@@ -3,7 +3,7 @@
 use shifter_common::abi::{ABI_VERSION, PoolCounters};
 
 use super::{
-    interfaces, is_drop,
+    cohorts, interfaces, is_drop,
     receipts::Receipts,
     signals,
     text::{
@@ -282,6 +282,15 @@ fn pools(page: &mut Page, services: &[ServiceView]) {
         page,
         services,
         (
+            "shifter_pool_cohort_flows_total",
+            "New flows whose pool a cohort forced; not among those chosen by weight.",
+        ),
+        |c| c.cohort_flows,
+    );
+    by_pool(
+        page,
+        services,
+        (
             "shifter_pool_unpinned_flows_total",
             "New flows forwarded without an entry.",
         ),
@@ -314,6 +323,7 @@ fn pools(page: &mut Page, services: &[ServiceView]) {
         let fragments: u64 = view.counters.iter().map(|c| c.fragments).sum();
         family.sample(&[("service", &view.spec.name)], fragments);
     }
+    cohorts::family(page, services);
     let mut family = page.family("shifter_pool_flows", Gauge, "Live flows of a pool.");
     for view in services {
         for pool in POOLS {

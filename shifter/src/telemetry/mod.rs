@@ -3,6 +3,7 @@
 //! Every label comes from what is configured or from a fixed list, so the
 //! number of series is bounded by services and backends.
 
+mod cohorts;
 mod http;
 mod interfaces;
 mod metrics;

@@ -66,6 +66,7 @@ fn every_number_of_a_service_is_on_the_page() {
         "shifter_dead_man_remaining_seconds{service=\"web\"} 598.5",
         "shifter_pool_new_flows_total{service=\"web\",pool=\"green\"} 51",
         "shifter_pool_adopted_flows_total{service=\"web\",pool=\"blue\"} 7",
+        "shifter_pool_cohort_flows_total{service=\"web\",pool=\"green\"} 0",
         "shifter_pool_bytes_total{service=\"web\",pool=\"blue\",direction=\"reply\"} 34567890",
         "shifter_pool_attempts_total{service=\"web\",pool=\"green\"} 51",
         "shifter_pool_failures_total{service=\"web\",pool=\"green\",kind=\"refused\"} 2",

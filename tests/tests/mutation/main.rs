@@ -14,7 +14,7 @@ use shifter::{
         BackendImage, Datapath as _, FlowFilter, Placement, ServiceImage, attach::Place,
         load::flow_sets, monotonic_ns,
     },
-    model::{Affinity, Protocol},
+    model::{Affinity, CohortSpec, PoolName, Prefix, Protocol, cohort::Rule},
 };
 use shifter_common::abi::flow::FlowSet;
 use shifter_tests::{
@@ -220,9 +220,15 @@ fn put(
     model.backends.insert(id, backend);
 }
 
-/// Other weights, and other backends that are down.
+/// Other weights, cohorts, and other backends that are down.
 fn change_weights(scene: &Scene, model: &mut Model, dice: &mut Dice) {
     for (service, _) in model.services.values_mut() {
+        let cohorts = draw_cohorts(dice);
+        let rules = rules(&cohorts, service.vip.addr.is_ipv4());
+        scene.datapath.drop_cohorts(service.cohort_set);
+        service.cohort_set = scene.datapath.write_cohorts(&rules).unwrap();
+        service.cohorts_on = service.cohort_set != 0 && !dice.one_in(4);
+        model.cohorts.insert(service.id, cohorts);
         service.threshold = [0, 1 << 31, 1 << 30, 1 << 32][dice.below(4)];
         service.generation += 1;
         scene
@@ -238,6 +244,47 @@ fn change_weights(scene: &Scene, model: &mut Model, dice: &mut Dice) {
     scene.datapath.reclaim();
 }
 
+/// Cohorts around the clients that frames come from, or none.
+fn draw_cohorts(dice: &mut Dice) -> Vec<CohortSpec> {
+    const LENGTHS: [(&str, u8, &str, u8); 5] = [
+        ("10.9.0.1", 32, "2001:db8:9::1", 128),
+        ("10.9.0.1", 31, "2001:db8:9::1", 64),
+        ("10.9.0.1", 16, "2001:db8:9::1", 48),
+        ("10.99.0.1", 9, "2001:db8:99::1", 33),
+        ("10.9.0.1", 0, "2001:db8:9::1", 0),
+    ];
+    let mut cohorts =
+        [None, Some(PoolName::Blue), Some(PoolName::Green)].map(|pool| (pool, Vec::new()));
+    for (v4, bits4, v6, bits6) in LENGTHS {
+        let into = dice.below(6);
+        if let Some((_, prefixes)) = cohorts.get_mut(into) {
+            prefixes.push(Prefix::cut(v4.parse().unwrap(), bits4).unwrap());
+            prefixes.push(Prefix::cut(v6.parse().unwrap(), bits6).unwrap());
+        }
+    }
+    cohorts
+        .into_iter()
+        .map(|(pool, prefixes)| CohortSpec {
+            name: "c".into(),
+            pool,
+            prefixes: prefixes.into(),
+        })
+        .collect()
+}
+
+/// What the kernel is told of them.
+fn rules(cohorts: &[CohortSpec], is_ipv4: bool) -> Vec<Rule> {
+    let all = cohorts.iter().flat_map(|cohort| {
+        cohort.prefixes.iter().map(|prefix| Rule {
+            prefix: *prefix,
+            pool: cohort.pool,
+            cohort: 0,
+        })
+    });
+    all.filter(|rule| rule.prefix.addr().is_ipv4() == is_ipv4)
+        .collect()
+}
+
 /// Every flow, its state and its bytes, and every verdict so far.
 fn compare_tables(scene: &Scene, model: &Model, done: usize) {
     let filter = FlowFilter {
@@ -249,7 +296,7 @@ fn compare_tables(scene: &Scene, model: &Model, done: usize) {
         .iter()
         .map(|row| {
             format!(
-                "{} {} {:?} {} {} {} {} {} {}",
+                "{} {} {:?} {} {} {} {} {} {} {}",
                 row.service,
                 row.client,
                 row.protocol,
@@ -257,6 +304,7 @@ fn compare_tables(scene: &Scene, model: &Model, done: usize) {
                 row.backend,
                 row.state,
                 row.adopted,
+                row.cohort,
                 row.generation,
                 row.bytes
             )
@@ -313,6 +361,8 @@ fn assert_all_seen(model: &Model) {
 }
 
 fn compare_counters(scene: &Scene, model: &Model) {
+    let forced: u64 = model.counters.values().map(|c| c.cohort_flows).sum();
+    assert!(forced >= 50, "only {forced} flows were forced by a cohort");
     for service in model.services.keys() {
         let is = scene.datapath.pool_counters(*service).unwrap();
         for (pool, is) in is.into_iter().enumerate() {

@@ -8,7 +8,7 @@ use std::{
 
 use shifter::{
     datapath::{BackendImage, NextHopImage, Placement, ServiceImage, attach::Place, monotonic_ns},
-    model::{Affinity, Protocol},
+    model::{Affinity, CohortSpec, Protocol, cohort},
 };
 use shifter_common::{
     abi::{
@@ -34,11 +34,21 @@ pub struct End {
     pub verdict: &'static str,
 }
 
+/// By what right a flow came to its backend.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Weighed,
+    Forced,
+    Adopted,
+}
+
 /// All that the kernel holds, as the model knows it.
 #[derive(Default)]
 pub struct Model {
     pub services: HashMap<u16, (ServiceImage, [Vec<u16>; 2])>,
     pub backends: HashMap<u16, BackendImage>,
+    /// Of services that have some.
+    pub cohorts: HashMap<u16, Vec<CohortSpec>>,
     /// Towards the clients that have a route.
     pub client_hop: Option<NextHopImage>,
     pub flows: HashMap<(u16, Client), Flow>,
@@ -107,11 +117,12 @@ impl Model {
             let pool = ["blue", "green"][flow.pool];
             // What a half-open flow carries is not counted.
             format!(
-                "{service} {} {protocol} {pool} {} {} {} {} {}",
+                "{service} {} {protocol} {pool} {} {} {} {} {} {}",
                 std::net::SocketAddr::new(client.addr, client.port),
                 flow.backend,
                 flow.state,
                 flow.adopted,
+                flow.cohort,
                 flow.generation,
                 flow.units * 16
             )
@@ -267,7 +278,7 @@ impl Model {
             }
             self.remove(key);
         }
-        let Some((choice, is_adopted)) = self.choose(frame, view, service) else {
+        let Some((choice, how)) = self.choose(frame, view, service) else {
             let live_has_vip = self.services[&service].0.live_has_vip;
             return if live_has_vip {
                 pass("forward_vip")
@@ -282,7 +293,7 @@ impl Model {
             }
             return end;
         }
-        self.pin(frame, view, service, choice, is_adopted)
+        self.pin(frame, view, service, choice, how)
     }
 
     fn pin(
@@ -291,8 +302,9 @@ impl Model {
         view: &View,
         service: u16,
         (pool, mut backend): (usize, u16),
-        is_adopted: bool,
+        how: How,
     ) -> End {
+        let is_adopted = how == How::Adopted;
         for tries in 1.. {
             let Some(holder) = self.by_backend.get(&(backend, view.source)).copied() else {
                 break;
@@ -315,16 +327,17 @@ impl Model {
         };
         let generation = self.services[&service].0.generation;
         let mut flow = Flow::new((pool, backend), state, is_adopted, generation);
+        flow.cohort = how == How::Forced;
         if is_udp || is_adopted {
             flow.see(frame, view, false);
         }
         self.flows.insert((service, view.source), flow);
         self.by_backend.insert((backend, view.source), service);
         let counters = self.counters.entry((service, pool)).or_default();
-        if is_adopted {
-            counters.adopted_flows += 1;
-        } else {
-            counters.new_flows += 1;
+        match how {
+            How::Weighed => counters.new_flows += 1,
+            How::Forced => counters.cohort_flows += 1,
+            How::Adopted => counters.adopted_flows += 1,
         }
         self.send(frame, view, service, (pool, backend))
     }
@@ -356,9 +369,9 @@ impl Model {
         select::affinity_hash(image.seed.0, affinity, prefix, &client, port, family)
     }
 
-    /// Pool and backend, and whether it is taken over and not chosen. No
+    /// Pool and backend, and by what right. No
     /// socket of this namespace serves anybody.
-    fn choose(&self, frame: &[u8], view: &View, service: u16) -> Option<((usize, u16), bool)> {
+    fn choose(&self, frame: &[u8], view: &View, service: u16) -> Option<((usize, u16), How)> {
         let (image, _) = &self.services[&service];
         let hash = self.hash(view, service);
         let is_settling = image.settle_until_ns > monotonic_ns();
@@ -369,17 +382,30 @@ impl Model {
         };
         let live = image.live.index();
         if is_new {
-            let pool = select::pool_of(hash, image.threshold);
+            let forced = self.forced(view, service);
+            let pool = forced.unwrap_or_else(|| select::pool_of(hash, image.threshold));
+            let how = match forced {
+                Some(_) => How::Forced,
+                None => How::Weighed,
+            };
             let choice = [pool, 1 - pool]
                 .into_iter()
                 .find_map(|pool| Some((pool, self.in_pool(service, pool, hash, 0)?)));
-            return choice.map(|choice| (choice, false));
+            return choice.map(|choice| (choice, how));
         }
         if image.live_has_vip {
-            return Some(((live, image.vip_backend), true));
+            return Some(((live, image.vip_backend), How::Adopted));
         }
         let backend = self.in_pool(service, live, hash, 0)?;
-        Some(((live, backend), true))
+        Some(((live, backend), How::Adopted))
+    }
+
+    /// Pool that a cohort of the client forces.
+    fn forced(&self, view: &View, service: u16) -> Option<usize> {
+        let (image, _) = &self.services[&service];
+        let cohorts = self.cohorts.get(&service).filter(|_| image.cohorts_on)?;
+        let (cohort, _) = cohort::longest(cohorts, view.source.addr)?;
+        Some(cohort.pool_when(image.live).index())
     }
 
     /// Eight slots of the ring, those of open backends, `skip` changes further.

@@ -22,6 +22,7 @@ pub struct Flow {
     pub backend: u16,
     pub pool: usize,
     pub adopted: bool,
+    pub cohort: bool,
     pub generation: u32,
     pub state: &'static str,
     /// Units of 16 bytes.
@@ -44,6 +45,7 @@ impl Flow {
             backend,
             pool,
             adopted,
+            cohort: false,
             generation,
             state,
             units: 0,

@@ -2,6 +2,7 @@
 //! the specification of the packet path; checksums of what must come out are
 //! computed in full, never updated.
 
+mod cohorts;
 mod flows;
 mod icmp;
 mod nat;

@@ -65,6 +65,7 @@ pub const SUITES: [Suite; 3] = [
         name: "packets",
         threads: 2,
         tests: &[
+            "cohorts::cohorts_move_no_flow_that_is_pinned_and_take_over_none_in_mid_stream",
             "flows::what_is_taken_over_goes_to_the_live_pool",
             "icmp::errors_from_the_backends_side_reach_the_client",
             "icmp::errors_from_the_clients_side_reach_the_backend",

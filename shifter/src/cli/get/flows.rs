@@ -152,6 +152,12 @@ fn lines(answer: &ListFlowsResponse, hidden: u64, screen: &Screen<'_>) -> Vec<St
 /// proven any more, and gives way whether it ever was or not.
 fn pinned(flow: &Flow) -> &'static str {
     let is_closing = flow.state == "closing" || flow.state == "reset";
+    if flow.cohort {
+        return match flow.proven {
+            true => "cohort, proven",
+            false => "cohort",
+        };
+    }
     match (flow.adopted, flow.proven) {
         (true, true) => "adopted, proven",
         (true, false) => "adopted",

@@ -1,7 +1,8 @@
-//! `shifter get`: services, backends, flows, signals, audit, once or again and again.
+//! `shifter get`: services, backends, flows, cohorts, signals, audit, once or again and again.
 
 mod audit;
 mod backends;
+mod cohorts;
 mod flows;
 mod services;
 mod signals;
@@ -13,7 +14,7 @@ use super::{EXIT_DONE, client::Client, failure::Failure, screen::Screen};
 /// How often a watch reads again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Show services, backends, flows, how pools do, or who changed what.
+/// Show services, backends, flows, cohorts, how pools do, or who changed what.
 #[derive(clap::Args, Debug)]
 pub(super) struct Get {
     #[command(subcommand)]
@@ -30,6 +31,8 @@ enum What {
     Flows(flows::Flows),
     #[command(visible_alias = "signal")]
     Signals(signals::Signals),
+    #[command(visible_alias = "cohort")]
+    Cohorts(cohorts::Cohorts),
     Audit(audit::Audit),
 }
 
@@ -38,6 +41,7 @@ impl Get {
         match self.what {
             What::Services(what) => what.run(client, screen).await?,
             What::Backends(what) => what.run(client, screen).await?,
+            What::Cohorts(what) => what.run(client, screen).await?,
             What::Flows(what) => what.run(client, screen).await?,
             What::Signals(what) => what.run(client, screen).await?,
             What::Audit(what) => what.run(client, screen).await?,

@@ -4,7 +4,7 @@ use tonic::Streaming;
 
 use crate::proto::{ListServicesResponse, Service, WatchRequest, WatchResponse};
 
-use super::{Client, Failure, PAUSE, Page, Screen, print};
+use super::{Client, Failure, PAUSE, Page, Screen, cohorts, print};
 use crate::cli::{
     client::is_leaving,
     screen::Style,
@@ -16,7 +16,8 @@ use crate::cli::{
 ///
 /// Configured: what was asked for. Programmed: what the kernel acts on now.
 /// Observed: green's share of the new flows (or clients) of the window, with
-/// its 95% interval. Carried: the live flows of each pool.
+/// its 95% interval; flows whose pool a cohort forced are counted apart.
+/// Carried: the live flows of each pool.
 #[derive(clap::Args, Debug)]
 pub(super) struct Services {
     /// Name of a service; all where none is given.
@@ -111,7 +112,7 @@ fn lines(services: &[Service], screen: &Screen<'_>) -> Vec<String> {
     if services.is_empty() {
         return vec!["no services: `shifter apply -f FILE` makes some".to_owned()];
     }
-    let mut table = Table::new(&[
+    let mut columns = vec![
         "NAME",
         "VIP",
         "LIVE",
@@ -121,12 +122,18 @@ fn lines(services: &[Service], screen: &Screen<'_>) -> Vec<String> {
         "CARRIED",
         ">GEN",
         "DEAD-MAN",
-    ]);
+    ];
+    // Most hosts have none.
+    let has_cohorts = services.iter().any(|service| !service.cohorts.is_empty());
+    if has_cohorts {
+        columns.push("COHORTS");
+    }
+    let mut table = Table::new(&columns);
     for service in services {
         let spec = service.spec.clone().unwrap_or_default();
         let weights = service.weights.clone().unwrap_or_default();
         let dead_man = service.dead_man.as_ref();
-        table.row([
+        let mut cells = vec![
             spec.name.clone().into(),
             spec.vip.clone().into(),
             table::pool(spec.live()),
@@ -136,7 +143,11 @@ fn lines(services: &[Service], screen: &Screen<'_>) -> Vec<String> {
             text::carried(&weights).into(),
             service.generation.to_string().into(),
             dead_man.map_or("-".into(), |d| styled(Style::Loud, text::dead_man(d))),
-        ]);
+        ];
+        if has_cohorts {
+            cells.push(cohorts::state(&service.cohorts));
+        }
+        table.row(cells);
     }
     let mut lines = table.lines(screen);
     let word = screen.paint(Style::Loud, "warning:");

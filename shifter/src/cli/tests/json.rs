@@ -22,6 +22,7 @@ fn services_are_shown_whole_with_enums_as_words_and_without_seed() {
         json!({
             "name": "web", "vip": "203.0.113.10:443/tcp", "mode": "nat", "live": "blue",
             "green": "5%", "split": "hash", "affinity": "flow", "vip_routed": false,
+            "cohorts": [], "cohorts_off": false,
             "blue": [{"address": "10.0.0.11:8443", "weight": 1, "state": "ready"}],
             "green_pool": [{"address": "10.0.1.11:8443", "weight": 1, "state": "ready"}],
             "breaker": null,
@@ -38,7 +39,7 @@ fn services_are_shown_whole_with_enums_as_words_and_without_seed() {
             "configured": "5%", "configured_share": 0.05, "programmed_share": 0.05,
             "observed": {
                 "window_seconds": 60, "green": 51, "total": 1000, "share": 0.051,
-                "low": 0.039, "high": 0.066, "adopted": 7, "unpinned": 1,
+                "low": 0.039, "high": 0.066, "adopted": 7, "unpinned": 1, "cohort": 0,
             },
             "carried": {"blue": 97, "green": 3, "share": 0.03, "idle_blue": 2, "idle_green": 0},
         })

@@ -293,6 +293,7 @@ impl Controller for FakeAgent {
             pool: PoolName::Green,
             backend: SocketAddr::from(([10, 0, 1, 11], 8443)),
             pinned: flow.is_some(),
+            cohort: None,
             why: vec![format!("{client} hashes to 0.031, below green's 0.05")],
             flow,
         })

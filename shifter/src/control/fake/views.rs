@@ -86,6 +86,7 @@ pub(super) fn view(spec: &ServiceSpec, generation: u32) -> ServiceView {
             interval: Some((0.051, 0.039, 0.066)),
             adopted: 7,
             unpinned: 1,
+            cohort: 0,
         },
         carried: [97, 3],
         idle: [2, 0],
@@ -96,6 +97,7 @@ pub(super) fn view(spec: &ServiceSpec, generation: u32) -> ServiceView {
         counters: [counters(949), counters(51)],
         signals: [signals(949, 300_000), signals(51, 3_000_000)],
         breaker: None,
+        cohorts: if spec.cohorts.is_empty() { "" } else { "on" },
         warnings: Vec::new(),
     }
 }
@@ -163,6 +165,7 @@ pub(super) fn flow(service: &str, port: u16, pool: PoolName) -> FlowView {
             state: "established",
             proven: true,
             adopted: false,
+            cohort: false,
             generation: 1,
             age_s: 3_725.0,
             idle_s: 0.25,

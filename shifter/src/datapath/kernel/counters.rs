@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Mutex};
 use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
 use shifter_common::abi::{
     self, BackendCounters, FlowTimes, PoolCounters,
+    cohort::MAX_COHORT_PREFIXES,
     flow::{SET_ENTRIES, STATE_HALF_OPEN, STATE_RESET},
     signals::{HISTOGRAM_SERVICES, HISTOGRAMS, HistogramCounts},
     stats::{HOOKS, REASONS, VERDICTS},
@@ -170,6 +171,17 @@ pub(super) fn limits(tables: &Tables, flow_capacity: u32, flows: &FlowTable) -> 
             memory_bytes: timed * size_of::<FlowTimes>() as u64,
         },
     ]
+}
+
+/// What of the limit of cohort prefixes is used. A prefix takes up to two nodes
+/// of 64 bytes in the kernel, and nothing until it is written.
+pub(super) fn cohort_limit(used: u64) -> LimitUse {
+    LimitUse {
+        name: "cohort_prefixes",
+        used,
+        limit: u64::from(MAX_COHORT_PREFIXES),
+        memory_bytes: u64::from(MAX_COHORT_PREFIXES) * 2 * 64,
+    }
 }
 
 /// Writes zeros for all CPUs.

@@ -153,3 +153,28 @@ fn explain_and_plan_tell_of_it() {
     let line = "breaker: none -> more than 20 failures and 20% of at least 50 attempts within 10s";
     assert!(changes[0].details.iter().any(|l| l == line), "{changes:?}");
 }
+
+#[test]
+fn a_trip_suspends_cohorts_even_at_weight_0() {
+    let rig = Rig::new();
+    let mut spec = guarded();
+    spec.cohorts = super::rig::specs(
+        "[[service]]\nname = \"a\"\nvip = \"203.0.113.11:443/tcp\"\n\
+         pools = { blue = [\"10.0.0.1:8443\"], green = [\"10.0.1.1:8443\"] }\n\
+         [[service.cohort]]\nname = \"inside\"\nprefixes = [\"198.51.100.0/24\"]\n",
+    )
+    .remove(0)
+    .cohorts;
+    rig.apply(&[spec]).unwrap();
+    let told = || {
+        let client = "198.51.100.7".parse().unwrap();
+        rig.reconciler.explain("web", client, Some(1_234)).unwrap()
+    };
+    assert_eq!(told().cohort.as_deref(), Some("inside"));
+    trip(&rig);
+    let view = rig.reconciler.get("web").unwrap();
+    assert_eq!((view.cohorts, told().cohort), ("suspended", None));
+    rig.reconciler.maintain();
+    assert!(!rig.reconciler.get("web").unwrap().spec.cohorts_on);
+    assert_eq!(rig.actions()[0], "breaker rollback");
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::rig::{Rig, context, other};
 use crate::{
-    model::{BackendState, PoolName, ServiceSpec},
+    model::{BackendState, CohortSpec, PoolName, ServiceSpec, cohort},
     reconcile::{
         Controller as _,
         controller::{ServiceView, ShareOf, WeightChange},
@@ -47,6 +47,15 @@ fn spec(random: &mut Random, number: u64) -> ServiceSpec {
             PoolName::Green => spec.green_pool = backends,
         }
     }
+    let prefixes = 1 + random.below(3) as u8;
+    if random.below(2) == 0 {
+        let prefix = |net| format!("10.{net}.0.0/16").parse().unwrap();
+        spec.cohorts = vec![CohortSpec {
+            name: "staff".into(),
+            pool: None,
+            prefixes: (0..prefixes).map(prefix).collect(),
+        }];
+    }
     spec.green = format!("{}%", random.below(101)).parse().unwrap();
     if random.below(3) == 0 {
         spec.live = PoolName::Green;
@@ -73,6 +82,7 @@ fn step(rig: &mut Rig, random: &mut Random) {
                 service: name,
                 share: ShareOf::Candidate(format!("{}%", random.below(101)).parse().unwrap()),
                 revert_after: (random.below(2) == 0).then_some(Duration::from_secs(60)),
+                cohorts: None,
             };
             rig.reconciler.set_weight(&change, &context).ok();
         }
@@ -121,9 +131,14 @@ fn check(rig: &Rig) {
                 let slot = core.backends.get(id).expect("a named backend has a slot");
                 assert_eq!(kernel.backends[&id].addr, slot.addr);
             }
+            let rules = cohort::rules(&view.spec);
+            let held = kernel.cohort_sets.get(&entry.cohort_set);
+            assert_eq!(held.map_or(&[][..], |set| &set[..]), &rules[..]);
             slots += entry.rings.iter().map(|r| r.len() as u64).sum::<u64>();
         }
         assert_eq!(core.ring_slots, slots);
+        let named = views.iter().filter(|v| !v.spec.cohorts.is_empty());
+        assert_eq!(kernel.cohort_sets.len(), named.count(), "no set is left");
     });
 }
 

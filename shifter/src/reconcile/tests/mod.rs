@@ -3,6 +3,7 @@
 mod apply;
 mod breaker;
 mod chaos;
+mod cohorts;
 mod delete;
 mod faults;
 mod free;

@@ -179,6 +179,7 @@ fn a_crash_in_an_apply_is_completed_if_anything_reached_the_kernel() {
             crate::reconcile::entry::base_hash(&changed),
             changed.live,
             changed.green.threshold(),
+            changed.cohorts_on,
         );
     });
     rig.restart();

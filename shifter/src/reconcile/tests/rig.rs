@@ -304,6 +304,7 @@ impl Rig {
             state: "established",
             proven: true,
             adopted: false,
+            cohort: false,
             generation: 1,
             age_s: 1.0,
             idle_s: 0.0,
@@ -347,6 +348,7 @@ pub fn to_green(green: &str) -> WeightChange {
         service: "web".into(),
         share: ShareOf::Green(green.parse().unwrap()),
         revert_after: None,
+        cohorts: None,
     }
 }
 

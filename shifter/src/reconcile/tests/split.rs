@@ -41,6 +41,7 @@ fn shares_are_absolute_and_the_candidate_is_the_pool_that_is_not_live() {
             service: "web".into(),
             share,
             revert_after: None,
+            cohorts: None,
         };
         rig.reconciler.set_weight(&change, &context()).unwrap();
         rig.green()
