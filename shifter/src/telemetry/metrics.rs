@@ -5,7 +5,6 @@ use shifter_common::abi::{ABI_VERSION, PoolCounters};
 use super::{
     cohorts, interfaces, is_drop,
     receipts::Receipts,
-    signals,
     text::{
         Kind::{Counter, Gauge},
         Page,
@@ -30,7 +29,7 @@ pub fn render(controller: &dyn Controller, receipts: &Receipts) -> Result<String
     weights(&mut page, &services);
     dead_men(&mut page, &services);
     pools(&mut page, &services);
-    signals::families(&mut page, &services);
+    super::signals::families(&mut page, &services);
     backends(&mut page, &services);
     verdicts(&mut page, &info);
     table(&mut page, &info);
