@@ -6,11 +6,13 @@
 #![no_std]
 
 pub mod abi;
+pub mod breaker;
 pub mod hash;
 pub mod histogram;
 pub mod known;
 pub mod life;
 pub mod packet;
 pub mod select;
+pub mod signals;
 pub mod table;
 pub mod tcp_state;

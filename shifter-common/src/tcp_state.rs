@@ -57,6 +57,13 @@ impl TcpState {
                 if segment.flags & TCP_FIN != 0 {
                     self.flags |= FLOW_FIN_CLIENT;
                 }
+                self.note_client_data(segment.payload);
+            } else if is_opening(segment.flags) && self.flags & FLOW_SYN_ACK == 0 {
+                self.flags |= if self.flags & FLOW_SYN_AGAIN == 0 {
+                    FLOW_SYN_AGAIN
+                } else {
+                    FLOW_SYN_LOST
+                };
             }
             return self;
         }
@@ -72,6 +79,7 @@ impl TcpState {
         if acks {
             self.seq_a = segment.acknowledgement;
         }
+        self.note_client_data(segment.payload);
         if segment.flags & TCP_FIN != 0 {
             self.flags |= FLOW_FIN_CLIENT;
         }
@@ -111,6 +119,9 @@ impl TcpState {
             _ => {}
         }
         self.flags |= FLOW_REPLIED;
+        if segment.payload != 0 {
+            self.flags |= FLOW_BACKEND_DATA;
+        }
         if segment.flags & TCP_ACK != 0 {
             self.seq_b = segment.acknowledgement;
         }
@@ -136,11 +147,21 @@ impl TcpState {
         } else if self.flags & FLOW_SYN_ACK != 0 {
             // Data before the handshake is complete: Fast Open (RFC 7413).
             let end = segment.sequence.wrapping_add(segment.payload);
+            if segment.payload != 0 {
+                self.flags |= FLOW_BACKEND_DATA;
+            }
             if after(end, self.high) {
                 self.high = end;
             }
         }
         self
+    }
+
+    #[inline(always)]
+    fn note_client_data(&mut self, payload: u32) {
+        if payload != 0 {
+            self.flags |= FLOW_CLIENT_DATA;
+        }
     }
 
     /// Whether an acknowledgement covers more than an ISN and no more than was sent.

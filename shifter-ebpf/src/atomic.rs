@@ -163,6 +163,21 @@ pub unsafe fn compare_exchange(at: *mut u64, old: u64, new: u64) -> u64 {
     was
 }
 
+/// Adds; returns what was there. A full barrier.
+///
+/// # Safety
+/// `at` must point into a map value and be aligned to 8.
+#[inline(always)]
+pub unsafe fn fetch_add(at: *mut u64, more: u64) -> u64 {
+    let mut value = more;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{value} = atomic_fetch_add((u64 *)({at} + 0), {value})",
+             at = in(reg) at, value = inout(reg) value, options(nostack))
+    };
+    value
+}
+
 /// Sets bits.
 ///
 /// # Safety

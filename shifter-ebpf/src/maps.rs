@@ -113,6 +113,26 @@ pub static POOL_COUNTERS: PerCpuArray<PoolCounters> =
 #[map]
 pub static SPLIT_ERRORS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_SERVICES, 0);
 
+/// What packets tell of how a pool does, by 2 × service id + pool. Written by packets.
+#[map]
+pub static SIGNALS: PerCpuArray<signals::SignalCounts> =
+    PerCpuArray::with_max_entries(2 * MAX_SERVICES, 0);
+
+/// Times of flows in log-linear buckets, by `histogram_index`. Written by packets.
+#[map]
+pub static HISTOGRAMS: PerCpuArray<signals::HistogramCounts> =
+    PerCpuArray::with_max_entries(2 * signals::HISTOGRAM_SERVICES * signals::HISTOGRAMS, 0);
+
+/// Beside the flow table, one set an element; the size is set when it is
+/// created. Written by packets.
+#[map]
+pub static FLOW_TIMES: Array<signals::TimesSet> = Array::with_max_entries(64, 0);
+
+/// What breakers have counted, by service id. Written by packets; the agent
+/// adds the handshakes that it frees.
+#[map]
+pub static BREAKERS: Array<BreakerRecord> = Array::with_max_entries(MAX_SERVICES, BPF_F_MMAPABLE);
+
 /// By backend id. Written by packets.
 #[map]
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters> =

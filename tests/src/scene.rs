@@ -20,7 +20,7 @@ use shifter::{
         memory::MappedArray,
         trial::Trial,
     },
-    model::{Affinity, PoolName, Protocol, Seed, SplitMethod, Vip},
+    model::{Affinity, PoolName, Protocol, Seed, SplitMethod, Vip, config},
 };
 
 use crate::{command::run, topology::PREFIX};
@@ -74,6 +74,7 @@ pub fn in_scene(
             } else {
                 Egress::Clsact
             },
+            watch_one_in: config::DEFAULT_WATCH_ONE_IN,
         };
         let datapath = KernelDatapath::open(&setup).unwrap_or_else(|error| panic!("{error}"));
         // No hook is attached here: frames may leave by any interface of a scene.
@@ -215,6 +216,7 @@ pub fn image(
         generation: 1,
         threshold: 0,
         dead_man: None,
+        breaker: None,
         live: PoolName::Blue,
         live_has_vip: false,
         split: SplitMethod::Hash,

@@ -43,8 +43,9 @@ pub struct Config {
     pub set_mask: u32,
     /// Rises when a route or neighbour changed; flows look their next hop up again.
     pub route_generation: u32,
-    /// Zero.
-    pub pad: u32,
+    /// One flow in so many, less one, is watched for what is sent again; that
+    /// number is a power of two.
+    pub watch_mask: u32,
     /// Key of the flow table's hash, random per table.
     pub table_key: [u64; 2],
     /// In ticks.

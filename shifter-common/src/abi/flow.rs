@@ -40,6 +40,16 @@ pub const FLOW_SYN_ACK: u16 = 1 << 5;
 pub const FLOW_REPLIED: u16 = 1 << 6;
 /// UDP; unset: TCP.
 pub const FLOW_UDP: u16 = 1 << 7;
+/// The client has sent data.
+pub const FLOW_CLIENT_DATA: u16 = 1 << 11;
+/// The backend has sent data.
+pub const FLOW_BACKEND_DATA: u16 = 1 << 12;
+/// The SYN was sent again before any answer.
+pub const FLOW_SYN_AGAIN: u16 = 1 << 13;
+/// And once more: a failure, whatever comes.
+pub const FLOW_SYN_LOST: u16 = 1 << 14;
+/// What is sent again is counted: see `shifter_common::signals::is_watched`.
+pub const FLOW_WATCHED: u16 = 1 << 15;
 /// A cohort of its service forced the pool; not chosen by weight.
 pub const FLOW_COHORT: u16 = 1 << 8;
 

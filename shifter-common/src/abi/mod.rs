@@ -12,6 +12,7 @@ pub mod key;
 pub mod next_hop;
 pub mod ring;
 pub mod service;
+pub mod signals;
 pub mod stats;
 
 pub use backend::Backend;
@@ -22,6 +23,7 @@ pub use key::AddressKey;
 pub use next_hop::{NextHop, NextHopKey};
 pub use ring::RingRegion;
 pub use service::ServiceBody;
+pub use signals::{BreakerRecord, FlowTimes};
 pub use stats::{BackendCounters, FirstFlow, PoolCounters};
 
 /// Version of the layouts in this module; checked when pinned maps are adopted.

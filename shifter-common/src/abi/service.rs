@@ -69,7 +69,17 @@ pub struct ServiceBody {
     /// Set of cohort prefixes, looked at with [`SERVICE_COHORTS`] only.
     pub cohort_set: u32,
     /// Zero.
-    pub pad: [u32; 9],
+    pub pad: [u32; 3],
+    /// Window of the breaker in ns; 0: there is none.
+    pub breaker_window_ns: u64,
+    /// More failures than these.
+    pub breaker_failures: u32,
+    /// Of at least so many attempts.
+    pub breaker_attempts: u32,
+    /// And a larger share of them, of `2^32`.
+    pub breaker_ratio: u32,
+    /// Zero.
+    pub pad_end: u32,
 }
 
 const _: () = assert!(size_of::<ServiceBody>() == 192);

@@ -6,13 +6,14 @@ use shifter_common::{
     life::{
         RIVAL_HIGHER, RIVAL_LIVE, RIVAL_LOWER, RIVAL_NONE, claimed, freed, gives_up, moved, rival,
     },
+    signals::{is_unanswered, unanswered_events},
     table::{RANK_CLOSING, RANK_FREE, RANK_NONE, RANK_UNPROVEN, idle_ticks, rank},
 };
 
 use super::{
     FlowKey, Match, PLACE_FOUND, at, entry_at, find_place, get, home_of, place_of, set, set_of,
 };
-use crate::{atomic, maps::EVICTED};
+use crate::{atomic, maps::EVICTED, stage::signals};
 
 /// How an insert ended, from bit 42 of a place.
 const INSERT_SHIFT: u32 = 42;
@@ -99,8 +100,9 @@ pub extern "C" fn score(control: u64, last_seen: u32, now: u32, distance: u32) -
 
 /// Takes a place for a new flow and makes it visible.
 #[inline(always)]
-pub fn insert(key: &FlowKey, new: &NewFlow) -> Inserted {
+pub fn insert(key: &mut FlowKey, new: &NewFlow) -> Inserted {
     let place = insert_at(key, new);
+    key.place = place & (2 * PLACE_FOUND - 1);
     match (place >> INSERT_SHIFT, entry_at(place & (PLACE_FOUND - 1))) {
         (INSERT_NEW, Some(entry)) => Inserted::New(entry),
         (INSERT_EXISTING, Some(entry)) => Inserted::Existing(entry),
@@ -151,6 +153,10 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *const NewFlow) -> u64 {
         return INSERT_PENDING << INSERT_SHIFT;
     }
     count_evicted(control_state(control));
+    let flags = get!(entry, flags);
+    if is_unanswered(control_state(control), flags) {
+        signals::note(0, entry, unanswered_events(flags));
+    }
     fill(entry, key, new);
     mark(at(set, home, 0), 1 << distance);
     if which == 1 {

@@ -23,6 +23,8 @@ pub struct FlowKey {
     pub family: u8,
     pub protocol: u8,
     pub places: Places,
+    /// Where the entry that was last found or made lies, with `PLACE_FOUND`.
+    pub place: u64,
 }
 
 /// The other side of the key.
@@ -33,7 +35,7 @@ pub enum Match {
 }
 
 /// In a place: there is an entry. Below lie set (from bit 4) and position.
-const PLACE_FOUND: u64 = 1 << 40;
+pub const PLACE_FOUND: u64 = 1 << 40;
 macro_rules! get {
     ($entry:expr, $field:ident) => {
         // SAFETY: entries point into a map value; other CPUs may write, so volatile.
@@ -138,7 +140,7 @@ fn home_of(places: &Places, which: usize) -> u32 {
 /// The live entry of a flow. Where two were written at once, both directions
 /// and every CPU find the same one: the first by place.
 #[inline(always)]
-pub fn find(key: &FlowKey, wanted: Match) -> Option<*mut FlowEntry> {
+pub fn find(key: &mut FlowKey, wanted: Match) -> Option<*mut FlowEntry> {
     let (is_backend, id) = match wanted {
         Match::Service(id) => (0, id),
         Match::Backend(id) => (1, id),
@@ -147,6 +149,7 @@ pub fn find(key: &FlowKey, wanted: Match) -> Option<*mut FlowEntry> {
     if place & PLACE_FOUND == 0 {
         None
     } else {
+        key.place = place;
         entry_at(place)
     }
 }

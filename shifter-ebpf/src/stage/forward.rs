@@ -21,7 +21,7 @@ use crate::{
         classify,
         select::{self, Choice, Origin},
         send::send,
-        socket,
+        signals, socket,
         track::{From, track},
     },
     verdict::Outcome,
@@ -74,11 +74,11 @@ pub fn forward<H: Hook>(hook: &mut H, packet: &mut Packet) -> Outcome {
     if let Some(entry) = found {
         let control = get!(entry, control);
         if !is_over(headers, entry, control, now, config) {
-            return go_on(hook, headers, body, entry, key.places.tag, now);
+            return go_on(hook, headers, body, entry, key, now);
         }
         // Its place is free for whatever is chosen now; where another packet
         // was first, that one's entry is found on insert.
-        flow_table::transition(entry, control, STATE_FREE, now);
+        signals::free(entry, control, now);
     }
     if !choose_into(hook, packet, ns) {
         return no_backend(hook, body);
@@ -268,6 +268,7 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
         }
     }
     fill_new(new, headers, body, choice, now);
+    new.flags |= signals::watched_flag(headers, key.places.tag, config.watch_mask);
     let mut inserted = flow_table::insert(key, new);
     let mut tries = 1;
     while tries < INSERT_TRIES && matches!(inserted, Inserted::Pending) {
@@ -275,8 +276,8 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
         tries += 1;
     }
     match inserted {
-        Inserted::New(entry) => begin(hook, headers, body, entry, choice, key.places.tag, now),
-        Inserted::Existing(entry) => go_on(hook, headers, body, entry, key.places.tag, now),
+        Inserted::New(entry) => begin(hook, headers, body, entry, choice, key, now),
+        Inserted::Existing(entry) => go_on(hook, headers, body, entry, key, now),
         Inserted::Pending => unpinned(hook, headers, body, choice),
         Inserted::Full => {
             let is_vip = choice.backend == body.vip_backend;
@@ -292,7 +293,7 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
 /// Whether another flow of this client's port lives on the backend; one that
 /// is closing, unproven or expired is recycled.
 #[inline(always)]
-fn is_taken(key: &FlowKey, backend: u16, now: u32, config: &Config) -> bool {
+fn is_taken(key: &mut FlowKey, backend: u16, now: u32, config: &Config) -> bool {
     let Some(entry) = flow_table::find(key, Match::Backend(backend)) else {
         return false;
     };
@@ -305,7 +306,7 @@ fn is_taken(key: &FlowKey, backend: u16, now: u32, config: &Config) -> bool {
         || is_unproven(state)
         || flow_table::expired(entry, control, now, config)
     {
-        return !flow_table::transition(entry, control, STATE_FREE, now);
+        return !signals::free(entry, control, now);
     }
     is_live(state)
 }
@@ -318,7 +319,7 @@ fn begin<H: Hook>(
     body: &ServiceBody,
     entry: *mut FlowEntry,
     choice: &Choice,
-    tag: u32,
+    key: &FlowKey,
     now: u32,
 ) -> Outcome {
     let origin = choice.origin;
@@ -344,10 +345,11 @@ fn begin<H: Hook>(
         }
         // What a SYN says is in the entry already.
         if headers.protocol != 17 {
+            signals::opened(key, entry);
             return send(hook, headers, body, choice);
         }
     }
-    go_on(hook, headers, body, entry, tag, now)
+    go_on(hook, headers, body, entry, key, now)
 }
 
 /// Writes when the first flow of a generation was chosen, once.
@@ -373,12 +375,12 @@ fn go_on<H: Hook>(
     headers: &Headers,
     body: &ServiceBody,
     entry: *mut FlowEntry,
-    tag: u32,
+    key: &FlowKey,
     now: u32,
 ) -> Outcome {
     let choice = choice_of(entry);
     let length = hook.length().wrapping_sub(headers.l3 as u32);
-    track(hook, headers, entry, tag, From::Client, length, now);
+    track(hook, headers, entry, key, From::Client, length, now);
     send(hook, headers, body, &choice)
 }
 

@@ -8,5 +8,6 @@ pub mod reply;
 pub mod route;
 pub mod select;
 pub mod send;
+pub mod signals;
 pub mod socket;
 pub mod track;

@@ -94,7 +94,7 @@ pub fn at_ingress<H: Hook>(
     if next.mtu != 0 && hook.wire_length(headers) > next.mtu {
         return Outcome::pass(hook, Verdict::TooBig);
     }
-    count_and_track(hook, headers, entry, key.places.tag, body, id);
+    count_and_track(hook, headers, entry, key, body, id);
     let written = leave(hook, headers, &next)
         .and_then(|()| rewrite(hook, headers, Side::Source, &body.vip.addr, body.vip.port));
     let is_error = headers.kind == Kind::Error;
@@ -125,7 +125,7 @@ pub fn at_egress<H: Hook>(
     let Some((entry, body)) = flow_of(headers, config, key, id) else {
         return Outcome::pass(hook, Verdict::NoFlow);
     };
-    count_and_track(hook, headers, entry, key.places.tag, body, id);
+    count_and_track(hook, headers, entry, key, body, id);
     if id == body.vip_backend {
         return Outcome::pass(hook, Verdict::ReplyVip);
     }
@@ -146,7 +146,7 @@ fn count_and_track<H: Hook>(
     hook: &H,
     headers: &Headers,
     entry: *mut FlowEntry,
-    tag: u32,
+    key: &FlowKey,
     body: &ServiceBody,
     id: u16,
 ) {
@@ -156,7 +156,7 @@ fn count_and_track<H: Hook>(
         hook,
         headers,
         entry,
-        tag,
+        key,
         From::Backend,
         length,
         clock::tick(clock::coarse_ns()),

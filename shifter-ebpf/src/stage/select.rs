@@ -13,7 +13,10 @@ use shifter_common::{
     select::{affinity_hash, diffuse, pool_of, ring_hash, ring_slot},
 };
 
-use crate::maps::{BACKENDS, COHORTS, RINGS, SPLIT_ERRORS, element};
+use crate::{
+    maps::{BACKENDS, COHORTS, RINGS, SPLIT_ERRORS, element},
+    stage::signals,
+};
 
 /// Slots that are tried until a backend is found that can take a flow.
 const TRIES: u32 = 8;
@@ -71,9 +74,18 @@ pub fn live_pool(body: &ServiceBody) -> usize {
     }
 }
 
-/// The threshold in force: past the dead-man's deadline the safe one.
+/// The threshold in force: past the dead-man's deadline the safe one, and where
+/// the breaker has tripped that of the live pool. Who forces a pool in spite of
+/// it asks [`signals::has_tripped`] first.
 #[inline(always)]
 pub fn threshold(body: &ServiceBody) -> u64 {
+    if signals::has_tripped(body) {
+        return if body.flags & SERVICE_LIVE_GREEN != 0 {
+            THRESHOLD_ONE
+        } else {
+            0
+        };
+    }
     if is_reverted(body) {
         body.safe_threshold
     } else {
@@ -94,7 +106,7 @@ fn is_reverted(body: &ServiceBody) -> bool {
 /// has everything.
 #[inline(always)]
 pub fn of_new_flow(body: &ServiceBody, headers: &Headers, hash: u64) -> Option<Choice> {
-    if body.flags & SERVICE_COHORTS != 0 && !is_reverted(body) {
+    if body.flags & SERVICE_COHORTS != 0 && !is_reverted(body) && !signals::has_tripped(body) {
         let forced = cohort_pool(headers, body.cohort_set, live_pool(body) as u32) as usize;
         if forced == BLUE || forced == GREEN {
             let choice = in_pool(body, forced, hash, 0);

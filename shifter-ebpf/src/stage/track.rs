@@ -1,15 +1,17 @@
 //! What a packet of an established flow changes in its entry.
 
 use shifter_common::{
-    abi::flow::*,
+    abi::{flow::*, signals::ENDED},
     life::needs_stamp,
     packet::parse::{Headers, Kind, tcp_segment},
+    signals::events,
     tcp_state::TcpState,
 };
 
 use crate::{
-    flow_table::{get, raise_flags, set, transition},
+    flow_table::{FlowKey, get, raise_flags, set, transition},
     hook::Hook,
+    stage::signals,
 };
 
 /// Whether the entry is still the flow's.
@@ -35,7 +37,7 @@ pub fn track<H: Hook>(
     hook: &H,
     headers: &Headers,
     entry: *mut FlowEntry,
-    tag: u32,
+    key: &FlowKey,
     from: From,
     length: u32,
     now: u32,
@@ -45,7 +47,7 @@ pub fn track<H: Hook>(
     }
     let mut control = get!(entry, control);
     // Since it was found the entry may have gone to another flow.
-    if !is_of(control, tag) {
+    if !is_of(control, key.places.tag) {
         return;
     }
     let last_seen = get!(entry, last_seen);
@@ -55,7 +57,7 @@ pub fn track<H: Hook>(
             // Whoever is about to free it for being idle has read another word.
             transition(entry, control, control_state(control), now);
             control = get!(entry, control);
-            if !is_of(control, tag) {
+            if !is_of(control, key.places.tag) {
                 return;
             }
         }
@@ -65,7 +67,7 @@ pub fn track<H: Hook>(
             transition(entry, control, STATE_UDP_ANSWERED, now);
         }
     } else {
-        track_tcp(hook, headers, entry, from, control, now);
+        track_tcp(hook, headers, entry, key, from, control, now);
     }
     if control_state(control) != STATE_HALF_OPEN {
         let units = get!(entry, high).saturating_add((length + 15) >> 4);
@@ -78,6 +80,7 @@ fn track_tcp<H: Hook>(
     hook: &H,
     headers: &Headers,
     entry: *mut FlowEntry,
+    key: &FlowKey,
     from: From,
     control: u64,
     now: u32,
@@ -104,11 +107,25 @@ fn track_tcp<H: Hook>(
         }
         return;
     }
+    let is_backend = from == From::Backend;
+    let mut events = events(&was, &is, segment, is_backend);
+    let mut ended = is_closing(is.state) && was.state == STATE_ESTABLISHED;
     if is.flags != was.flags {
         let flags = raise_flags(entry, is.flags & !was.flags);
         let control = get!(entry, control);
         if flags & BOTH_FINS == BOTH_FINS && control_state(control) == STATE_ESTABLISHED {
-            transition(entry, control, STATE_CLOSING, now);
+            ended |= transition(entry, control, STATE_CLOSING, now);
+        }
+    }
+    if was.flags & FLOW_ADOPTED == 0 {
+        if ended {
+            events |= 1 << ENDED;
+        }
+        if events != 0 {
+            signals::note(key.place, entry, events);
+        }
+        if was.flags & FLOW_WATCHED != 0 {
+            signals::watch(key, entry, from, segment.sequence, segment.payload);
         }
     }
     if is.seq_a != was.seq_a {

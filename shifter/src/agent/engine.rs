@@ -104,6 +104,7 @@ impl Engine {
             flow_capacity: config.flow_capacity,
             timeouts_s: config.timeouts_s,
             egress: hooks::egress_of(config.hook_egress),
+            watch_one_in: config.watch_one_in,
         })?);
         fault::point("start_opened");
         let hooks = Arc::new(Hooks::new(

@@ -20,6 +20,8 @@ use crate::{
     telemetry::is_drop,
 };
 
+mod signals;
+
 fn invalid(text: impl std::fmt::Display) -> ControlError {
     ControlError::Invalid(text.to_string())
 }
@@ -113,6 +115,10 @@ pub(super) fn spec(message: &proto::ServiceSpec) -> Result<ServiceSpec, ControlE
         vip_routed: message.vip_routed,
         blue_pool: backends(&message.blue).map_err(wrong("pools.blue"))?,
         green_pool: backends(&message.green_pool).map_err(wrong("pools.green"))?,
+        breaker: (message.breaker.as_ref())
+            .map(signals::breaker)
+            .transpose()
+            .map_err(wrong("breaker"))?,
         cohorts: cohorts(&message.cohorts).map_err(wrong("cohorts"))?,
         cohorts_on: !message.cohorts_off,
         health: health::spec(message.health.as_ref())
@@ -241,6 +247,7 @@ fn spec_message(spec: &ServiceSpec) -> proto::ServiceSpec {
         vip_routed: spec.vip_routed,
         blue: backends(&spec.blue_pool),
         green_pool: backends(&spec.green_pool),
+        breaker: spec.breaker.as_ref().map(signals::breaker_message),
         cohorts: spec
             .cohorts
             .iter()
@@ -304,6 +311,9 @@ pub(super) fn service(view: &ServiceView) -> proto::Service {
         adoption: view.adoption.to_owned(),
         blue_counters: Some(counters[0]),
         green_counters: Some(counters[1]),
+        blue_signals: Some(signals::message(&view.signals[0])),
+        green_signals: Some(signals::message(&view.signals[1])),
+        breaker: view.breaker.as_ref().map(signals::status),
         cohorts: view.cohorts.to_owned(),
     }
 }

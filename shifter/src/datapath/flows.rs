@@ -15,6 +15,7 @@ use shifter_common::{
     },
     hash::address_words,
     life::freed,
+    signals::is_unanswered,
     table::{flow_hash, idle_ticks, is_due, places},
 };
 
@@ -107,7 +108,8 @@ impl FlowTable {
     }
 
     /// Frees entries that go by time alone, one compare-and-swap each.
-    pub fn sweep(&self, timeouts: &[u32; TIMEOUTS]) -> u64 {
+    /// `unanswered`: told service and pool of handshakes that no SYN-ACK came for.
+    pub fn sweep(&self, timeouts: &[u32; TIMEOUTS], unanswered: impl Fn(ServiceId, usize)) -> u64 {
         let now = now_tick();
         let (mut freed, mut live) = (0, 0);
         let sets = self.sets.count();
@@ -124,7 +126,13 @@ impl FlowTable {
                 }
                 live += 1;
                 if is_due(state, self.last_seen(set, place), now, timeouts) {
-                    freed += u64::from(free(control, word, now));
+                    // Theirs if the word is still the one that was read.
+                    let (flags, service) = self.kind(set, place);
+                    let is_freed = free(control, word, now);
+                    freed += u64::from(is_freed);
+                    if is_freed && is_unanswered(state, flags) {
+                        unanswered(service, usize::from(flags & FLOW_GREEN != 0));
+                    }
                 }
             }
         }
@@ -136,6 +144,18 @@ impl FlowTable {
     fn last_seen(&self, set: u32, place: usize) -> u32 {
         // SAFETY: within the mapping.
         unsafe { std::ptr::read_volatile(&raw const (*self.entry(set, place)).last_seen) }
+    }
+
+    /// Flags and service of the flow that lies there.
+    fn kind(&self, set: u32, place: usize) -> (u16, ServiceId) {
+        let entry = self.entry(set, place);
+        // SAFETY: within the mapping.
+        unsafe {
+            (
+                std::ptr::read_volatile(&raw const (*entry).flags),
+                std::ptr::read_volatile(&raw const (*entry).service),
+            )
+        }
     }
 
     /// Frees all flows of the services, one compare-and-swap each.

@@ -3,6 +3,7 @@
 mod config;
 mod counters;
 mod hooks;
+mod signals;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,9 +25,9 @@ use shifter_common::{
 };
 
 use super::{
-    BackendId, BackendImage, Census, CohortSet, Datapath, DatapathError, FlowFilter, FlowRow,
-    HookStatus, IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId, ServiceImage,
-    VerdictCount,
+    BackendId, BackendImage, BreakerState, Census, CohortSet, Datapath, DatapathError, FlowFilter,
+    FlowRow, HookStatus, IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId,
+    ServiceImage, VerdictCount,
     attach::{Attacher, Egress, load_programs},
     backends::{Backends, Known, NextHops, Whose, addr_of},
     cohorts::Cohorts,
@@ -36,10 +37,11 @@ use super::{
     memory::{MappedArray, NO_BARRIER, grace_period},
     services::{Services, image_of},
 };
-use crate::model::{PoolName, Protocol, cohort::Rule};
+use crate::model::{PoolName, Protocol, cohort::Rule, signals::PoolSignals};
 use config::prepare_config;
 use counters::Counters;
 pub use hooks::Look;
+use signals::Signals;
 
 /// How an installation is set up; fixed at start.
 #[derive(Clone, Debug)]
@@ -51,6 +53,8 @@ pub struct Setup {
     /// In seconds, in the order of `abi::config`.
     pub timeouts_s: [u32; TIMEOUTS],
     pub egress: Egress,
+    /// One flow in so many is watched for what is sent again; a power of two.
+    pub watch_one_in: u32,
 }
 
 /// What changes together.
@@ -69,6 +73,7 @@ pub struct KernelDatapath {
     config: MappedArray<Config>,
     first_flow: MappedArray<FirstFlow>,
     counters: Counters,
+    signals: Signals,
     attacher: Mutex<Attacher>,
     /// This agent's programs.
     own: hooks::Own,
@@ -128,7 +133,7 @@ impl KernelDatapath {
         let sets = load::flow_sets(setup.flow_capacity);
         let timeouts = setup.timeouts_s.map(ticks_of_seconds);
         let config: MappedArray<Config> = mapped(&mut ebpf, "CONFIG", 1)?;
-        prepare_config(&config, sets, &timeouts)?;
+        prepare_config(&config, sets, setup.watch_one_in - 1, &timeouts)?;
         let mut known = Known::new(mapped(&mut ebpf, "KNOWN", KNOWN_WORDS as u32)?);
         let services = Services::adopt(
             mapped(&mut ebpf, "SERVICE_HEAD", abi::MAX_SERVICES)?,
@@ -157,12 +162,19 @@ impl KernelDatapath {
             verdicts: typed(&mut ebpf, "VERDICTS")?,
             evicted: typed(&mut ebpf, "EVICTED")?,
         };
+        let signals = Signals {
+            counts: Mutex::new(typed(&mut ebpf, "SIGNALS")?),
+            histograms: Mutex::new(typed(&mut ebpf, "HISTOGRAMS")?),
+            breakers: mapped(&mut ebpf, "BREAKERS", abi::MAX_SERVICES)?,
+            watched_one_in: setup.watch_one_in,
+        };
         let attacher = Attacher::new(ebpf, pins, setup.egress);
         attacher.know_own()?;
         Ok(Self {
             flows,
             first_flow,
             counters,
+            signals,
             own: attacher.programs()?,
             attacher: Mutex::new(attacher),
             tables: Mutex::new(Tables {
@@ -311,7 +323,8 @@ impl Datapath for KernelDatapath {
     }
 
     fn reset_service_counters(&self, id: ServiceId) -> Result<(), DatapathError> {
-        self.counters.zero_pools(id)
+        self.counters.zero_pools(id)?;
+        self.signals.zero(id)
     }
 
     fn reset_backend_counters(&self, id: BackendId) -> Result<(), DatapathError> {
@@ -325,6 +338,15 @@ impl Datapath for KernelDatapath {
 
     fn pool_counters(&self, id: ServiceId) -> Result<[PoolCounters; 2], DatapathError> {
         self.counters.pools(id)
+    }
+
+    fn signals(&self, id: ServiceId) -> Result<[PoolSignals; 2], DatapathError> {
+        self.signals.of(id, &self.counters.pools(id)?)
+    }
+
+    fn breaker(&self, id: ServiceId) -> Result<Option<BreakerState>, DatapathError> {
+        let body = lock(&self.tables).services.body(id);
+        Ok(body.and_then(|body| self.signals.breaker(&body)))
     }
 
     fn backend_counters(&self, id: BackendId) -> Result<BackendCounters, DatapathError> {
@@ -361,7 +383,8 @@ impl Datapath for KernelDatapath {
     }
 
     fn sweep(&self) -> u64 {
-        self.flows.sweep(&self.timeouts)
+        let unanswered = |service, pool| self.signals.count_expired(service, pool);
+        self.flows.sweep(&self.timeouts, unanswered)
     }
 
     fn free_flows(&self, services: &BTreeSet<ServiceId>) -> u64 {

@@ -11,7 +11,7 @@ use aya::{
     maps::{Map, MapInfo},
 };
 use shifter_common::{
-    abi::{self, flow::SET_ENTRIES, ring::RING_LANES},
+    abi::{self, flow::SET_ENTRIES, ring::RING_LANES, signals},
     known::KNOWN_WORDS,
 };
 
@@ -29,8 +29,10 @@ pub struct MapShape {
 }
 
 /// Maps with a value for each CPU.
-const PER_CPU: [&str; 5] = [
+const PER_CPU: [&str; 7] = [
     "POOL_COUNTERS",
+    "SIGNALS",
+    "HISTOGRAMS",
     "SPLIT_ERRORS",
     "BACKEND_COUNTERS",
     "VERDICTS",
@@ -87,6 +89,11 @@ pub fn flow_sets(capacity: u32) -> u32 {
         .max(2)
 }
 
+/// Sets whose flows have times.
+pub fn timed_sets(capacity: u32) -> u32 {
+    flow_sets(capacity).min(signals::TIMED_SETS)
+}
+
 /// Every pinned map with the shape that this agent works with.
 pub fn shapes(flow_capacity: u32) -> Vec<MapShape> {
     let key = size_of::<abi::AddressKey>() as u32;
@@ -124,6 +131,13 @@ pub fn shapes(flow_capacity: u32) -> Vec<MapShape> {
         },
         array::<abi::flow::FlowSet>("FLOWS", flow_sets(flow_capacity)),
         array::<abi::FirstFlow>("FIRST_FLOW", abi::MAX_SERVICES),
+        array::<signals::TimesSet>("FLOW_TIMES", timed_sets(flow_capacity)),
+        array::<abi::BreakerRecord>("BREAKERS", abi::MAX_SERVICES),
+        array::<signals::SignalCounts>("SIGNALS", 2 * abi::MAX_SERVICES),
+        array::<signals::HistogramCounts>(
+            "HISTOGRAMS",
+            2 * signals::HISTOGRAM_SERVICES * signals::HISTOGRAMS,
+        ),
         array::<abi::PoolCounters>("POOL_COUNTERS", 2 * abi::MAX_SERVICES),
         array::<u64>("SPLIT_ERRORS", abi::MAX_SERVICES),
         array::<abi::BackendCounters>("BACKEND_COUNTERS", abi::MAX_BACKEND_IDS),
@@ -331,6 +345,7 @@ pub fn load(pins: &Pins, flow_capacity: u32) -> Result<Ebpf, DatapathError> {
     }
     let mut loader = EbpfLoader::new();
     loader.map_max_entries("FLOWS", flow_sets(flow_capacity));
+    loader.map_max_entries("FLOW_TIMES", timed_sets(flow_capacity));
     for shape in &shapes {
         loader.map_pin_path(shape.name, pins.maps().join(shape.name));
     }

@@ -26,11 +26,15 @@ use super::{
 };
 
 /// Maps that a start fills from what the others hold, or that begin at zero.
-const REMADE: [&str; 9] = [
+const REMADE: [&str; 13] = [
     "VIPS",
     COHORTS,
     "KNOWN",
     "FIRST_FLOW",
+    "FLOW_TIMES",
+    "BREAKERS",
+    "SIGNALS",
+    "HISTOGRAMS",
     "POOL_COUNTERS",
     "SPLIT_ERRORS",
     "BACKEND_COUNTERS",
@@ -40,8 +44,10 @@ const REMADE: [&str; 9] = [
 /// Maps with zeros only until the first start is through.
 const FILLED: [&str; 4] = ["CONFIG", "SERVICE_HEAD", "BACKENDS", "FLOWS"];
 const HASHES: [&str; 3] = ["VIPS", "BACKEND_IDS", "NEXT_HOP_IDS"];
-const PER_CPU: [&str; 5] = [
+const PER_CPU: [&str; 7] = [
     "POOL_COUNTERS",
+    "SIGNALS",
+    "HISTOGRAMS",
     "SPLIT_ERRORS",
     "BACKEND_COUNTERS",
     "VERDICTS",

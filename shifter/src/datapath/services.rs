@@ -9,7 +9,7 @@ use shifter_common::{
 };
 
 use super::{
-    BackendId, CohortSet, DatapathError, DeadManImage, ServiceId, ServiceImage,
+    BackendId, BreakerImage, CohortSet, DatapathError, DeadManImage, ServiceId, ServiceImage,
     allocator::{Numbers, Regions},
     backends::{Known, Plain, Whose, addr_of, is_not_there, vip_key},
     load::failed,
@@ -382,6 +382,12 @@ fn body_of(
         safe_threshold: 0,
         deadline_ns: 0,
     });
+    let breaker = image.breaker.unwrap_or(BreakerImage {
+        window_ns: 0,
+        max_failures: 0,
+        min_attempts: 0,
+        max_ratio: 0,
+    });
     ServiceBody {
         check,
         service: u32::from(image.id),
@@ -400,7 +406,12 @@ fn body_of(
         affinity_prefix,
         local_backends,
         cohort_set: u32::from(image.cohort_set),
-        pad: [0; 9],
+        pad: [0; 3],
+        breaker_window_ns: breaker.window_ns,
+        breaker_failures: breaker.max_failures,
+        breaker_attempts: breaker.min_attempts,
+        breaker_ratio: breaker.max_ratio,
+        pad_end: 0,
     }
 }
 
@@ -423,6 +434,12 @@ pub fn image_of(body: &ServiceBody) -> ServiceImage {
         dead_man: (body.deadline_ns != 0).then_some(DeadManImage {
             safe_threshold: body.safe_threshold,
             deadline_ns: body.deadline_ns,
+        }),
+        breaker: (body.breaker_window_ns != 0).then_some(BreakerImage {
+            window_ns: body.breaker_window_ns,
+            max_failures: body.breaker_failures,
+            min_attempts: body.breaker_attempts,
+            max_ratio: body.breaker_ratio,
         }),
         live: if body.flags & SERVICE_LIVE_GREEN != 0 {
             PoolName::Green

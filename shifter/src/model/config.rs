@@ -42,6 +42,8 @@ pub struct AgentConfig {
     pub bpffs: PathBuf,
     /// Flows really pinned.
     pub flow_capacity: u32,
+    /// One flow in so many is watched for what is sent again; a power of two.
+    pub watch_one_in: u32,
     pub state_dir: PathBuf,
     /// How long a new service or a lost table is settling.
     pub settle: Duration,
@@ -60,6 +62,10 @@ pub struct AgentConfig {
 
 /// Bounds of `flow_capacity`.
 pub const FLOW_CAPACITY: std::ops::RangeInclusive<i64> = 1_024..=67_108_864;
+/// Bounds of `watch_one_in`.
+pub const WATCH_ONE_IN: std::ops::RangeInclusive<i64> = 1..=65_536;
+/// Default of `watch_one_in`.
+pub const DEFAULT_WATCH_ONE_IN: u32 = 64;
 /// Default of `bpffs`.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 /// Default of `settle`.
@@ -70,12 +76,13 @@ pub const DEFAULT_BAKE: Duration = Duration::from_secs(600);
 pub const DEFAULT_GONE_AFTER: Duration = Duration::from_secs(60);
 
 /// Keys of `[agent]`.
-const AGENT_KEYS: [&str; 10] = [
+const AGENT_KEYS: [&str; 11] = [
     "interfaces",
     "hook",
     "hook_egress",
     "bpffs",
     "flow_capacity",
+    "watch_one_in",
     "state_dir",
     "settle",
     "bake",
@@ -102,6 +109,7 @@ impl Default for AgentConfig {
             hook_egress: HookEgress::Auto,
             bpffs: DEFAULT_BPFFS.into(),
             flow_capacity: shifter_common::abi::DEFAULT_FLOW_CAPACITY,
+            watch_one_in: DEFAULT_WATCH_ONE_IN,
             state_dir: "/var/lib/shifter".into(),
             settle: DEFAULT_SETTLE,
             bake: DEFAULT_BAKE,
@@ -198,6 +206,9 @@ fn agent(at: usize, node: &super::tree::Node, config: &mut AgentConfig) -> Resul
     if let Some(number) = table.integer("flow_capacity", low, high)? {
         config.flow_capacity = number as u32;
     }
+    if let Some(number) = watch_one_in(&table)? {
+        config.watch_one_in = number;
+    }
     if let Some(path) = absolute_path(&table, "state_dir")? {
         config.state_dir = path;
     }
@@ -220,6 +231,23 @@ fn agent(at: usize, node: &super::tree::Node, config: &mut AgentConfig) -> Resul
         }
     }
     Ok(())
+}
+
+fn watch_one_in(table: &Table<'_>) -> Result<Option<u32>, Fault> {
+    let (low, high) = (*WATCH_ONE_IN.start(), *WATCH_ONE_IN.end());
+    let Some(number) = table.integer("watch_one_in", low, high)? else {
+        return Ok(None);
+    };
+    if number & (number - 1) == 0 {
+        return Ok(Some(number as u32));
+    }
+    let at = table
+        .find("watch_one_in")
+        .map_or(table.at, |entry| entry.node.at);
+    let text = format!(
+        "watch_one_in = {number} is no power of two: write 1, 2, 4 … {high}; one flow in so many is watched for what is sent again"
+    );
+    Err(Fault::new(at, text))
 }
 
 fn interfaces(at: usize, table: &Table<'_>) -> Result<Vec<String>, Fault> {
@@ -423,6 +451,11 @@ pools = { blue = ["10.0.0.1:80"] }
                 "[agnet]\n".into(),
                 "f:1:2: the file has no key \"agnet\": did you mean \"agent\"?",
             ),
+            (
+                format!("{agent}watch_one_in = 48\n"),
+                "f:3:16: watch_one_in = 48 is no power of two",
+            ),
+            (format!("{agent}watch_one_in = 0\n"), "write 1 to 65536"),
             (
                 format!("{agent}hook = \"ebpf\"\n"),
                 "write \"auto\", \"xdp\" or \"tc\"",

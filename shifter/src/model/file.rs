@@ -2,6 +2,7 @@
 
 use super::{
     Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, SplitMethod, Weight,
+    breaker::Breaker,
     cohort_file::{self, CohortPlaces, ReadFile},
     health_file::{HealthPlaces, health},
     text,
@@ -128,6 +129,9 @@ pub fn spec_to_json(spec: &ServiceSpec) -> String {
     if spec.split != SplitMethod::Hash {
         json["split"] = spec.split.to_string().into();
     }
+    if let Some(breaker) = spec.breaker {
+        json["breaker"] = breaker.to_json();
+    }
     if !spec.cohorts.is_empty() {
         json["cohort"] = spec.cohorts.iter().map(cohort_json).collect();
     }
@@ -188,6 +192,7 @@ struct Places {
     green: Option<usize>,
     split: Option<usize>,
     affinity: Option<usize>,
+    breaker: Option<usize>,
     pools: [Option<usize>; 2],
     backends: [Vec<usize>; 2],
     cohorts: CohortPlaces,
@@ -202,6 +207,7 @@ impl Places {
             Place::Green => self.green,
             Place::Split => self.split,
             Place::Affinity => self.affinity,
+            Place::Breaker => self.breaker,
             Place::Pool(pool) => self.pools[pool.index()],
             Place::Backend(pool, index) => self.backends[pool.index()].get(index).copied(),
             Place::Cohorts(place) => self.cohorts.of(place),
@@ -211,7 +217,7 @@ impl Places {
     }
 }
 
-const SERVICE_KEYS: [&str; 13] = [
+const SERVICE_KEYS: [&str; 14] = [
     "name",
     "vip",
     "mode",
@@ -222,6 +228,7 @@ const SERVICE_KEYS: [&str; 13] = [
     "seed",
     "vip_routed",
     "pools",
+    "breaker",
     "cohort",
     "cohorts_on",
     "health",
@@ -267,6 +274,10 @@ fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Pl
         vip_routed: table.boolean("vip_routed")?.unwrap_or(false),
         blue_pool,
         green_pool,
+        breaker: table
+            .find("breaker")
+            .map(|entry| Breaker::read(&entry.node))
+            .transpose()?,
         cohorts,
         cohorts_on: table.boolean("cohorts_on")?.unwrap_or(true),
         health,
@@ -279,6 +290,7 @@ fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Pl
         green: at("green"),
         split: at("split"),
         affinity: at("affinity"),
+        breaker: at("breaker"),
         pools: ["blue", "green"].map(|key| pools.find(key).map(|entry| entry.node.at)),
         backends: [blue_places, green_places],
         cohorts: cohort_places,

@@ -1,5 +1,6 @@
 //! What a user can want: services, pools, backends, weights. Pure.
 
+pub mod breaker;
 pub mod cohort;
 pub mod cohort_file;
 pub mod config;

@@ -103,6 +103,8 @@ pub struct ServiceSpec {
     pub vip_routed: bool,
     pub blue_pool: Vec<BackendSpec>,
     pub green_pool: Vec<BackendSpec>,
+    /// `None`: the kernel takes no flow from the candidate by itself.
+    pub breaker: Option<super::breaker::Breaker>,
     /// Clients that get a pool whatever the weight.
     pub cohorts: Vec<CohortSpec>,
     /// Unset: cohorts are suspended, and the weight holds for everybody.

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     Affinity, BackendSpec, BackendState, PoolName, Protocol, ServiceSpec, SplitMethod, Vip,
+    breaker::BreakerError,
     cohort::{self, CohortFault, CohortPlace},
 };
 
@@ -26,6 +27,7 @@ pub enum Place {
     Green,
     Split,
     Affinity,
+    Breaker,
     Pool(PoolName),
     Backend(PoolName, usize),
     Cohorts(CohortPlace),
@@ -112,6 +114,8 @@ pub enum SpecFault {
     ExactClients { affinity: String },
     #[error("affinity \"client/{bits}\" is longer than an IPv4 address: write 1 to 32 bits")]
     Prefix { bits: u8 },
+    #[error("breaker: {0}")]
+    Breaker(BreakerError),
     #[error(transparent)]
     Cohort(CohortFault),
     #[error(
@@ -141,6 +145,15 @@ pub fn service(spec: &ServiceSpec) -> Result<(), SpecError> {
     }
     if let (Affinity::Client(Some(bits @ 33..)), true) = (spec.affinity, spec.vip.addr.is_ipv4()) {
         return refuse(Place::Affinity, SpecFault::Prefix { bits });
+    }
+    if let Some(breaker) = spec.breaker {
+        let checked = match spec.vip.protocol {
+            Protocol::Tcp => breaker.check(),
+            Protocol::Udp => Err(BreakerError::Udp),
+        };
+        if let Err(error) = checked {
+            return refuse(Place::Breaker, SpecFault::Breaker(error));
+        }
     }
     if spec.split == SplitMethod::Exact && spec.affinity != Affinity::Flow {
         let affinity = spec.affinity.to_string();

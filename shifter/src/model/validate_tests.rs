@@ -25,6 +25,7 @@ fn spec(vip: &str, blue: &[&str], green: &[&str]) -> ServiceSpec {
         blue_pool: blue.iter().map(|b| backend(b)).collect(),
         health: None,
         green_pool: green.iter().map(|b| backend(b)).collect(),
+        breaker: None,
         cohorts: Vec::new(),
         cohorts_on: true,
     }

@@ -10,7 +10,10 @@ use shifter_common::abi::{BackendCounters, PoolCounters};
 use super::dropped::Drops;
 use crate::{
     datapath::{Census, DatapathError, FlowRow, HookStatus, LimitUse, VerdictCount},
-    model::{BackendSpec, PoolName, Protocol, ServiceSpec, Vip, Weight},
+    model::{
+        BackendSpec, PoolName, Protocol, ServiceSpec, Vip, Weight, breaker::Breaker,
+        signals::PoolSignals,
+    },
 };
 
 pub use super::health::Standing;
@@ -143,9 +146,26 @@ pub struct ServiceView {
     /// "vip", "single", "hash" or "refused".
     pub adoption: &'static str,
     pub counters: [PoolCounters; 2],
+    /// What the kernel has seen of how the pools do, `[blue, green]`.
+    pub signals: [PoolSignals; 2],
+    pub breaker: Option<BreakerView>,
     /// "on" or "suspended", the dead-man included; "" without cohorts.
     pub cohorts: &'static str,
     pub warnings: Vec<String>,
+}
+
+/// A breaker as it stands.
+#[derive(Clone, PartialEq, Debug)]
+pub struct BreakerView {
+    pub breaker: Breaker,
+    /// Attempts on the candidate in the present window.
+    pub attempts: u64,
+    /// Failures among them.
+    pub failures: u64,
+    /// Since it tripped, if nobody has given the candidate flows since.
+    pub tripped_ago_s: Option<f64>,
+    /// The same in words.
+    pub warning: Option<String>,
 }
 
 /// Which pool and backend a client gets, and why.

@@ -184,6 +184,7 @@ impl Entry {
             generation: self.generation,
             threshold: self.spec.green.threshold(),
             dead_man: self.dead_man.map(|d| d.image),
+            breaker: self.spec.breaker.as_ref().map(super::breaker::image),
             live: self.spec.live,
             live_has_vip: self.spec.pool_has_vip(self.spec.live),
             split: self.spec.split,
@@ -252,13 +253,13 @@ impl Entry {
         }
     }
 
-    /// Share of new flows that goes to green: a pool without a backend for them
-    /// gives its own to the other.
-    pub fn programmed_share(&self, clock: &dyn Clock) -> f64 {
+    /// Share of new flows that goes to green by a threshold: a pool without a backend
+    /// for them gives its own to the other.
+    pub fn share_of(&self, threshold: u64) -> f64 {
         match self.rings.each_ref().map(|ring| ring.is_empty()) {
             [true, false] => 1.0,
             [false, true] => 0.0,
-            _ => threshold_share(self.programmed_threshold(clock)),
+            _ => threshold_share(threshold),
         }
     }
 

@@ -132,7 +132,7 @@ impl Reconciler {
         if is_exact || entry.spec.affinity != Affinity::Flow {
             return hash(0);
         }
-        let threshold = entry.programmed_threshold(&*self.clock);
+        let threshold = self.threshold_in_force(entry);
         let green = |port: &u16| select::pool_of(hash(*port), threshold) == PoolName::Green.index();
         let count = PORTS.filter(green).count();
         let all = PORTS.count();
@@ -156,8 +156,10 @@ impl Reconciler {
         hash: u64,
         why: &mut Vec<String>,
     ) -> (PoolName, Option<BackendId>, Option<String>) {
-        let threshold = entry.programmed_threshold(&*self.clock);
-        if forced.is_none() && entry.dead_man_passed(&*self.clock) {
+        let threshold = self.threshold_in_force(entry);
+        if let Some(trip) = self.trip_in_force(entry) {
+            why.push(super::breaker::reason(entry, &trip));
+        } else if forced.is_none() && entry.dead_man_passed(&*self.clock) {
             why.push(format!(
                 "the dead-man's deadline has passed: green has {:.4}% and not the configured {}",
                 threshold_share(threshold) * 100.0,
@@ -198,8 +200,10 @@ impl Reconciler {
         };
         let name = &cohort.name;
         let held = format!("cohort {name:?} holds {client} by its longest prefix {prefix}");
-        if entry.cohorts_word(&*self.clock) != "on" {
+        let has_tripped = self.trip_in_force(entry).is_some();
+        if has_tripped || entry.cohorts_word(&*self.clock) != "on" {
             let since = match spec.cohorts_on {
+                true if has_tripped => "the breaker has tripped",
                 true => "the dead-man's deadline has passed",
                 false => "since a rollback, a promote or by request",
             };

@@ -39,6 +39,7 @@ impl Reconciler {
             for name in passed {
                 self.record_passed_dead_man(&mut core, &name);
             }
+            self.record_trips(&mut core);
             self.tend_store(&mut core);
             self.follow_clock(&mut core);
             self.save_dirty(&mut core);
@@ -46,6 +47,17 @@ impl Reconciler {
         self.free_unused();
         self.release_gone();
         self.follow_filter_problem();
+    }
+
+    /// Records breakers that tripped: once a second, and before anything is
+    /// published that nobody asked for, which would arm them anew.
+    fn record_trips(&self, core: &mut Core) {
+        let guarded = core.services.iter();
+        let guarded = guarded.filter(|(_, entry)| entry.spec.breaker.is_some());
+        let names: Vec<String> = guarded.map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.record_trip(core, &name);
+        }
     }
 
     /// Keeps what cannot be read of the packet filter loud, and asks again
@@ -187,6 +199,7 @@ impl Reconciler {
     /// What the host answered comes into force, as far as it is still asked for.
     fn place(&self, answers: Vec<(BackendId, Answer)>, translated: &BTreeMap<Vip, bool>) {
         let mut core = lock(&self.core);
+        self.record_trips(&mut core);
         let has_unknown = core.has_unknown();
         let Core {
             services,
@@ -234,6 +247,7 @@ impl Reconciler {
     /// after a gap, in which flows began that the table does not know.
     pub fn settle_again(&self) {
         let mut core = lock(&self.core);
+        self.record_trips(&mut core);
         let Core {
             services,
             generation,

@@ -3,6 +3,7 @@
 mod apply;
 mod asked;
 mod backends;
+mod breaker;
 pub mod clock;
 mod cohorts;
 mod control;

@@ -408,6 +408,9 @@ fn details(entry: Option<&Entry>, step: &Step) -> Vec<String> {
             lines.push(format!("green: {}", spec.green));
             lines.push(format!("split: {}", spec.split));
             lines.push(format!("affinity: {}", spec.affinity));
+            if let Some(breaker) = &spec.breaker {
+                lines.push(format!("breaker: {breaker}"));
+            }
         }
         Some(entry) => {
             let old = &entry.spec;
@@ -429,6 +432,11 @@ fn details(entry: Option<&Entry>, step: &Step) -> Vec<String> {
                 old.vip_routed.to_string(),
                 spec.vip_routed.to_string(),
             );
+            let told = |spec: &ServiceSpec| {
+                let breaker = spec.breaker.as_ref();
+                breaker.map_or_else(|| "none".to_owned(), ToString::to_string)
+            };
+            line("breaker", told(old), told(spec));
             if old.seed != spec.seed {
                 lines.push("seed: changed".to_owned());
             }

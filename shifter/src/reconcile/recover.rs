@@ -4,7 +4,7 @@
 //! that hold the VIP. What is made of that serves reads and rollbacks; other
 //! writes the store refuses. Nothing of it is published here.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
     entry::{DeadMan, Entry, base_hash},
@@ -15,7 +15,7 @@ use crate::{
     datapath::{BackendId, DeadManImage, ServiceImage, plural},
     model::{
         BackendSpec, BackendState, CohortSpec, Mode, PoolName, Prefix, ServiceSpec, Vip, Weight,
-        cohort::Rule,
+        breaker::Breaker, cohort::Rule,
     },
     store::StoredDeadMan,
 };
@@ -56,6 +56,12 @@ impl Start<'_> {
             vip_routed: !facts.is_local(image.vip.ip()),
             blue_pool: Vec::new(),
             green_pool: Vec::new(),
+            breaker: image.breaker.map(|breaker| Breaker {
+                window: Duration::from_nanos(breaker.window_ns),
+                max_failures: breaker.max_failures,
+                min_attempts: breaker.min_attempts,
+                max_ratio: Weight::from_threshold(u64::from(breaker.max_ratio)),
+            }),
             cohorts: cohorts(&self.reconciler.datapath.cohort_rules(image.cohort_set)),
             cohorts_on: image.cohorts_on || image.cohort_set == 0,
             health: None,

@@ -286,7 +286,9 @@ impl Reconciler {
 
     /// A passed dead-man becomes a rollback; true if there was one. If the
     /// kernel refuses, the safe threshold holds all the same, and it is tried again.
+    /// So does a breaker that tripped, which every write has to know of as well.
     pub(super) fn record_passed_dead_man(&self, core: &mut Core, name: &str) -> bool {
+        self.record_trip(core, name);
         let Some(entry) = core.services.get(name) else {
             return false;
         };

@@ -260,6 +260,9 @@ impl Start<'_> {
         let mut entry = self.entry(core, &found, image.as_ref())?;
         entry.dead_man = dead_man;
         entry.dirty = found.dirty;
+        if let Some(audit) = self.reconciler.take_trip(&mut entry, self.at_unix_ms) {
+            found.audit = Some(audit);
+        }
         self.reconciler.name_backends(core, &entry);
         for id in entry.named() {
             core.backends.sync(id, &*self.reconciler.datapath)?;

@@ -100,7 +100,7 @@ impl Reconciler {
     ) -> Result<ServiceView, ControlError> {
         let Snapshot { entry, backends } = snapshot;
         let counters = self.datapath.pool_counters(entry.id)?;
-        let programmed_share = entry.programmed_share(&*self.clock);
+        let programmed_share = entry.share_of(self.threshold_in_force(&entry));
         let mut views = Vec::with_capacity(backends.len());
         for backend in backends {
             views.push(self.backend_view(&entry, backend, census, ask)?);
@@ -125,7 +125,12 @@ impl Reconciler {
             first_flow,
             adoption: entry.adoption(),
             warnings: self.warnings(&entry, &counters),
-            cohorts: entry.cohorts_word(&*self.clock),
+            signals: self.datapath.signals(entry.id)?,
+            breaker: self.breaker_view(&entry),
+            cohorts: match self.trip_in_force(&entry) {
+                Some(_) if !entry.spec.cohorts.is_empty() => "suspended",
+                _ => entry.cohorts_word(&*self.clock),
+            },
             counters,
             spec: entry.spec,
         })
@@ -197,6 +202,7 @@ impl Reconciler {
                 super::plan::adoption_meaning("refused")
             ));
         }
+        warnings.extend(self.breaker_view(entry).and_then(|breaker| breaker.warning));
         if entry.dirty {
             warnings.push("not durable: the last change is in force but not stored yet".into());
         }

@@ -29,6 +29,7 @@ pub fn render(controller: &dyn Controller, receipts: &Receipts) -> Result<String
     weights(&mut page, &services);
     dead_men(&mut page, &services);
     pools(&mut page, &services);
+    super::signals::families(&mut page, &services);
     backends(&mut page, &services);
     verdicts(&mut page, &info);
     table(&mut page, &info);

@@ -16,8 +16,8 @@ use crate::{
         fake::FakeAgent,
         testbed::{Directory, Testbed},
     },
-    model::health::Written,
-    reconcile::controller::{DeadManView, Receipt, Standing},
+    model::{breaker::Breaker, health::Written},
+    reconcile::controller::{BreakerView, DeadManView, Receipt, Standing},
 };
 
 /// A page on which every metric has a sample.
@@ -42,6 +42,13 @@ fn full_page() -> String {
             ..Written::default()
         };
         view.spec.health = tcp.read().ok();
+        view.breaker = Some(BreakerView {
+            breaker: Breaker::default(),
+            attempts: 40,
+            failures: 4,
+            tripped_ago_s: None,
+            warning: None,
+        });
     });
     render(&*testbed.agent, &testbed.receipts).unwrap()
 }
@@ -76,6 +83,14 @@ fn every_number_of_a_service_is_on_the_page() {
         "shifter_pool_adopted_flows_total{service=\"web\",pool=\"blue\"} 7",
         "shifter_pool_cohort_flows_total{service=\"web\",pool=\"green\"} 0",
         "shifter_pool_bytes_total{service=\"web\",pool=\"blue\",direction=\"reply\"} 34567890",
+        "shifter_pool_attempts_total{service=\"web\",pool=\"green\"} 51",
+        "shifter_pool_failures_total{service=\"web\",pool=\"green\",kind=\"refused\"} 2",
+        "shifter_pool_retransmits_total{service=\"web\",pool=\"blue\",side=\"backend\"} 64",
+        "shifter_pool_handshake_seconds_bucket{service=\"web\",pool=\"green\",le=\"0.002097152\"} 0",
+        "shifter_pool_handshake_seconds_bucket{service=\"web\",pool=\"green\",le=\"0.004194304\"} 49",
+        "shifter_pool_handshake_seconds_count{service=\"web\",pool=\"green\"} 49",
+        "shifter_breaker_tripped{service=\"web\"} 0",
+        "shifter_breaker_failures{service=\"web\"} 4",
         "shifter_service_fragments_total{service=\"web\"} 4",
         "shifter_backend_packets_total{service=\"web\",pool=\"green\",backend=\"10.0.1.11:8443\",direction=\"reply\"} 0",
         "shifter_backend_up{service=\"web\",pool=\"blue\",backend=\"10.0.0.11:8443\"} 1",

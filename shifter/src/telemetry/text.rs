@@ -51,6 +51,35 @@ impl Page {
         self.line(format_args!("{name}_count {count}"));
     }
 
+    /// Begins a family of histograms; each follows by [`Page::histogram_of`].
+    pub fn histograms(&mut self, name: &'static str, help: &str) {
+        self.head(name, "histogram", help);
+    }
+
+    /// One histogram of a family: counts at or below each bound in seconds.
+    pub fn histogram_of(
+        &mut self,
+        name: &str,
+        labels: &Labels<'_>,
+        below: &[(f64, u64)],
+        count: u64,
+        sum_s: f64,
+    ) {
+        let words: Vec<String> = labels
+            .iter()
+            .map(|(label, word)| format!("{label}=\"{}\"", escape(word)))
+            .collect();
+        let words = words.join(",");
+        for (bound, count) in below {
+            self.line(format_args!(
+                "{name}_bucket{{{words},le=\"{bound}\"}} {count}"
+            ));
+        }
+        self.line(format_args!("{name}_bucket{{{words},le=\"+Inf\"}} {count}"));
+        self.line(format_args!("{name}_sum{{{words}}} {sum_s}"));
+        self.line(format_args!("{name}_count{{{words}}} {count}"));
+    }
+
     /// The whole page.
     pub fn finish(self) -> String {
         self.text

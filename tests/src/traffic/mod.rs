@@ -12,3 +12,4 @@ pub mod server;
 pub mod slow;
 pub mod storm;
 pub mod syn;
+pub mod tunnel;

@@ -9,6 +9,7 @@ mod nat;
 mod other;
 mod release;
 mod room;
+mod signals;
 mod wire;
 mod world;
 

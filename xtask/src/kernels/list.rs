@@ -73,6 +73,8 @@ pub const SUITES: [Suite; 3] = [
             "nat::options_extension_headers_and_tags_change_nothing_about_it",
             "nat::replies_of_neighbours_are_redirected_where_the_client_is_known",
             "other::fragments_pass_and_those_to_a_vip_are_counted",
+            "signals::a_breaker_sends_no_new_flow_to_the_candidate_until_the_next_record",
+            "signals::resets_are_told_apart_under_both_hooks",
             "wire::a_tag_that_lies_beside_the_frame_keeps_it_from_being_redirected",
         ],
         long: Long::Rest,

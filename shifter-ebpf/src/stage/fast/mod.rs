@@ -59,6 +59,8 @@ const IPV6: u16 = 0x86ddu16.to_be();
 const TURNS: u8 = TCP_SYN | TCP_FIN | TCP_RST;
 /// With both set, the next packet closes the flow.
 const BOTH_FINS: u16 = FLOW_FIN_CLIENT | FLOW_FIN_BACKEND;
+// Of the flags of `track` one FIN alone is at most this.
+const _: () = assert!(FLOW_FIN_BACKEND > FLOW_FIN_CLIENT && FLOW_WATCHED > BOTH_FINS);
 /// Set in what [`established`] gives when it has handled the packet.
 const DONE: u64 = 1 << 32;
 /// Places of a key's first set that are looked at.
@@ -302,6 +304,15 @@ fn way_out<H: Hook, const V6: bool>(
     .then_some(hop)
 }
 
+/// Whether a TCP segment carries data: the first of each side is timed by the stages.
+#[inline(always)]
+fn has_data<const V6: bool>(frame: &Frame) -> bool {
+    // SAFETY: `take` has checked that the headers can be read.
+    let words = unsafe { by!(load8_at::<66>(frame.at), load8_at::<46>(frame.at)) } >> 4;
+    // Without a length it is aggregated, of segments with data.
+    frame.length == 0 || frame.length > by!(40, 20) + u32::from(words) * 4
+}
+
 /// Brings the entry up to date: what `track` does to a segment that turns
 /// nothing. `None`, and nothing written, where it would do more, or where the
 /// entry is no longer what it was when it was found: what was read of it since
@@ -323,7 +334,16 @@ fn track<const V6: bool>(
     }
     if frame.protocol == TCP {
         let flags = get!(entry, flags);
-        if flags & BOTH_FINS == BOTH_FINS || (from == From::Backend && flags & FLOW_REPLIED == 0) {
+        if flags & (BOTH_FINS | FLOW_WATCHED) > FLOW_FIN_BACKEND
+            || (from == From::Backend && flags & FLOW_REPLIED == 0)
+        {
+            return None;
+        }
+        let data = match from {
+            From::Client => FLOW_CLIENT_DATA,
+            From::Backend => FLOW_BACKEND_DATA,
+        };
+        if flags & data == 0 && has_data::<V6>(frame) {
             return None;
         }
         if frame.tcp_flags & TCP_ACK != 0 {

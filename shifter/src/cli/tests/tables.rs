@@ -89,6 +89,21 @@ fn get_backends_says_since_when_one_is_down_and_why() {
 }
 
 #[test]
+fn get_signals_tells_how_pools_do() {
+    let testbed = Testbed::with_web();
+    assert_prints(
+        &testbed,
+        "get signals web",
+        0,
+        "
+        SERVICE  POOL   ATTEMPTS  FAILED  REFUSED  UNANSWERED  RESET  HANDSHAKE P50      P99  FIRST BYTE P50  P99  SENT AGAIN
+        web      blue        949       2        2           0      0         311 µs   327 µs               –    –          64
+        web      green        51       2        2           0      0        3.01 ms  3.14 ms               –    –          64
+        ",
+    );
+}
+
+#[test]
 fn get_audit_shows_who_changed_what_newest_first_and_how_to_page_on() {
     let testbed = Testbed::with_web();
     assert_prints(

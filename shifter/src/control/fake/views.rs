@@ -2,14 +2,20 @@
 
 use std::net::SocketAddr;
 
-use shifter_common::abi::{
-    BackendCounters, PoolCounters,
-    stats::{VERDICTS, Verdict},
+use shifter_common::{
+    abi::{
+        BackendCounters, PoolCounters,
+        stats::{VERDICTS, Verdict},
+    },
+    histogram::bucket_of,
 };
 
 use crate::{
     datapath::{Census, FlowRow, HookStatus, LimitUse, ProgramState, ProgramStatus, VerdictCount},
-    model::{PoolName, Protocol, ServiceSpec, Weight},
+    model::{
+        PoolName, Protocol, ServiceSpec, Weight,
+        signals::{Histogram, PoolSignals},
+    },
     reconcile::controller::{
         Audit, BackendView, Change, FlowView, InfoView, Observed, Receipt, Recorded, ServiceView,
         ShareOf,
@@ -90,8 +96,26 @@ pub(super) fn view(spec: &ServiceSpec, generation: u32) -> ServiceView {
         first_flow: None,
         adoption: "single",
         counters: [counters(949), counters(51)],
+        signals: [signals(949, 300_000), signals(51, 3_000_000)],
+        breaker: None,
         cohorts: if spec.cohorts.is_empty() { "" } else { "on" },
         warnings: Vec::new(),
+    }
+}
+
+/// Two refused, 64 segments sent again, all handshakes of one length.
+fn signals(attempts: u64, handshake_ns: u64) -> PoolSignals {
+    let mut handshake = Histogram::default();
+    handshake.0[bucket_of(handshake_ns)] = attempts - 2;
+    PoolSignals {
+        attempts,
+        answered: attempts - 2,
+        refused: 2,
+        backend_retransmits: 64,
+        ended: attempts - 10,
+        bytes: 1_000_000,
+        handshake,
+        ..PoolSignals::default()
     }
 }
 

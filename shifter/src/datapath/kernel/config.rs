@@ -39,6 +39,7 @@ impl KernelDatapath {
 pub(super) fn prepare_config(
     config: &MappedArray<Config>,
     sets: u32,
+    watch_mask: u32,
     timeouts: &[u32; TIMEOUTS],
 ) -> Result<(), DatapathError> {
     let old = config.read(0);
@@ -52,7 +53,10 @@ pub(super) fn prepare_config(
     if old.abi_version == abi::ABI_VERSION {
         let record = config.at(0);
         // SAFETY: within the mapping; single words.
-        unsafe { std::ptr::write_volatile(&raw mut (*record).timeouts, *timeouts) };
+        unsafe {
+            std::ptr::write_volatile(&raw mut (*record).timeouts, *timeouts);
+            std::ptr::write_volatile(&raw mut (*record).watch_mask, watch_mask);
+        }
         return Ok(());
     }
     let mut random = [0u8; 32];
@@ -64,7 +68,7 @@ pub(super) fn prepare_config(
         abi_version: 0,
         set_mask: sets - 1,
         route_generation: 1,
-        pad: 0,
+        watch_mask,
         table_key: [word(0), word(8)],
         timeouts: *timeouts,
         tag: std::array::from_fn(|i| random[16 + i]),

@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, sync::Mutex};
 
 use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
 use shifter_common::abi::{
-    self, BackendCounters, PoolCounters,
+    self, BackendCounters, FlowTimes, PoolCounters,
     cohort::MAX_COHORT_PREFIXES,
-    flow::{STATE_HALF_OPEN, STATE_RESET},
+    flow::{SET_ENTRIES, STATE_HALF_OPEN, STATE_RESET},
+    signals::{HISTOGRAM_SERVICES, HISTOGRAMS, HistogramCounts},
     stats::{HOOKS, REASONS, VERDICTS},
 };
 
@@ -15,7 +16,7 @@ use crate::datapath::{
     BackendId, DatapathError, LimitUse, ServiceId, VerdictCount,
     backends::Plain,
     flows::{FlowTable, state_name},
-    load::failed,
+    load::{failed, timed_sets},
 };
 
 /// The per-CPU maps.
@@ -116,6 +117,10 @@ impl Counters {
 /// What of each limit is used. Flows are those of the last pass over the table:
 /// reading a limit makes none.
 pub(super) fn limits(tables: &Tables, flow_capacity: u32, flows: &FlowTable) -> Vec<LimitUse> {
+    // Without a number of CPUs the kernel would have no maps for each.
+    let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
+    let has_histograms = |id: &ServiceId| u32::from(*id) < HISTOGRAM_SERVICES;
+    let timed = u64::from(timed_sets(flow_capacity)) * SET_ENTRIES as u64;
     let bytes = |elements: u32, size: usize| u64::from(elements) * size as u64;
     vec![
         LimitUse {
@@ -147,6 +152,23 @@ pub(super) fn limits(tables: &Tables, flow_capacity: u32, flows: &FlowTable) -> 
             used: tables.next_hops.used(),
             limit: u64::from(abi::MAX_NEXT_HOPS),
             memory_bytes: bytes(abi::MAX_NEXT_HOPS, size_of::<abi::NextHop>()),
+        },
+        LimitUse {
+            name: "histograms",
+            used: tables.services.ids().filter(has_histograms).count() as u64,
+            limit: u64::from(HISTOGRAM_SERVICES),
+            memory_bytes: cpus
+                * bytes(
+                    2 * HISTOGRAM_SERVICES * HISTOGRAMS,
+                    size_of::<HistogramCounts>(),
+                ),
+        },
+        LimitUse {
+            name: "timed_flows",
+            // The hash of the table draws them.
+            used: flows.counted() * timed / flows.entries(),
+            limit: timed / 2,
+            memory_bytes: timed * size_of::<FlowTimes>() as u64,
         },
     ]
 }

@@ -1,6 +1,7 @@
 //! The reconciler over the fake packet path.
 
 mod apply;
+mod breaker;
 mod chaos;
 mod cohorts;
 mod delete;

@@ -1,0 +1,315 @@
+//! How pools do, as packets tell it: counters, times, and the breaker. What an
+//! event is says `shifter_common::signals`.
+
+use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_ktime_get_ns};
+use shifter_common::{
+    abi::{FlowEntry, FlowTimes, ServiceBody, flow::*, service::SERVICE_LIVE_GREEN, signals::*},
+    breaker::{Bounds, half_of, outdated},
+    histogram::{BUCKETS, bucket_of},
+    packet::parse::Headers,
+    signals::*,
+};
+
+use crate::{
+    atomic, clock,
+    flow_table::{FlowKey, PLACE_FOUND, get, transition},
+    maps::{BREAKERS, FLOW_TIMES, HISTOGRAMS, SIGNALS},
+    stage::{classify, track::From},
+};
+
+/// Events that a counter stands for.
+const COUNTED: u32 = (1 << SIGNAL_COUNTERS) - 1;
+/// Events that have a time.
+const TIMED: u32 =
+    1 << ANSWERED | 1 << ENDED | EVENT_OPENED | EVENT_CLIENT_DATA | EVENT_BACKEND_DATA;
+/// Events that the breaker counts.
+const JUDGED: u32 = 1 << ATTEMPTS | EVENT_FAILED;
+
+/// A flow was chosen, and its entry is there.
+#[inline(always)]
+pub fn opened(key: &FlowKey, entry: *mut FlowEntry) {
+    note(key.place, entry, 1 << ATTEMPTS | EVENT_OPENED);
+}
+
+/// Counts events of a flow. `place`: where its entry lies, 0 if it has none any more.
+#[inline(always)]
+pub fn note(place: u64, entry: *const FlowEntry, events: u32) {
+    let flags = get!(entry, flags);
+    let index = u32::from(get!(entry, service)) * 2 + u32::from(flags & FLOW_GREEN != 0);
+    note_events(
+        place,
+        index,
+        events,
+        get!(entry, generation),
+        get!(entry, created),
+    );
+}
+
+/// Frees an entry that its flow has no use for any more.
+#[inline(always)]
+pub fn free(entry: *mut FlowEntry, control: u64, now: u32) -> bool {
+    let flags = get!(entry, flags);
+    let is_unanswered = is_unanswered(control_state(control), flags);
+    let freed = transition(entry, control, STATE_FREE, now);
+    if freed && is_unanswered {
+        note(0, entry, unanswered_events(flags));
+    }
+    freed
+}
+
+/// [`note`], verified once: a global function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn note_events(
+    place: u64,
+    index: u32,
+    events: u32,
+    generation: u32,
+    created: u32,
+) -> u64 {
+    if events & COUNTED != 0
+        && let Some(counts) = SIGNALS.get_ptr_mut(index)
+    {
+        let mut counter = 0;
+        while counter < SIGNAL_COUNTERS {
+            if events >> counter & 1 != 0 {
+                // SAFETY: per CPU, and programs of one CPU do not interleave.
+                unsafe { (*counts)[counter] += 1 };
+            }
+            counter += 1;
+        }
+    }
+    if events & JUDGED != 0 {
+        judge(index, events, generation);
+    }
+    if events & TIMED != 0
+        && let Some(times) = times_of(place)
+    {
+        time(times, index, events, created);
+    }
+    0
+}
+
+/// The times of a place, where it has any.
+#[inline(always)]
+fn times_of(place: u64) -> Option<*mut FlowTimes> {
+    if place & PLACE_FOUND == 0 {
+        return None;
+    }
+    let set = FLOW_TIMES.get_ptr_mut(((place & (PLACE_FOUND - 1)) >> 4) as u32)?;
+    let offset = (place as usize & (SET_ENTRIES - 1)) * size_of::<FlowTimes>();
+    // Not to be moved before the check for null.
+    Some(atomic::add(set as usize, offset) as *mut FlowTimes)
+}
+
+#[inline(always)]
+fn time(times: *mut FlowTimes, index: u32, events: u32, created: u32) {
+    // SAFETY: takes nothing.
+    let ns = unsafe { bpf_ktime_get_ns() };
+    let now = units(ns);
+    let tick = clock::tick(ns);
+    if events & EVENT_OPENED != 0 {
+        let fresh = FlowTimes {
+            syn: now,
+            ..FlowTimes::default()
+        };
+        // SAFETY: a map value; only this flow's packets use it.
+        unsafe { core::ptr::write_volatile(times, fresh) };
+        return;
+    }
+    let syn = get!(times, syn);
+    if events & 1 << ANSWERED != 0 && syn != 0 {
+        put(index, HANDSHAKE, elapsed_ns(syn, now, created, tick));
+    }
+    if events & EVENT_CLIENT_DATA != 0 {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*times).data, now) };
+    }
+    let data = get!(times, data);
+    if events & EVENT_BACKEND_DATA != 0 && data != 0 {
+        // The client's data may be older than its units tell; it is not older
+        // than the flow.
+        put(index, FIRST_BYTE, elapsed_ns(data, now, created, tick));
+    }
+    if events & 1 << ENDED != 0 && syn != 0 {
+        put(index, DURATION, elapsed_ns(syn, now, created, tick));
+    }
+}
+
+/// Counts a time in a histogram of this CPU.
+#[inline(always)]
+fn put(index: u32, kind: u32, ns: u64) {
+    let Some(counts) = HISTOGRAMS.get_ptr_mut(histogram_index(index >> 1, index & 1, kind)) else {
+        return;
+    };
+    let bucket = bucket_of(ns);
+    if bucket < BUCKETS {
+        let at = atomic::add(counts as usize, bucket * size_of::<u64>()) as *mut u64;
+        // SAFETY: within the value; per CPU, and programs of one CPU do not interleave.
+        unsafe { *at += 1 };
+    }
+}
+
+/// A segment of a watched flow: counts what is sent again.
+#[inline(always)]
+pub fn watch(key: &FlowKey, entry: *const FlowEntry, from: From, sequence: u32, payload: u32) {
+    let green = u32::from(get!(entry, flags) & FLOW_GREEN != 0);
+    let index = u32::from(get!(entry, service)) * 2 + green;
+    watch_segment(key.place, index, from as u32, sequence, payload);
+}
+
+/// [`watch`], verified once: a global function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn watch_segment(
+    place: u64,
+    index: u32,
+    from: u32,
+    sequence: u32,
+    payload: u32,
+) -> u64 {
+    let Some(times) = times_of(place) else {
+        return 0;
+    };
+    let is_client = from == From::Client as u32;
+    let end = if is_client {
+        get!(times, client_end)
+    } else {
+        get!(times, backend_end)
+    };
+    let (next, again) = sent(end, sequence, payload);
+    if next != end {
+        // SAFETY: a map value; a race of two CPUs costs a segment counted too many.
+        unsafe {
+            if is_client {
+                core::ptr::write_volatile(&raw mut (*times).client_end, next);
+            } else {
+                core::ptr::write_volatile(&raw mut (*times).backend_end, next);
+            }
+        }
+    }
+    if again && let Some(counts) = SIGNALS.get_ptr_mut(index) {
+        // SAFETY: per CPU, and programs of one CPU do not interleave.
+        unsafe {
+            if is_client {
+                (*counts)[CLIENT_RETRANSMITS] += 1;
+            } else {
+                (*counts)[BACKEND_RETRANSMITS] += 1;
+            }
+        }
+    }
+    0
+}
+
+/// Flag of a new flow that is watched.
+#[inline(always)]
+pub fn watched_flag(headers: &Headers, tag: u32, mask: u32) -> u16 {
+    if headers.protocol != 17 && is_watched(tag, mask) {
+        FLOW_WATCHED
+    } else {
+        0
+    }
+}
+
+/// Whether the breaker of a service gives every new flow to the live pool.
+#[inline(always)]
+pub fn has_tripped(body: &ServiceBody) -> bool {
+    if body.breaker_window_ns == 0 {
+        return false;
+    }
+    match BREAKERS.get_ptr(body.service) {
+        Some(record) => get!(record, tripped) == u64::from(body.generation),
+        None => false,
+    }
+}
+
+/// Counts an attempt on the candidate or its failure, and trips the breaker.
+/// Where halves of a window meet, two CPUs may lose a few counts.
+#[inline(always)]
+fn judge(index: u32, events: u32, generation: u32) {
+    let Some(body) = classify::body(index >> 1) else {
+        return;
+    };
+    let live_green = body.flags & SERVICE_LIVE_GREEN != 0;
+    // A flow chosen before the last write says nothing of what was written.
+    if body.breaker_window_ns == 0
+        || (index & 1 != 0) == live_green
+        || generation != body.generation
+    {
+        return;
+    }
+    let Some(record) = BREAKERS.get_ptr_mut(body.service) else {
+        return;
+    };
+    let half = half_of(clock::coarse_ns(), body.breaker_window_ns);
+    turn(record, u64::from(generation), half);
+    // SAFETY: words of a map value, aligned to 8.
+    unsafe {
+        let odd = half & 1 != 0;
+        if events & 1 << ATTEMPTS != 0 {
+            let counts = if odd {
+                &raw mut (*record).attempts[1]
+            } else {
+                &raw mut (*record).attempts[0]
+            };
+            atomic::fetch_add(counts, 1);
+        }
+        if events & EVENT_FAILED == 0 {
+            return;
+        }
+        let counts = if odd {
+            &raw mut (*record).failures[1]
+        } else {
+            &raw mut (*record).failures[0]
+        };
+        atomic::fetch_add(counts, 1);
+    }
+    let attempts = get!(record, attempts);
+    let failures = get!(record, failures);
+    let (attempts, failures) = (attempts[0] + attempts[1], failures[0] + failures[1]);
+    let bounds = Bounds {
+        max_failures: body.breaker_failures,
+        min_attempts: body.breaker_attempts,
+        max_ratio: body.breaker_ratio,
+    };
+    if get!(record, tripped) != u64::from(generation) && bounds.are_passed(attempts, failures) {
+        // SAFETY: a map value; the word that is read for a decision is written last.
+        unsafe {
+            let at_ns = bpf_ktime_get_boot_ns();
+            core::ptr::write_volatile(&raw mut (*record).tripped_at_ns, at_ns);
+            core::ptr::write_volatile(&raw mut (*record).trip_counts, [attempts, failures]);
+            core::ptr::write_volatile(&raw mut (*record).tripped, u64::from(generation));
+        }
+    }
+}
+
+/// Forgets what is of another generation or has left the window.
+#[inline(always)]
+fn turn(record: *mut BreakerRecord, generation: u64, half: u64) {
+    let (of, before) = (get!(record, generation), get!(record, half));
+    // SAFETY: words of a map value, aligned to 8.
+    unsafe {
+        let stale = if of != generation {
+            if atomic::compare_exchange(&raw mut (*record).generation, of, generation) != of {
+                return;
+            }
+            core::ptr::write_volatile(&raw mut (*record).half, half);
+            (true, true)
+        } else {
+            if before == half
+                || atomic::compare_exchange(&raw mut (*record).half, before, half) != before
+            {
+                return;
+            }
+            outdated(before, half)
+        };
+        if stale.0 {
+            core::ptr::write_volatile(&raw mut (*record).attempts[0], 0);
+            core::ptr::write_volatile(&raw mut (*record).failures[0], 0);
+        }
+        if stale.1 {
+            core::ptr::write_volatile(&raw mut (*record).attempts[1], 0);
+            core::ptr::write_volatile(&raw mut (*record).failures[1], 0);
+        }
+    }
+}

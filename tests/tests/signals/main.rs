@@ -1,0 +1,325 @@
+//! What the kernel says of pools agrees with what clients saw; and the breaker
+//! acts without an agent.
+
+mod breaker;
+mod server;
+
+use std::{fs, net::SocketAddr, time::Duration};
+
+use server::{End, Server, visit};
+use shifter_tests::{
+    agent::{Agent, Settings, number},
+    command::eventually,
+    mover::Service,
+    need,
+    topology::{Family, Lab, Netns, Placement, Side},
+    traffic::tunnel::Tunnel,
+};
+
+/// What a busy machine may take to bring figures up to date.
+const SOON: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Half-open entries go after so many seconds.
+const HALF_OPEN_S: u64 = 4;
+
+/// Every flow is watched.
+fn settings(hook: &'static str) -> Settings {
+    let mut settings = Settings::hook(hook);
+    settings.more += &format!("watch_one_in = 1\n[agent.timeouts]\nhalf_open = {HALF_OPEN_S}\n");
+    settings
+}
+
+/// Signals of one pool as the command line shows them.
+struct Signals(serde_json::Value);
+
+impl Signals {
+    fn of(agent: &Agent<'_>, service: &str, side: Side) -> Self {
+        let answer = agent.json(&["get", "signals", service]).unwrap();
+        let rows = answer["signals"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["pool"] == side.name());
+        Self(
+            row.unwrap_or_else(|| panic!("no {side:?} in {answer}"))
+                .clone(),
+        )
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        number(&self.0[name])
+    }
+
+    fn times(&self, name: &str) -> u64 {
+        number(&self.0[name]["count"])
+    }
+
+    /// In ms.
+    fn p50(&self, name: &str) -> f64 {
+        let seconds = self.0[name]["p50_seconds"].as_f64();
+        seconds.unwrap_or_else(|| panic!("no {name} in {}", self.0)) * 1e3
+    }
+}
+
+/// Everything to green.
+fn services(lab: &Lab) -> [Service; 2] {
+    Family::BOTH.map(|family| Service::of(lab, "tcp", family).with_green("100%"))
+}
+
+fn visit_all(lab: &Lab, to: SocketAddr, count: usize, limit: Duration) -> Vec<End> {
+    lab.client
+        .run(|| (0..count).map(|_| visit(to, limit)).collect())
+}
+
+fn count_of(ends: &[End], end: End) -> u64 {
+    ends.iter().filter(|e| **e == end).count() as u64
+}
+
+/// Waits until a figure is as clients have it, then asserts it.
+fn agrees(agent: &Agent<'_>, service: &str, figures: &[(&str, u64)]) {
+    let read = || {
+        let signals = Signals::of(agent, service, Side::Green);
+        let read = figures.iter().map(|(name, _)| signals.count(name));
+        read.collect::<Vec<_>>()
+    };
+    let wanted: Vec<u64> = figures.iter().map(|(_, count)| *count).collect();
+    eventually(SOON, || read() == wanted);
+    let names: Vec<&str> = figures.iter().map(|(name, _)| *name).collect();
+    assert_eq!(read(), wanted, "{service}: {names:?}");
+}
+
+/// A server that resets 2% of its connections before data and 2% after.
+fn resets_are_told_apart(lab: &Lab, agent: &Agent<'_>, service: &Service, family: Family) {
+    const VISITS: usize = 300;
+    let at = lab.listen(Side::Green, family);
+    let _server = Server::start(lab.server_ns(Side::Green), at, |number| match number % 50 {
+        7 => End::ResetBeforeData,
+        31 => End::ResetAfterData,
+        _ => End::Served,
+    });
+    let ends = visit_all(lab, lab.vip(family), VISITS, PATIENCE);
+    let (before, after) = (
+        count_of(&ends, End::ResetBeforeData),
+        count_of(&ends, End::ResetAfterData),
+    );
+    assert_eq!((before, after), (6, 6), "{ends:?}");
+    agrees(
+        agent,
+        &service.name,
+        &[
+            ("attempts", VISITS as u64),
+            ("answered", VISITS as u64),
+            ("ended", VISITS as u64),
+            ("resets_before_data", before),
+            ("resets_after_data", after),
+            ("failures", before + after),
+            ("refused", 0),
+            ("unanswered", 0),
+            ("client_resets", 0),
+            ("syn_retransmits", 0),
+        ],
+    );
+    let signals = Signals::of(agent, &service.name, Side::Green);
+    let times = ["handshake", "first_byte", "duration"].map(|name| signals.times(name));
+    assert_eq!(times, [300, 300 - before, 300], "{}", signals.0);
+    let page = agent.service(&service.name).unwrap();
+    assert_eq!(number(&page["green_signals"]["attempts"]), VISITS as u64);
+    let blue = Signals::of(agent, &service.name, Side::Blue);
+    assert_eq!((blue.count("attempts"), blue.times("handshake")), (0, 0));
+}
+
+/// A closed port, then a black hole. Counts go on from what was there.
+fn what_never_stands_is_counted(lab: &Lab, agent: &Agent<'_>, service: &Service, family: Family) {
+    let before = Signals::of(agent, &service.name, Side::Green);
+    let attempts = before.count("attempts");
+    let vip = lab.vip(family);
+    let refused = count_of(&visit_all(lab, vip, 40, PATIENCE), End::Refused);
+    assert_eq!(refused, 40);
+    agrees(
+        agent,
+        &service.name,
+        &[("refused", 40), ("attempts", attempts + 40)],
+    );
+    let green = lab.server_ns(Side::Green);
+    green
+        .nft(&dropping("hole", "input", "tcp flags & (syn|ack) == syn"))
+        .unwrap();
+    // Two that ask once more after a second, and twenty that do not.
+    let patient = visit_all(lab, vip, 2, Duration::from_millis(1_500));
+    let hasty = visit_all(lab, vip, 20, Duration::from_millis(30));
+    green.nft("delete table inet hole\n").unwrap();
+    assert_eq!(count_of(&patient, End::TimedOut), 2);
+    assert_eq!(count_of(&hasty, End::TimedOut), 20);
+    agrees(
+        agent,
+        &service.name,
+        &[
+            ("attempts", attempts + 62),
+            ("syn_retransmits", 2),
+            ("unanswered", 22),
+            ("refused", 40),
+        ],
+    );
+}
+
+/// A table that drops what matches on its way in or out.
+fn dropping(table: &str, hook: &str, what: &str) -> String {
+    format!(
+        "table inet {table} {{\nchain c {{\ntype filter hook {hook} priority 0;\n{what} drop\n}}\n}}\n"
+    )
+}
+
+/// Segments that TCP has sent again in a namespace, as /proc/net/snmp has it.
+fn retransmitted(ns: &Netns) -> u64 {
+    let text = ns.run(|| fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
+    let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let place = names.split(' ').position(|name| name == "RetransSegs");
+    values
+        .split(' ')
+        .nth(place.unwrap())
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+/// Every 60th segment with data is dropped behind the host, then in front of it:
+/// both of them have passed it, and pass it again.
+fn what_is_sent_again_is_counted(lab: &Lab, agent: &Agent<'_>, service: &Service) {
+    const BYTES: u64 = 3_000_000;
+    let green = lab.server_ns(Side::Green);
+    let at = lab.listen(Side::Green, Family::V4);
+    let some = "tcp flags & (syn|fin|rst) == 0 meta length > 200 numgen inc mod 60 == 0";
+    for (ns, what) in [
+        (green, "client_retransmits"),
+        (&lab.client, "backend_retransmits"),
+    ] {
+        let sender = if what == "client_retransmits" {
+            &lab.client
+        } else {
+            green
+        };
+        let seen = || Signals::of(agent, &service.name, Side::Green).count(what);
+        let before = (retransmitted(sender), seen());
+        ns.nft(&dropping("lossy", "input", some)).unwrap();
+        let to = lab.vip(Family::V4);
+        let server = bulk_server(green, at);
+        let moved = lab.client.run(|| bulk_both(to, BYTES));
+        ns.nft("delete table inet lossy\n").unwrap();
+        moved.unwrap_or_else(|error| panic!("{what}: {error}"));
+        server.join().unwrap().unwrap();
+        let (sent, counted) = (retransmitted(sender) - before.0, seen() - before.1);
+        assert!(sent >= 10, "{what}: only {sent} were sent again");
+        // A SYN or FIN sent again is not data, and one of nothing but a probe neither.
+        let most = sent + 2;
+        let least = sent - sent / 10 - 2;
+        assert!(
+            (least..=most).contains(&counted),
+            "{what}: {counted} counted, {sent} sent"
+        );
+    }
+}
+
+/// Takes what one client sends, and sends as much back.
+fn bulk_server(ns: &Netns, at: SocketAddr) -> std::thread::JoinHandle<std::io::Result<()>> {
+    use std::io::{Read as _, Write as _};
+    let listener = ns.run(|| std::net::TcpListener::bind(at)).unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        let mut taken = Vec::new();
+        stream.read_to_end(&mut taken)?;
+        stream.write_all(&taken)
+    })
+}
+
+fn bulk_both(to: SocketAddr, bytes: u64) -> std::io::Result<()> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(to)?;
+    let sent = vec![7; bytes as usize];
+    stream.write_all(&sent)?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back)?;
+    if back == sent {
+        Ok(())
+    } else {
+        Err(std::io::Error::other("what came back is not what was sent"))
+    }
+}
+
+fn agrees_with_clients(hook: &'static str) {
+    let lab = Lab::new(Placement::RemoteOther).unwrap();
+    let services = services(&lab);
+    let agent = Agent::start(&lab, settings(hook)).unwrap();
+    agent.apply(&services).unwrap();
+    for (service, family) in services.iter().zip(Family::BOTH) {
+        resets_are_told_apart(&lab, &agent, service, family);
+        what_never_stands_is_counted(&lab, &agent, service, family);
+    }
+    what_is_sent_again_is_counted(&lab, &agent, &services[0]);
+}
+
+#[test]
+fn the_kernel_says_what_clients_saw_under_tc() {
+    need!("nft");
+    agrees_with_clients("tc");
+}
+
+#[test]
+fn the_kernel_says_what_clients_saw_under_xdp() {
+    need!("nft");
+    agrees_with_clients("xdp");
+}
+
+/// Both servers behind the same forwarder; green's holds SYN-ACKs for 3 ms more.
+fn a_held_syn_ack_is_seen(hook: &'static str) {
+    const HOLD: Duration = Duration::from_millis(3);
+    let lab = Lab::new(Placement::RemoteOther).unwrap();
+    let tunnels = [
+        Tunnel::behind(&lab, Side::Blue, Duration::ZERO).unwrap(),
+        Tunnel::behind(&lab, Side::Green, HOLD).unwrap(),
+    ];
+    let at = tunnels.each_ref().map(|tunnel| tunnel.at(7_000));
+    let _servers = [0, 1].map(|i| Server::start(&tunnels[i].inner, at[i], |_| End::Served));
+    let mut service = Service::of(&lab, "tcp", Family::V4).with_green("50%");
+    (service.blue, service.green) = (vec![at[0]], vec![at[1]]);
+    let agent = Agent::start(&lab, settings(hook)).unwrap();
+    agent.apply(std::slice::from_ref(&service)).unwrap();
+    let ends = visit_all(&lab, lab.vip(Family::V4), 200, PATIENCE);
+    assert_eq!(count_of(&ends, End::Served), 200);
+    let [blue, green] = Side::BOTH.map(|side| Signals::of(&agent, &service.name, side));
+    assert_eq!(blue.times("handshake") + green.times("handshake"), 200);
+    let (blue_ms, green_ms) = (blue.p50("handshake"), green.p50("handshake"));
+    // Buckets are an eighth wide, and a busy machine holds back both.
+    assert!(
+        (2.5..40.0).contains(&(green_ms - blue_ms)),
+        "{hook}: blue {blue_ms} ms, green {green_ms} ms"
+    );
+    let metrics = metrics(&lab);
+    let line = format!(
+        "shifter_pool_handshake_seconds_bucket{{service=\"{}\",pool=\"green\",le=\"0.002097152\"}} 0",
+        service.name
+    );
+    assert!(metrics.lines().any(|l| l == line), "{metrics}");
+}
+
+/// The metrics page, over a connection inside the host's namespace.
+fn metrics(lab: &Lab) -> String {
+    use std::io::{Read as _, Write as _};
+    lab.host.run(|| {
+        let mut stream = std::net::TcpStream::connect(shifter_tests::agent::METRICS).unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page
+    })
+}
+
+#[test]
+fn a_syn_ack_that_is_held_back_is_seen() {
+    need!();
+    std::thread::scope(|scope| {
+        for hook in ["tc", "xdp"] {
+            scope.spawn(move || a_held_syn_ack_is_seen(hook));
+        }
+    });
+}
