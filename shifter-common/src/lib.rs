@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod abi;
+pub mod breaker;
 pub mod hash;
 pub mod histogram;
 pub mod known;

@@ -215,6 +215,7 @@ pub fn image(
         generation: 1,
         threshold: 0,
         dead_man: None,
+        breaker: None,
         live: PoolName::Blue,
         live_has_vip: false,
         split: SplitMethod::Hash,

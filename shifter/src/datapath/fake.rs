@@ -15,11 +15,11 @@ use shifter_common::{
 };
 
 use super::{
-    BackendId, BackendImage, Census, CohortSet, Datapath, DatapathError, FlowFilter, FlowRow,
+    BackendId, BackendImage, BreakerState, Census, CohortSet, Datapath, DatapathError, FlowFilter, FlowRow,
     HookStatus, IdleFlow, Inventory, LONG_IDLE_S, LimitUse, NamedIds, ServiceId, ServiceImage,
     VerdictCount, monotonic_ns,
 };
-use crate::model::{PoolName, Protocol, cohort::Rule};
+use crate::model::{PoolName, Protocol, cohort::Rule, signals::PoolSignals};
 
 /// See the module.
 #[derive(Default)]
@@ -44,6 +44,10 @@ pub struct State {
     pub cohort_writes: u64,
     /// The write of a set with this number fails (counted from 1).
     pub fail_cohorts: Option<u64>,
+    /// Answer of `signals`.
+    pub signals: HashMap<ServiceId, [PoolSignals; 2]>,
+    /// Answer of `breaker` for services that have one.
+    pub breakers: HashMap<ServiceId, BreakerState>,
     pub first_flows: HashMap<ServiceId, (u32, u64)>,
     /// Answer of `new_clients`.
     pub new_clients: HashMap<ServiceId, (u64, u64)>,
@@ -276,7 +280,10 @@ impl Datapath for FakeDatapath {
     }
 
     fn reset_service_counters(&self, id: ServiceId) -> Result<(), DatapathError> {
-        self.lock().pool_counters.remove(&id);
+        let mut state = self.lock();
+        state.pool_counters.remove(&id);
+        state.signals.remove(&id);
+        state.breakers.remove(&id);
         Ok(())
     }
 
@@ -292,6 +299,17 @@ impl Datapath for FakeDatapath {
     fn pool_counters(&self, id: ServiceId) -> Result<[PoolCounters; 2], DatapathError> {
         let state = self.lock();
         Ok(state.pool_counters.get(&id).copied().unwrap_or_default())
+    }
+
+    fn signals(&self, id: ServiceId) -> Result<[PoolSignals; 2], DatapathError> {
+        Ok(self.lock().signals.get(&id).cloned().unwrap_or_default())
+    }
+
+    fn breaker(&self, id: ServiceId) -> Result<Option<BreakerState>, DatapathError> {
+        let state = self.lock();
+        let has_one = state.services.get(&id).is_some_and(|s| s.breaker.is_some());
+        let counted = state.breakers.get(&id).copied().unwrap_or_default();
+        Ok(has_one.then_some(counted))
     }
 
     fn backend_counters(&self, id: BackendId) -> Result<BackendCounters, DatapathError> {

@@ -24,7 +24,7 @@ use shifter_common::{
 };
 
 use super::{
-    BackendId, BackendImage, Census, CohortSet, Datapath, DatapathError, FlowFilter, FlowRow,
+    BackendId, BackendImage, BreakerState, Census, CohortSet, Datapath, DatapathError, FlowFilter, FlowRow,
     HookStatus, IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId, ServiceImage,
     VerdictCount,
     attach::{Attacher, Egress, load_programs},
@@ -36,7 +36,7 @@ use super::{
     memory::{MappedArray, NO_BARRIER, grace_period},
     services::{Services, image_of},
 };
-use crate::model::{PoolName, Protocol, cohort::Rule};
+use crate::model::{PoolName, Protocol, cohort::Rule, signals::PoolSignals};
 use config::prepare_config;
 use counters::Counters;
 pub use hooks::Look;
@@ -325,6 +325,16 @@ impl Datapath for KernelDatapath {
 
     fn pool_counters(&self, id: ServiceId) -> Result<[PoolCounters; 2], DatapathError> {
         self.counters.pools(id)
+    }
+
+    fn signals(&self, _id: ServiceId) -> Result<[PoolSignals; 2], DatapathError> {
+        Err(DatapathError::Refused(
+            "the programs of this version count no signals of pools yet".into(),
+        ))
+    }
+
+    fn breaker(&self, _id: ServiceId) -> Result<Option<BreakerState>, DatapathError> {
+        Ok(None)
     }
 
     fn backend_counters(&self, id: BackendId) -> Result<BackendCounters, DatapathError> {

@@ -6,6 +6,7 @@
 pub mod allocator;
 pub mod attach;
 pub mod backends;
+pub mod breaker;
 pub mod carry;
 mod clsact;
 mod cohorts;
@@ -31,8 +32,9 @@ use std::{
 use shifter_common::abi::{BackendCounters, PoolCounters};
 
 pub use crate::model::text::plural;
+pub use breaker::{BreakerImage, BreakerState, Trip};
 
-use crate::model::{Affinity, PoolName, Protocol, Seed, SplitMethod, Vip, cohort::Rule};
+use crate::model::{Affinity, PoolName, Protocol, Seed, SplitMethod, Vip, cohort::Rule, signals::PoolSignals};
 
 /// Index of `service_head`; `0..MAX_SERVICES`.
 pub type ServiceId = u16;
@@ -52,6 +54,7 @@ pub struct ServiceImage {
     /// New flows with a hash below it go to green; in `[0, 2^32]`.
     pub threshold: u64,
     pub dead_man: Option<DeadManImage>,
+    pub breaker: Option<BreakerImage>,
     pub live: PoolName,
     pub live_has_vip: bool,
     pub split: SplitMethod,
@@ -346,6 +349,10 @@ pub trait Datapath: Send + Sync {
     fn first_flow(&self, id: ServiceId) -> Option<(u32, u64)>;
     /// Sums over CPUs, `[blue, green]`.
     fn pool_counters(&self, id: ServiceId) -> Result<[PoolCounters; 2], DatapathError>;
+    /// What the kernel has seen of how the pools do, `[blue, green]`; sums over CPUs.
+    fn signals(&self, id: ServiceId) -> Result<[PoolSignals; 2], DatapathError>;
+    /// What the breaker of a service has counted; `None`: it has none.
+    fn breaker(&self, id: ServiceId) -> Result<Option<BreakerState>, DatapathError>;
     /// Sum over CPUs.
     fn backend_counters(&self, id: BackendId) -> Result<BackendCounters, DatapathError>;
     /// Every verdict that was counted, zeros included.

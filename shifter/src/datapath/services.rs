@@ -424,6 +424,7 @@ pub fn image_of(body: &ServiceBody) -> ServiceImage {
             safe_threshold: body.safe_threshold,
             deadline_ns: body.deadline_ns,
         }),
+        breaker: None,
         live: if body.flags & SERVICE_LIVE_GREEN != 0 {
             PoolName::Green
         } else {

@@ -184,6 +184,7 @@ impl Entry {
             generation: self.generation,
             threshold: self.spec.green.threshold(),
             dead_man: self.dead_man.map(|d| d.image),
+            breaker: None,
             live: self.spec.live,
             live_has_vip: self.spec.pool_has_vip(self.spec.live),
             split: self.spec.split,
