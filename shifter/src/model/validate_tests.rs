@@ -27,6 +27,7 @@ fn spec(vip: &str, blue: &[&str], green: &[&str]) -> ServiceSpec {
         green_pool: green.iter().map(|b| backend(b)).collect(),
         cohorts: Vec::new(),
         cohorts_on: true,
+        rollout: None,
     }
 }
 

@@ -1,9 +1,10 @@
-//! `shifter get`: services, backends, flows, cohorts, audit, once or again and again.
+//! `shifter get`: services, backends, flows, cohorts, rollouts, audit, once or again and again.
 
 mod audit;
 mod backends;
 mod cohorts;
 mod flows;
+mod rollouts;
 mod services;
 
 use std::time::Duration;
@@ -13,7 +14,7 @@ use super::{EXIT_DONE, client::Client, failure::Failure, screen::Screen};
 /// How often a watch reads again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Show services, backends, flows, cohorts or who changed what.
+/// Show services, backends, flows, cohorts, rollouts or who changed what.
 #[derive(clap::Args, Debug)]
 pub(super) struct Get {
     #[command(subcommand)]
@@ -30,6 +31,8 @@ enum What {
     Flows(flows::Flows),
     #[command(visible_alias = "cohort")]
     Cohorts(cohorts::Cohorts),
+    #[command(visible_alias = "rollout")]
+    Rollouts(rollouts::Rollouts),
     Audit(audit::Audit),
 }
 
@@ -40,6 +43,7 @@ impl Get {
             What::Backends(what) => what.run(client, screen).await?,
             What::Cohorts(what) => what.run(client, screen).await?,
             What::Flows(what) => what.run(client, screen).await?,
+            What::Rollouts(what) => what.run(client, screen).await?,
             What::Audit(what) => what.run(client, screen).await?,
         }
         Ok(EXIT_DONE)
