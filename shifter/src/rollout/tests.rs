@@ -82,8 +82,8 @@ impl World {
                 let changed = self.candidate() != Weight::ZERO;
                 self.weight = Some(Weight::ZERO);
                 self.rolled_back = true;
-                undrain.iter().for_each(|b| drop(self.drained.remove(b)));
-                drain.iter().for_each(|b| drop(self.drained.insert(*b)));
+                self.drained.retain(|b| !undrain.contains(b));
+                self.drained.extend(drain);
                 changed
             }
         };

@@ -2,6 +2,9 @@
 
 mod html;
 mod markdown;
+mod plot;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use serde::{Deserialize, Serialize};
