@@ -15,9 +15,9 @@ use shifter_common::{
 };
 
 use super::{
-    BackendId, BackendImage, BreakerState, Census, CohortSet, Datapath, DatapathError, FlowFilter, FlowRow,
-    HookStatus, IdleFlow, Inventory, LONG_IDLE_S, LimitUse, NamedIds, ServiceId, ServiceImage,
-    VerdictCount, monotonic_ns,
+    BackendId, BackendImage, BreakerState, Census, CohortSet, Datapath, DatapathError, FlowFilter,
+    FlowRow, HookStatus, IdleFlow, Inventory, LONG_IDLE_S, LimitUse, NamedIds, ServiceId,
+    ServiceImage, VerdictCount, monotonic_ns,
 };
 use crate::model::{PoolName, Protocol, cohort::Rule, signals::PoolSignals};
 

@@ -24,9 +24,9 @@ use shifter_common::{
 };
 
 use super::{
-    BackendId, BackendImage, BreakerState, Census, CohortSet, Datapath, DatapathError, FlowFilter, FlowRow,
-    HookStatus, IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId, ServiceImage,
-    VerdictCount,
+    BackendId, BackendImage, BreakerState, Census, CohortSet, Datapath, DatapathError, FlowFilter,
+    FlowRow, HookStatus, IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId,
+    ServiceImage, VerdictCount,
     attach::{Attacher, Egress, load_programs},
     backends::{Backends, Known, NextHops, Whose, addr_of},
     cohorts::Cohorts,

@@ -34,7 +34,9 @@ use shifter_common::abi::{BackendCounters, PoolCounters};
 pub use crate::model::text::plural;
 pub use breaker::{BreakerImage, BreakerState, Trip};
 
-use crate::model::{Affinity, PoolName, Protocol, Seed, SplitMethod, Vip, cohort::Rule, signals::PoolSignals};
+use crate::model::{
+    Affinity, PoolName, Protocol, Seed, SplitMethod, Vip, cohort::Rule, signals::PoolSignals,
+};
 
 /// Index of `service_head`; `0..MAX_SERVICES`.
 pub type ServiceId = u16;

@@ -26,9 +26,9 @@ use crate::{
 };
 
 /// What was made ready before the core was locked.
-struct Resolved<'a> {
-    asked: Asked,
-    sets: NewSets<'a>,
+pub(super) struct Resolved<'a> {
+    pub asked: Asked,
+    pub sets: NewSets<'a>,
 }
 
 /// How to take one service back.

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, slice};
 
 use super::{
+    apply::Resolved,
     asked::Asked,
     controller::{ControlError, DrainTarget, Receipt, WriteContext},
     plan::check_specs,
@@ -62,6 +63,8 @@ impl Reconciler {
         set(&mut spec);
         let asked = Asked::of(slice::from_ref(&spec), &*self.facts);
         let census = self.census();
+        // Its cohorts stay: their set is there already.
+        let sets = self.write_sets(slice::from_ref(&spec), context)?;
         let mut core = lock(&self.core);
         self.record_passed_dead_man(&mut core, name);
         // The weight may be another one by now.
@@ -76,7 +79,9 @@ impl Reconciler {
         for step in &mut steps {
             step.keep_dead_man = true;
         }
-        let (receipts, _) = self.carry_out(&mut core, steps, &asked, context)?;
+        let resolved = Resolved { asked, sets };
+        let (receipts, _) = self.carry_out(&mut core, steps, &resolved, context)?;
+        resolved.sets.keep();
         let receipt = receipts.into_iter().next();
         receipt.ok_or_else(|| ControlError::Internal(format!("drain of {name} had no receipt")))
     }

@@ -279,7 +279,10 @@ impl Machine<'_> {
         };
         self.state.failed = None;
         match effect.action {
-            Action::Weight { candidate } => self.state.weight = candidate,
+            Action::Weight { candidate } => {
+                self.state.weight = candidate;
+                self.state.wrote_weight = true;
+            }
             Action::Drain { backend } => {
                 self.state.drained.push(backend);
                 self.state.brought_in.retain(|b| *b != backend);
@@ -372,9 +375,9 @@ impl Machine<'_> {
             return self.over(Outcome::Promoted);
         }
         // The lease would take the weight back.
-        match self.state.weight == Weight::ZERO {
-            true => self.over(Outcome::Completed),
-            false => self.ask(Action::Keep),
+        match self.state.wrote_weight {
+            true => self.ask(Action::Keep),
+            false => self.over(Outcome::Completed),
         }
     }
 

@@ -59,6 +59,10 @@ pub enum PlanError {
         pool: PoolName,
         weight: Weight,
     },
+    #[error(
+        "service {service:?} has no cohort that could see the candidate first: write [[service.cohort]], or take the strategy \"canary\""
+    )]
+    NoCohort { service: String },
     #[error("these steps would be more than {MAX_GROWN}: take larger ones")]
     TooMany,
 }
@@ -91,6 +95,11 @@ pub fn plan(spec: &RolloutSpec, service: &ServiceSpec) -> Result<Plan, PlanError
             plan.ends(spec);
         }
         Strategy::CohortFirst => {
+            if service.cohorts.is_empty() {
+                return Err(PlanError::NoCohort {
+                    service: service.name.clone(),
+                });
+            }
             plan.weight(Weight::ZERO);
             plan.steps.push(Step::Pause { for_ms: None });
             plan.grows(spec, service)?;

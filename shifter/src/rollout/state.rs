@@ -192,6 +192,8 @@ pub struct State {
     /// Share of the candidate that is in force by its writes.
     #[serde(with = "as_text")]
     pub weight: Weight,
+    /// One of its weights is in force, if only 0%.
+    pub wrote_weight: bool,
     /// Asked for, without a result yet.
     pub pending: Option<Effect>,
     /// The pending effect failed, so it is asked for again.
@@ -224,6 +226,7 @@ impl State {
             entered_ms: now_ms,
             last_ms: now_ms,
             weight: Weight::ZERO,
+            wrote_weight: false,
             pending: None,
             failed: None,
             next_id: 1,
@@ -234,6 +237,11 @@ impl State {
             left_behind: 0,
             cut_before: 0,
         }
+    }
+
+    /// Whether a weight of its own may be in force.
+    pub fn has_written(&self) -> bool {
+        self.wrote_weight
     }
 
     /// How it ended, if it has.

@@ -22,6 +22,9 @@ fn service() -> ServiceSpec {
 [[service]]
 name = "web"
 vip = "203.0.113.10:443/tcp"
+[[service.cohort]]
+name = "staff"
+prefixes = ["10.9.0.0/16"]
 [service.pools]
 blue = ["10.0.0.11:80", "10.0.0.12:80", "10.0.0.13:80", { addr = "10.0.0.14:80", state = "drain" }]
 green = ["10.0.1.11:80"]

@@ -9,11 +9,11 @@ use crate::{
     model::{BackendState, PoolName, ServiceSpec, Weight},
     reconcile::{
         controller::{ControlError, Receipt, WriteContext},
-        entry::{DeadMan, Split, all_to},
+        entry::{DeadMan, Entry, Split, all_to},
         reconciler::{Core, Durability, Reconciler, SplitWrite, find, find_mut, lock, own_context},
     },
     rollout::{
-        Event,
+        Event, Strategy,
         state::{Action, Effect},
     },
 };
@@ -64,6 +64,8 @@ impl Reconciler {
     ) -> Result<Option<Receipt>, ControlError> {
         self.check_frozen(core, name)?;
         let (pool, lease_ms) = guarded(core, name)?;
+        let strategy = core.rollouts.get(name).map(|rollout| rollout.spec.strategy);
+        let cohort_first = strategy == Some(Strategy::CohortFirst);
         let entry = find(&core.services, name)?;
         if entry.spec.live == pool {
             return Err(ControlError::Precondition(format!(
@@ -74,16 +76,20 @@ impl Reconciler {
             PoolName::Green => candidate,
             PoolName::Blue => candidate.complement(),
         };
-        let same = entry.spec.green.threshold() == green.threshold();
-        if same && entry.dead_man.is_some() == needs_lease(entry.spec.live, green) {
+        // Cohorts that a rollback has suspended come first again.
+        let cohorts_on = entry.spec.cohorts_on || cohort_first;
+        let same = entry.spec.green.threshold() == green.threshold()
+            && entry.spec.cohorts_on == cohorts_on;
+        if same && entry.dead_man.is_some() == needs_lease(entry, green, cohorts_on) {
             return Ok(None);
         }
         self.check_gain(entry, green)?;
-        let next = Split {
+        let mut next = Split {
             green,
-            dead_man: self.lease(entry.spec.live, green, lease_ms)?,
+            dead_man: self.lease(entry, green, cohorts_on, lease_ms)?,
             ..entry.split()
         };
+        next.cohorts_on = cohorts_on;
         let write = SplitWrite {
             next,
             action: "shift",
@@ -145,7 +151,7 @@ impl Reconciler {
         if rollout.is_some_and(|rollout| !rollout.plan.has_weight()) {
             return Ok(None);
         }
-        let is_good = entry.spec.green.threshold() == all_to(entry.spec.live).threshold();
+        let is_good = !needs_lease(entry, entry.spec.green, entry.spec.cohorts_on);
         let promoted = rollout.is_some_and(|rollout| rollout.plan.candidate == entry.spec.live);
         if is_good && !promoted && entry.dead_man.is_none() {
             return Ok(None);
@@ -182,11 +188,13 @@ impl Reconciler {
 
     fn lease(
         &self,
-        live: PoolName,
+        entry: &Entry,
         green: Weight,
+        cohorts_on: bool,
         lease_ms: u64,
     ) -> Result<Option<DeadMan>, ControlError> {
-        match needs_lease(live, green) {
+        let live = entry.spec.live;
+        match needs_lease(entry, green, cohorts_on) {
             true => self
                 .dead_man(live, Duration::from_millis(lease_ms))
                 .map(Some),
@@ -210,14 +218,14 @@ impl Reconciler {
         };
         let third_ns = rollout.plan.lease_ms * 1_000_000 / 3;
         let is_due = now_ns.saturating_sub(rollout.renewed_ns) >= third_ns;
-        let has_weight = rollout.state.weight.threshold() != 0;
         let lease_ms = rollout.plan.lease_ms;
-        if !is_due || !has_weight {
+        // Before its first step and after its last nothing is guarded.
+        let guards = rollout.plan.has_weight() && rollout.state.has_written();
+        if !is_due || !guards {
             return Ok(());
         }
         let entry = find_mut(&mut core.services, name)?;
-        let (live, green) = (entry.spec.live, entry.spec.green);
-        if let Some(lease) = self.lease(live, green, lease_ms)? {
+        if let Some(lease) = self.lease(entry, entry.spec.green, entry.spec.cohorts_on, lease_ms)? {
             let before = entry.dead_man.replace(lease);
             if let Err(error) = self.datapath.publish(&entry.image(), None) {
                 entry.dead_man = before;
@@ -277,8 +285,10 @@ impl Reconciler {
     }
 }
 
-fn needs_lease(live: PoolName, green: Weight) -> bool {
-    green.threshold() != all_to(live).threshold()
+/// Whether the candidate gets anything, by weight or by a cohort.
+fn needs_lease(entry: &Entry, green: Weight, cohorts_on: bool) -> bool {
+    let has_cohorts = cohorts_on && !entry.spec.cohorts.is_empty();
+    has_cohorts || green.threshold() != all_to(entry.spec.live).threshold()
 }
 
 /// Which pool the rollout of a service may give traffic, and its lease in ms.
