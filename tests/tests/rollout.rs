@@ -739,11 +739,11 @@ fn a_description_in_the_file_is_checked_and_used() {
     for (rollout, part) in [
         (
             "strategy = \"canary\"\nstep = [\"5%\"]",
-            "services.toml:13:1: a rollout has no key \"step\": did you mean \"steps\"?",
+            "services.toml:15:1: a rollout has no key \"step\": did you mean \"steps\"?",
         ),
         (
             "strategy = \"canary\"\ninterval = \"0s\"",
-            "services.toml:13:12: interval = 0ms is out of range: write 1s to 30d",
+            "services.toml:15:12: interval = 0ms is out of range: write 1s to 30d",
         ),
         (
             "strategy = \"canary\"\nsteps = [\"hook x\"]",

@@ -12,4 +12,5 @@ mod observe;
 mod refresh;
 mod restart;
 mod rig;
+mod rollouts;
 mod split;
