@@ -45,8 +45,7 @@ fn pass(rig: &Rig, seconds: u32) {
 fn pass_with_traffic(rig: &Rig, seconds: u32, failing: u64) {
     let id = rig.service_id("web");
     for _ in 0..seconds {
-        {
-            let mut state = rig.datapath.();
+        rig.datapath.with(|state| {
             let signals = state.signals.entry(id).or_default();
             for pool in signals.iter_mut() {
                 pool.attempts += 100;
@@ -54,7 +53,7 @@ fn pass_with_traffic(rig: &Rig, seconds: u32, failing: u64) {
                 pool.ended += 100;
             }
             signals[1].resets_before_data += failing;
-        }
+        });
         pass(rig, 1);
     }
 }
@@ -63,7 +62,7 @@ fn with_signals() -> Rig {
     let rig = Rig::with_web();
     let id = rig.service_id("web");
     let none = <[PoolSignals; 2]>::default();
-    rig.datapath.().signals.insert(id, none);
+    rig.datapath.with(|state| state.signals.insert(id, none));
     rig
 }
 
