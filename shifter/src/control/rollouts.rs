@@ -201,9 +201,10 @@ impl Rollouts for RolloutsApi {
             "" | "json" => ReportFormat::Json,
             "markdown" => ReportFormat::Markdown,
             "html" => ReportFormat::Html,
+            "recording" => ReportFormat::Recording,
             other => {
                 return Err(ControlError::Invalid(format!(
-                    "{other:?} is no form of a report: write \"json\", \"markdown\" or \"html\""
+                    "{other:?} is no form of a report: write \"json\", \"markdown\", \"html\" or \"recording\""
                 ))
                 .into());
             }

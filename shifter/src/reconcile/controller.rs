@@ -111,6 +111,8 @@ pub enum ReportFormat {
     Json,
     Markdown,
     Html,
+    /// What was measured, window by window, to be judged again: JSON lines.
+    Recording,
 }
 
 /// Backends to be drained, or to be offered new flows again.

@@ -2,11 +2,15 @@
 
 use super::Rollout;
 use crate::{
+    judge::{Recorded, Recording},
     reconcile::{
         controller::{ControlError, ReportFormat},
         reconciler::{Core, Reconciler, lock},
     },
-    rollout::report::{Facts, Report, RollbackTimes},
+    rollout::{
+        Plan,
+        report::{Facts, Report, RollbackTimes},
+    },
     store::StoreError,
 };
 
@@ -49,6 +53,9 @@ impl Reconciler {
     ) -> Result<(u64, String), ControlError> {
         let core = lock(&self.core);
         let internal = |error: StoreError| ControlError::Internal(error.to_string());
+        if format == ReportFormat::Recording {
+            return self.recording(&core, name, id);
+        }
         let row = match id {
             0 => {
                 let rows = core.store.rollouts(name, 100).map_err(internal)?;
@@ -77,8 +84,42 @@ impl Reconciler {
             ReportFormat::Json => serde_json::to_string_pretty(&report).map_err(wrong)?,
             ReportFormat::Markdown => report.markdown(),
             ReportFormat::Html => report.html(),
+            ReportFormat::Recording => String::new(),
         };
         Ok((row.id, text))
+    }
+
+    /// What was measured in a rollout, over or not.
+    fn recording(&self, core: &Core, name: &str, id: u64) -> Result<(u64, String), ControlError> {
+        let row = self.rollout_row(core, name, id)?;
+        let internal = |text: String| ControlError::Internal(text);
+        let plan: Plan =
+            serde_json::from_str(&row.plan).map_err(|error| internal(error.to_string()))?;
+        let windows = core
+            .store
+            .rollout_windows(row.id)
+            .map_err(|error| internal(error.to_string()))?;
+        if windows.is_empty() {
+            return Err(ControlError::Precondition(format!(
+                "nothing is kept of what rollout {} of service {name:?} measured: windows are kept of the last 20 rollouts of a service",
+                row.id
+            )));
+        }
+        let recorded = windows.into_iter().map(|window| {
+            let [blue, green] = window.signals;
+            Recorded {
+                at_ms: (window.at_unix_ms - row.began_unix_ms).max(0) as u64,
+                step: window.step as u32,
+                blue,
+                green,
+            }
+        });
+        let recording = Recording {
+            service: name.to_owned(),
+            live: plan.candidate.other(),
+            windows: recorded.collect(),
+        };
+        Ok((row.id, recording.to_text()))
     }
 
     fn keep_report(
