@@ -9,8 +9,8 @@ use std::{
 use super::{
     controller::{
         AuditQuery, Change, ControlError, Controller, DrainTarget, Explanation, FlowQuery,
-        FlowView, InfoView, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutView,
-        ServiceEvent, ServiceView, StartRollout, WeightChange, WriteContext,
+        FlowView, InfoView, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutFigures,
+        RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange, WriteContext,
     },
     entry::hash_text,
     reconciler::{Reconciler, find, lock},
@@ -238,6 +238,12 @@ impl Controller for Reconciler {
         format: ReportFormat,
     ) -> Result<(u64, String), ControlError> {
         self.do_rollout_report(name, id, format)
+    }
+
+    fn rollout_figures(&self) -> Result<RolloutFigures, ControlError> {
+        let core = lock(&self.core);
+        let figures = core.store.rollout_figures();
+        figures.map_err(|error| ControlError::Internal(error.to_string()))
     }
 
     fn freeze(&self, name: &str, context: &WriteContext) -> Result<(), ControlError> {

@@ -15,7 +15,7 @@ use crate::{
 
 pub use super::health::Standing;
 pub use super::rollouts::RolloutView;
-pub use crate::store::{Audit, AuditQuery, Recorded};
+pub use crate::store::{Audit, AuditQuery, Recorded, RolloutFigures};
 
 /// Who asks, since when, and under which conditions.
 #[derive(Clone, Debug)]
@@ -341,6 +341,8 @@ pub trait Controller: Send + Sync + 'static {
         id: u64,
         format: ReportFormat,
     ) -> Result<(u64, String), ControlError>;
+    /// Figures over all rollouts that are over.
+    fn rollout_figures(&self) -> Result<RolloutFigures, ControlError>;
     /// `*` stands for all services.
     fn freeze(&self, name: &str, context: &WriteContext) -> Result<(), ControlError>;
     fn unfreeze(&self, name: &str, context: &WriteContext) -> Result<(), ControlError>;

@@ -23,7 +23,7 @@ pub use audit::{Audit, AuditQuery, Recorded};
 pub use error::StoreError;
 use error::sql;
 use place::Place;
-pub use rollout::{Frozen, NewRollout, Progress, RolloutRow};
+pub use rollout::{Ended, Frozen, NewRollout, Progress, RolloutFigures, RolloutRow};
 
 /// Name of the database in the state directory.
 pub const STORE_FILE: &str = "shifter.db";

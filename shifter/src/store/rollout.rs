@@ -41,6 +41,30 @@ pub struct RolloutRow {
     pub report: Option<String>,
 }
 
+/// What of a report counts over all rollouts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Ended {
+    /// Flows that shifter cut.
+    pub cut: u64,
+    /// New flows of both pools that failed for their users.
+    pub failed: u64,
+    /// From the decision to the kernel.
+    pub rollback_ns: Option<u64>,
+}
+
+/// Figures over all rollouts that are over and still kept.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct RolloutFigures {
+    /// How many ended so, by outcome.
+    pub outcomes: Vec<(String, u64)>,
+    /// Rollouts with a report…
+    pub reported: u64,
+    /// …and those of them in which shifter cut nothing and no new flow failed.
+    pub without_interruption: u64,
+    /// Mean time from the decision to the kernel, in ns.
+    pub rollback_mean_ns: Option<f64>,
+}
+
 /// A move of a rollout.
 #[derive(Debug)]
 pub struct Progress<'a> {
@@ -150,11 +174,18 @@ impl Store {
     }
 
     /// Keeps the report of a rollout that is over.
-    pub fn set_report(&mut self, id: u64, report: &str) -> Result<(), StoreError> {
+    pub fn set_report(&mut self, id: u64, report: &str, ended: Ended) -> Result<(), StoreError> {
         self.transact("keeping a report", |tx| {
             tx.execute(
-                "UPDATE rollout SET report = ?2 WHERE id = ?1",
-                params![id as i64, report],
+                "UPDATE rollout SET report = ?2, cut = ?3, failed = ?4, rollback_ns = ?5
+                 WHERE id = ?1",
+                params![
+                    id as i64,
+                    report,
+                    ended.cut as i64,
+                    ended.failed as i64,
+                    ended.rollback_ns.map(|ns| ns as i64),
+                ],
             )
             .map(drop)
         })
@@ -255,8 +286,8 @@ impl Store {
         rows.collect::<Result<_, _>>().map_err(&error)
     }
 
-    /// Rollouts that are over, by outcome: for figures over all of them.
-    pub fn rollout_outcomes(&self) -> Result<Vec<(String, u64)>, StoreError> {
+    /// Figures over all rollouts that are over.
+    pub fn rollout_figures(&self) -> Result<RolloutFigures, StoreError> {
         let error = sql("counting rollouts");
         let mut statement = self
             .connection
@@ -267,7 +298,22 @@ impl Store {
         let rows = statement
             .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))
             .map_err(&error)?;
-        rows.collect::<Result<_, _>>().map_err(&error)
+        let outcomes = rows.collect::<Result<_, _>>().map_err(&error)?;
+        let (reported, without, mean): (i64, i64, Option<f64>) = self
+            .connection
+            .query_row(
+                "SELECT count(*), ifnull(sum(cut = 0 AND failed = 0), 0), avg(rollback_ns)
+                 FROM rollout WHERE report IS NOT NULL",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            )
+            .map_err(&error)?;
+        Ok(RolloutFigures {
+            outcomes,
+            reported: reported as u64,
+            without_interruption: without as u64,
+            rollback_mean_ns: mean,
+        })
     }
 
     /// Services that refuse writes.

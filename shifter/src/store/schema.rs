@@ -61,7 +61,10 @@ const MIGRATIONS: [&str; 4] = [
         ended_unix_ms INTEGER,
         outcome TEXT,
         audit_mark INTEGER NOT NULL,
-        report TEXT
+        report TEXT,
+        cut INTEGER,
+        failed INTEGER,
+        rollback_ns INTEGER
     ) STRICT;
     CREATE UNIQUE INDEX rollout_open ON rollout (service) WHERE ended_unix_ms IS NULL;
     CREATE INDEX rollout_service ON rollout (service, id);

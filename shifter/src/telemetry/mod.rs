@@ -9,6 +9,7 @@ mod http;
 mod interfaces;
 mod metrics;
 mod receipts;
+mod rollouts;
 #[cfg(test)]
 mod tests;
 mod text;

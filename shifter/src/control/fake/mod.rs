@@ -17,8 +17,8 @@ use crate::{
         Controller,
         controller::{
             AuditQuery, Change, ControlError, DeadManView, DrainTarget, Explanation, FlowQuery,
-            FlowView, InfoView, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutView,
-            ServiceEvent, ServiceView, StartRollout, WeightChange, WriteContext,
+            FlowView, InfoView, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutFigures,
+            RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange, WriteContext,
         },
     },
 };
@@ -322,6 +322,10 @@ impl Controller for FakeAgent {
     ) -> Result<(u64, String), ControlError> {
         self.get(name)?;
         Err(no_rollout(name))
+    }
+
+    fn rollout_figures(&self) -> Result<RolloutFigures, ControlError> {
+        Ok(RolloutFigures::default())
     }
 
     fn freeze(&self, name: &str, context: &WriteContext) -> Result<(), ControlError> {

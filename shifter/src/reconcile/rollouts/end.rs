@@ -11,7 +11,7 @@ use crate::{
         Plan,
         report::{Facts, Report, RollbackTimes},
     },
-    store::StoreError,
+    store::{Ended, StoreError},
 };
 
 impl Reconciler {
@@ -140,7 +140,12 @@ impl Reconciler {
         let report = self.report_of(core, name, rollout, times)?;
         let json = serde_json::to_string(&report)
             .map_err(|error| StoreError::Content(error.to_string()))?;
-        core.store.set_report(id, &json)
+        let ended = Ended {
+            cut: report.reset_by_shifter,
+            failed: report.pools.iter().map(|pool| pool.failures).sum(),
+            rollback_ns: report.rollback.programmed_ns,
+        };
+        core.store.set_report(id, &json, ended)
     }
 
     /// Packets of live traffic that the programs dropped, and established flows that
