@@ -96,7 +96,11 @@ impl Reconciler {
         )))
     }
 
-    pub(super) fn dead_man(&self, live: PoolName, after: Duration) -> Result<DeadMan, ControlError> {
+    pub(super) fn dead_man(
+        &self,
+        live: PoolName,
+        after: Duration,
+    ) -> Result<DeadMan, ControlError> {
         if after.is_zero() || after > MAX_REVERT_AFTER {
             return Err(ControlError::Invalid(format!(
                 "revert after {} is out of range: write up to 30 days, as \"10m\"",

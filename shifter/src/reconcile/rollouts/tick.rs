@@ -1,7 +1,5 @@
 //! Once a second: what the pools did, what gates say, and time for every rollout.
 
-use std::net::SocketAddr;
-
 use super::{
     gates::{self, Ask, HookRun, Seen, Work},
     sample::At,
@@ -298,15 +296,14 @@ fn facts(core: &Core, name: &str, census: &Census) -> Facts {
     let backends = pools.zip(specs).map(|(id, spec)| BackendFacts {
         backend: spec.addr,
         flows: census.backends.get(id).copied().unwrap_or(0),
-        health: health(core, spec.addr),
+        health: match &entry.spec.health {
+            None => Health::Unknown,
+            Some(_) if entry.down.contains(&spec.addr) => Health::Down,
+            Some(_) => Health::Up,
+        },
     });
     Facts {
         flows: census.services.get(&entry.id).copied().unwrap_or_default(),
         backends: backends.collect(),
     }
-}
-
-/// Health as far as somebody checks it.
-fn health(_core: &Core, _backend: SocketAddr) -> Health {
-    Health::Unknown
 }
