@@ -49,11 +49,7 @@ fn await_state(agent: &Agent<'_>, wanted: &str, limit: Duration) {
 
 fn report(agent: &Agent<'_>) -> Value {
     let ready = eventually(Duration::from_secs(20), || {
-        agent
-            .cli(&["rollout", "report", NAME])
-            .unwrap()
-            .status
-            .success()
+        agent.json(&["rollout", "status", NAME]).unwrap()["has_report"] == true
     });
     assert!(ready, "no report");
     agent.json(&["rollout", "report", NAME]).unwrap()

@@ -151,6 +151,8 @@ impl Rollouts for RolloutsApi {
         let (name, asked) = (message.service, message.id);
         let controller = self.0.controller.clone();
         let shutdown = self.0.shutdown.clone();
+        // Before the first look, so that nothing is missed in between.
+        let mut newest = controller.version();
         let name_of_first = name.clone();
         let first = long(&controller, move |controller| {
             controller.rollout(&name_of_first, asked)
@@ -158,7 +160,6 @@ impl Rollouts for RolloutsApi {
         .await?;
         let (queue, responses) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
-            let mut newest = controller.version();
             let id = first.id;
             let mut view = first;
             let follow = async {

@@ -39,12 +39,19 @@ impl Reconciler {
             let begins_to_roll_back = !is_rolling_back(&rollout.state) && is_rolling_back(&next);
             if has_moved(&rollout.state, &next) {
                 let stored = self.store_state(core, name, &next, &notes);
+                let stored_late = stored.is_err();
                 // A rollback is carried out whatever the store says.
                 if let Err(error) = stored
                     && !is_rolling_back(&next)
                     && next.outcome().is_none()
                 {
                     return Err(store_failed(&error, "the rollout stays where it is"));
+                }
+                if stored_late && let Some(rollout) = core.rollouts.get_mut(name) {
+                    let at_unix_ms = self.clock.unix_ms();
+                    rollout
+                        .late
+                        .extend(notes.iter().map(|note| happened(note, at_unix_ms)));
                 }
                 fault::point("rollout_stored");
             }
@@ -124,14 +131,8 @@ impl Reconciler {
         };
         let text =
             serde_json::to_string(state).map_err(|error| StoreError::Content(error.to_string()))?;
-        let notes: Vec<Happened> = notes
-            .iter()
-            .map(|note| Happened {
-                at_unix_ms,
-                kind: note.kind.to_owned(),
-                text: note.text.clone(),
-            })
-            .collect();
+        let new = notes.iter().map(|note| happened(note, at_unix_ms));
+        let notes: Vec<Happened> = rollout.late.iter().cloned().chain(new).collect();
         let outcome = state.outcome().map(|outcome| outcome.word());
         let stored = store.move_rollout(&Progress {
             id: rollout.id,
@@ -144,6 +145,7 @@ impl Reconciler {
         match &stored {
             Ok(()) => {
                 rollout.sampler.full.clear();
+                rollout.late.clear();
                 rollout.unstored = None;
             }
             Err(error) => rollout.unstored = Some(error.to_string()),
@@ -190,6 +192,14 @@ impl Reconciler {
         if let Err(error) = self.advance_rollout(core, name, Event::TakenBack { reason: why }) {
             tracing::warn!(service = name, %error, "ending a rollout failed; it is tried again");
         }
+    }
+}
+
+fn happened(note: &Note, at_unix_ms: i64) -> Happened {
+    Happened {
+        at_unix_ms,
+        kind: note.kind.to_owned(),
+        text: note.text.clone(),
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     reconciler::{Core, Reconciler},
 };
 use crate::{
-    rollout::{Plan, RolloutSpec, State, Step, spec},
+    rollout::{Happened, Plan, RolloutSpec, State, Step, spec},
     store::{AuditQuery, RolloutRow},
 };
 use aftermath::Aftermath;
@@ -55,6 +55,8 @@ pub struct Rollout {
     slow: Option<u64>,
     /// What a crash had cut off was looked at.
     resumed: bool,
+    /// What happened on the way back while the store failed.
+    late: Vec<Happened>,
     /// Cannot be stored just now, for this reason.
     unstored: Option<String>,
 }
@@ -168,6 +170,7 @@ impl Reconciler {
             aftermath: None,
             slow: None,
             resumed: false,
+            late: Vec::new(),
             unstored: None,
             spec,
             plan,
