@@ -24,7 +24,7 @@ const FLAGS: [&str; 4] = [
 
 /// Fields that JSON shows as a word instead of a number, and the function of
 /// `proto::word` that writes it.
-const ENUM_FIELDS: [(&str, &str); 9] = [
+const ENUM_FIELDS: [(&str, &str); 12] = [
     ("ServiceSpec.live", "pool"),
     ("Cohort.pool", "pool"),
     ("BackendSpec.state", "backend_state"),
@@ -34,6 +34,9 @@ const ENUM_FIELDS: [(&str, &str); 9] = [
     ("ListFlowsRequest.pool", "pool"),
     ("Flow.pool", "pool"),
     ("Flow.protocol", "protocol"),
+    ("DrainRequest.pool", "pool"),
+    ("UndrainRequest.pool", "pool"),
+    ("Rollout.candidate", "pool"),
 ];
 
 fn main() -> Result<()> {

@@ -18,5 +18,6 @@ pub mod network;
 pub mod proto;
 pub mod reconcile;
 pub mod ring;
+pub mod rollout;
 pub mod store;
 pub mod telemetry;

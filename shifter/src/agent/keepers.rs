@@ -16,8 +16,10 @@ use super::{
     engine::Engine,
     loud::Loud,
     notify::Manager,
-    panics,
-    supervise::{HEALTH, MAINTAIN, NETWORK, PLACEMENTS, Stopped, Supervisor, blocking, is_over},
+    panics, rollouts,
+    supervise::{
+        HEALTH, MAINTAIN, NETWORK, PLACEMENTS, ROLLOUTS, Stopped, Supervisor, blocking, is_over,
+    },
 };
 use crate::{
     datapath::{Datapath as _, kernel::KernelDatapath, plural},
@@ -61,11 +63,14 @@ pub fn start(
     };
     let (checked, until) = each();
     let health = move || check_health(checked.clone(), until.clone());
+    let (walked, until) = each();
+    let walks = move || rollouts::walk(walked.clone(), until.clone());
     vec![
         supervisor.run(MAINTAIN, stopped.clone(), by_time),
         supervisor.run(NETWORK, stopped.clone(), network),
         supervisor.run(PLACEMENTS, stopped.clone(), placements),
         supervisor.run(HEALTH, stopped.clone(), health),
+        supervisor.run(ROLLOUTS, stopped.clone(), walks),
     ]
 }
 

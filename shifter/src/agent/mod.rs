@@ -19,6 +19,7 @@ mod notify;
 mod panics;
 pub mod prepare;
 pub mod privilege;
+mod rollouts;
 mod serving;
 mod successor;
 mod supervise;

@@ -29,13 +29,15 @@ pub const NETWORK: &str = "network";
 pub const PLACEMENTS: &str = "placements";
 /// Health checks of backends.
 pub const HEALTH: &str = "health";
+/// Rollouts of services.
+pub const ROLLOUTS: &str = "rollouts";
 /// Signs of life for the service manager.
 pub const KEEP_ALIVE: &str = "keep_alive";
 /// The socket by which a new agent takes over.
 pub const HANDOVER: &str = "handover";
 
-const ALL: [&str; 8] = [
-    API, METRICS, MAINTAIN, NETWORK, PLACEMENTS, HEALTH, KEEP_ALIVE, HANDOVER,
+const ALL: [&str; 9] = [
+    API, METRICS, MAINTAIN, NETWORK, PLACEMENTS, HEALTH, ROLLOUTS, KEEP_ALIVE, HANDOVER,
 ];
 
 /// The longest pause before a task is started again, in seconds.

@@ -16,7 +16,8 @@ use tonic::{
 use super::{Global, failure::Failure};
 use crate::proto::{
     GetServiceRequest, ListServicesRequest, MESSAGE_BYTES, Service, admin_client::AdminClient,
-    error::Reason, observe_client::ObserveClient, services_client::ServicesClient,
+    error::Reason, observe_client::ObserveClient, rollouts_client::RolloutsClient,
+    services_client::ServicesClient,
 };
 
 /// Before a write is sent to the next agent.
@@ -59,6 +60,15 @@ impl Client {
 
     pub fn observe(&self) -> ObserveClient<Channel> {
         ObserveClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES)
+    }
+
+    pub fn rollouts(&self) -> RolloutsClient<Channel> {
+        RolloutsClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES)
+    }
+
+    /// How long an agent that is away is waited for.
+    pub fn patience(&self) -> Duration {
+        self.timeout
     }
 
     pub fn admin(&self) -> AdminClient<Channel> {

@@ -8,9 +8,11 @@ mod confirm;
 mod delete;
 mod detach;
 mod doctor;
+mod drain;
 mod explain;
 mod failure;
 mod file;
+mod freeze;
 mod get;
 mod man;
 mod plan;
@@ -18,6 +20,7 @@ mod prepare;
 mod promote;
 mod receipt;
 mod rollback;
+mod rollout;
 mod runner;
 mod screen;
 mod share;
@@ -57,7 +60,7 @@ const EXIT_USAGE: u8 = 64;
 )]
 #[command(
     after_help = "Exit codes: 0 done or unchanged, 1 error, 2 changes present (plan, apply --dry-run), \
-    3 conflict (etag), 6 timeout, 8 agent unreachable, 9 denied, 64 usage."
+    3 conflict (etag), 4 not verified, 5 rollout rolled back, 6 timeout, 7 frozen, 8 agent unreachable, 9 denied, 64 usage."
 )]
 struct Cli {
     #[command(flatten)]
@@ -101,6 +104,11 @@ enum Verb {
     Confirm(confirm::Confirm),
     Rollback(rollback::Rollback),
     Promote(promote::Promote),
+    Rollout(rollout::RolloutVerb),
+    Drain(drain::Drain),
+    Undrain(drain::Undrain),
+    Freeze(freeze::Freeze),
+    Unfreeze(freeze::Unfreeze),
     Delete(delete::Delete),
     Explain(explain::Explain),
     Doctor(doctor::Doctor),
@@ -143,7 +151,7 @@ fn name_not_by_alias(error: &mut clap::Error) {
     let mut names: Vec<String> = near
         .iter()
         .map(|word| match word.as_str() {
-            "service" | "backend" | "flow" => format!("{word}s"),
+            "service" | "backend" | "flow" | "rollout" => format!("{word}s"),
             name => name.to_owned(),
         })
         .collect();
@@ -189,6 +197,11 @@ async fn ask(verb: Verb, global: &Global, screen: &mut Screen<'_>) -> Result<u8,
         Verb::Confirm(verb) => verb.run(&client, screen).await,
         Verb::Rollback(verb) => verb.run(&client, screen).await,
         Verb::Promote(verb) => verb.run(&client, screen).await,
+        Verb::Rollout(verb) => verb.run(&client, screen).await,
+        Verb::Drain(verb) => verb.run(&client, screen).await,
+        Verb::Undrain(verb) => verb.run(&client, screen).await,
+        Verb::Freeze(verb) => verb.run(&client, screen).await,
+        Verb::Unfreeze(verb) => verb.run(&client, screen).await,
         Verb::Delete(verb) => verb.run(&client, screen).await,
         Verb::Explain(verb) => verb.run(&client, screen).await,
         Verb::Agent(_)

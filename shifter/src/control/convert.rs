@@ -15,7 +15,7 @@ use crate::{
     proto,
     reconcile::controller::{
         BackendView, Change, ControlError, Explanation, FlowView, InfoView, Receipt, Recorded,
-        ServiceView, ShareOf, WeightChange,
+        RolloutView, ServiceView, ShareOf, WeightChange,
     },
     telemetry::is_drop,
 };
@@ -123,6 +123,13 @@ pub(super) fn spec(message: &proto::ServiceSpec) -> Result<ServiceSpec, ControlE
         cohorts_on: !message.cohorts_off,
         health: health::spec(message.health.as_ref())
             .map_err(|fault| invalid(format!("service {name:?}, {fault}")))?,
+        rollout: match message.rollout.as_str() {
+            "" => None,
+            text => Some(
+                crate::rollout::spec::from_json(text)
+                    .map_err(|error| wrong("rollout")(error.to_string()))?,
+            ),
+        },
     })
 }
 
@@ -255,6 +262,58 @@ fn spec_message(spec: &ServiceSpec) -> proto::ServiceSpec {
             .collect(),
         cohorts_off: !spec.cohorts_on,
         health: spec.health.as_ref().map(health::message),
+        rollout: spec
+            .rollout
+            .as_ref()
+            .map_or(String::new(), |r| r.source.clone()),
+    }
+}
+
+/// A rollout as the API shows it.
+pub(super) fn rollout(view: RolloutView) -> proto::Rollout {
+    let candidate = match view.candidate.as_str() {
+        "blue" => proto::Pool::Blue,
+        _ => proto::Pool::Green,
+    };
+    let at = |ms: i64| ms as f64 / 1e3;
+    proto::Rollout {
+        id: view.id,
+        service: view.service,
+        strategy: view.strategy,
+        state: view.state,
+        why: view.why,
+        step: view.step as u32 + 1,
+        steps: view.steps,
+        weight: view.weight,
+        candidate: candidate.into(),
+        spent_seconds: view.spent_s,
+        expected_seconds: view.expected_s,
+        began_unix_seconds: at(view.began_unix_ms),
+        ended_unix_seconds: view.ended_unix_ms.map_or(0.0, at),
+        lease_seconds: view.lease_s,
+        gates: view
+            .gates
+            .into_iter()
+            .map(|gate| proto::RolloutGate {
+                name: gate.name,
+                verdict: gate.verdict.to_owned(),
+                reason: gate.reason,
+            })
+            .collect(),
+        notes: view
+            .notes
+            .into_iter()
+            .map(|note| proto::RolloutNote {
+                at_unix_seconds: at(note.at_unix_ms),
+                kind: note.kind,
+                text: note.text,
+            })
+            .collect(),
+        actor: view.actor,
+        reason: view.reason,
+        over: view.is_over,
+        has_report: view.has_report,
+        description: view.spec,
     }
 }
 

@@ -158,7 +158,7 @@ fn is_write(path: &str) -> bool {
 
 /// Whether it is the one write that waits for nothing.
 fn is_rollback(path: &str) -> bool {
-    path.ends_with("/Rollback")
+    path.ends_with("/Rollback") || path.ends_with("Rollouts/Abort")
 }
 
 /// Puts a gate before the writes of a server.

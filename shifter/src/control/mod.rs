@@ -7,6 +7,7 @@ mod gate;
 mod health;
 mod observe;
 mod peer;
+mod rollouts;
 mod services;
 mod socket;
 mod status;
@@ -26,7 +27,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     proto::{
         self, MESSAGE_BYTES, admin_server::AdminServer, observe_server::ObserveServer,
-        services_server::ServicesServer,
+        rollouts_server::RolloutsServer, services_server::ServicesServer,
     },
     reconcile::Controller,
     telemetry::Receipts,
@@ -111,6 +112,10 @@ pub async fn serve(socket: Socket, served: Served, shutdown: Shutdown) -> Result
         )
         .add_service(
             ObserveServer::new(observe::ObserveApi(context.clone()))
+                .max_encoding_message_size(MESSAGE_BYTES),
+        )
+        .add_service(
+            RolloutsServer::new(rollouts::RolloutsApi(context.clone()))
                 .max_encoding_message_size(MESSAGE_BYTES),
         )
         .add_service(AdminServer::new(observe::AdminApi(context)))

@@ -9,7 +9,13 @@ use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use super::{Context, convert, gate::leaving, services::long, stopped};
+use super::{
+    Context, convert,
+    gate::leaving,
+    peer::Peer,
+    services::{long, write_context},
+    stopped,
+};
 use crate::model::text::parse_backend_addr;
 use crate::{
     proto::{self, admin_server::Admin, observe_server::Observe},
@@ -157,6 +163,28 @@ impl Admin for AdminApi {
         let view = long(&self.0.controller, |controller| controller.info()).await?;
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Ok(Response::new(convert::info(view, kernel.trim().to_owned())))
+    }
+
+    async fn freeze(
+        &self,
+        request: Request<proto::FreezeRequest>,
+    ) -> Answer<proto::FreezeResponse> {
+        let peer = Peer::of(&request)?;
+        let message = request.into_inner();
+        let context = write_context(peer, message.reason, String::new(), String::new());
+        self.0.controller.freeze(&message.service, &context)?;
+        Ok(Response::new(proto::FreezeResponse {}))
+    }
+
+    async fn unfreeze(
+        &self,
+        request: Request<proto::UnfreezeRequest>,
+    ) -> Answer<proto::UnfreezeResponse> {
+        let peer = Peer::of(&request)?;
+        let message = request.into_inner();
+        let context = write_context(peer, message.reason, String::new(), String::new());
+        self.0.controller.unfreeze(&message.service, &context)?;
+        Ok(Response::new(proto::UnfreezeResponse {}))
     }
 
     async fn list_audit(

@@ -13,10 +13,11 @@ use super::{
     watch::{self, Resume},
 };
 use crate::{
+    model::text::parse_backend_addr,
     proto::{self, services_server::Services},
     reconcile::{
         Controller,
-        controller::{ControlError, Receipt, WriteContext},
+        controller::{ControlError, DrainTarget, Receipt, WriteContext},
     },
 };
 
@@ -43,7 +44,12 @@ pub(super) async fn long<T: Send + 'static>(
         })
 }
 
-fn write_context(peer: Peer, reason: String, request_id: String, etag: String) -> WriteContext {
+pub(super) fn write_context(
+    peer: Peer,
+    reason: String,
+    request_id: String,
+    etag: String,
+) -> WriteContext {
     WriteContext {
         arrived: peer.arrived,
         actor: peer.actor,
@@ -74,6 +80,19 @@ impl ServicesApi {
     fn refusal(&self, verb: &'static str, error: ControlError) -> Status {
         self.0.receipts.record_refusal(verb, reason(&error).name());
         error.into()
+    }
+
+    /// It asks the host, whose nft may be slow, as an apply does.
+    async fn change_backends(
+        &self,
+        verb: &'static str,
+        target: Result<DrainTarget, ControlError>,
+        drain: bool,
+        context: WriteContext,
+    ) -> Answer<proto::Receipt> {
+        let change = move |controller: &dyn Controller| controller.drain(&target?, drain, &context);
+        let result = long(&self.0.controller, change).await;
+        self.answer(verb, result)
     }
 
     /// Waits until a flow was chosen under the receipt's generation, or notes
@@ -248,6 +267,32 @@ impl Services for ServicesApi {
         )
     }
 
+    async fn drain(&self, request: Request<proto::DrainRequest>) -> Answer<proto::Receipt> {
+        let peer = Peer::of(&request)?;
+        let message = request.into_inner();
+        if !matches!(message.on_deadline.as_str(), "" | "keep") {
+            let error = ControlError::Invalid(format!(
+                "on_deadline {:?} is not built: write \"keep\", flows that are left then stay until they end",
+                message.on_deadline
+            ));
+            return Err(self.refusal("drain", error));
+        }
+        let mut context = write_context(peer, message.reason, message.request_id, message.etag);
+        context.validate_only = message.validate_only;
+        let target = drain_target(message.service, message.pool, &message.backend);
+        self.change_backends("drain", target, true, context).await
+    }
+
+    async fn undrain(&self, request: Request<proto::UndrainRequest>) -> Answer<proto::Receipt> {
+        let peer = Peer::of(&request)?;
+        let message = request.into_inner();
+        let mut context = write_context(peer, message.reason, message.request_id, message.etag);
+        context.validate_only = message.validate_only;
+        let target = drain_target(message.service, message.pool, &message.backend);
+        self.change_backends("undrain", target, false, context)
+            .await
+    }
+
     async fn explain(
         &self,
         request: Request<proto::ExplainRequest>,
@@ -286,6 +331,21 @@ impl Services for ServicesApi {
         let stream = watch::start(&self.0, message.name, resume);
         Ok(Response::new(Box::pin(stream)))
     }
+}
+
+/// Which backends a drain names.
+fn drain_target(service: String, pool: i32, backend: &str) -> Result<DrainTarget, ControlError> {
+    let backend = match backend {
+        "" => None,
+        text => Some(
+            parse_backend_addr(text).map_err(|error| ControlError::Invalid(error.to_string()))?,
+        ),
+    };
+    Ok(DrainTarget {
+        service,
+        pool: convert::pool(pool),
+        backend,
+    })
 }
 
 fn specs(messages: &[proto::ServiceSpec]) -> Result<Vec<crate::model::ServiceSpec>, ControlError> {

@@ -13,6 +13,7 @@ pub(super) const fn reason(error: &ControlError) -> Reason {
         ControlError::Conflict { .. } => Reason::EtagStale,
         ControlError::Exhausted(_) => Reason::LimitReached,
         ControlError::Internal(_) => Reason::Internal,
+        ControlError::Frozen(_) => Reason::Frozen,
     }
 }
 

@@ -115,7 +115,13 @@ impl State {
             return refused(format!("service id {} is out of range", image.id));
         }
         if let Some(before) = self.services.get(&image.id) {
-            if before.generation >= image.generation {
+            // A dead-man alone may be put off under the same generation.
+            let put_off = ServiceImage {
+                dead_man: image.dead_man,
+                ..before.clone()
+            };
+            let renews = rings.is_none() && put_off == *image;
+            if before.generation >= image.generation && !renews {
                 return refused(format!("generation {} does not rise", image.generation));
             }
             if before.vip != image.vip {

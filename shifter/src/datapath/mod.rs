@@ -317,7 +317,8 @@ pub trait Datapath: Send + Sync {
 
     /// Publishes a service whole, by one store; `rings` are those of blue and
     /// green (a backend id per slot, empty: no backend for new flows), `None`
-    /// keeps those in force. Returns CLOCK_MONOTONIC ns right after the store.
+    /// keeps those in force. The generation rises, but where a dead-man alone is put
+    /// off. Returns CLOCK_MONOTONIC ns right after the store.
     fn publish(
         &self,
         image: &ServiceImage,

@@ -9,6 +9,7 @@ use super::{
     tree::{self, Entry, Fault, Node, Value},
     validate::{self, Place, SpecError},
 };
+use crate::rollout;
 
 /// How a file is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -138,6 +139,10 @@ pub fn spec_to_json(spec: &ServiceSpec) -> String {
     if !spec.cohorts_on {
         json["cohorts_on"] = false.into();
     }
+    if let Some(rollout) = &spec.rollout {
+        let source: Option<serde_json::Value> = serde_json::from_str(&rollout.source).ok();
+        json["rollout"] = source.unwrap_or_default();
+    }
     if let Some(seed) = spec.seed {
         json["seed"] = seed.reveal().into();
     }
@@ -217,7 +222,7 @@ impl Places {
     }
 }
 
-const SERVICE_KEYS: [&str; 14] = [
+const SERVICE_KEYS: [&str; 15] = [
     "name",
     "vip",
     "mode",
@@ -232,6 +237,7 @@ const SERVICE_KEYS: [&str; 14] = [
     "cohort",
     "cohorts_on",
     "health",
+    "rollout",
 ];
 
 fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Places), Fault> {
@@ -281,6 +287,10 @@ fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Pl
         cohorts,
         cohorts_on: table.boolean("cohorts_on")?.unwrap_or(true),
         health,
+        rollout: table
+            .find("rollout")
+            .map(|entry| rollout::spec::read(&entry.node))
+            .transpose()?,
     };
     let at = |key: &str| table.find(key).map(|entry| entry.node.at);
     let places = Places {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{CohortSpec, HealthSpec, Weight};
+use crate::rollout::RolloutSpec;
 
 /// Protocol of a VIP and its backends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -111,6 +112,8 @@ pub struct ServiceSpec {
     pub cohorts_on: bool,
     /// `None`: backends are not checked.
     pub health: Option<HealthSpec>,
+    /// How a rollout of it goes unless told otherwise.
+    pub rollout: Option<RolloutSpec>,
 }
 
 impl PoolName {

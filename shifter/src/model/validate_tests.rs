@@ -28,6 +28,7 @@ fn spec(vip: &str, blue: &[&str], green: &[&str]) -> ServiceSpec {
         breaker: None,
         cohorts: Vec::new(),
         cohorts_on: true,
+        rollout: None,
     }
 }
 

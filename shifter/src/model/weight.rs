@@ -81,6 +81,25 @@ impl Weight {
         )
     }
 
+    /// The nearest share in millionths.
+    pub fn millionths(self) -> u64 {
+        let (n, d) = (u64::from(self.numerator), u64::from(self.denominator));
+        (n * 1_000_000 + d / 2) / d
+    }
+
+    /// So many millionths, at most all: a percentage with up to 4 decimals.
+    pub fn from_millionths(millionths: u32) -> Self {
+        let decimals = [100u32, 1_000, 10_000, 100_000];
+        let whole = decimals
+            .into_iter()
+            .find(|d| millionths.is_multiple_of(1_000_000 / d));
+        let denominator = whole.unwrap_or(1_000_000);
+        Self {
+            numerator: millionths.min(1_000_000) / (1_000_000 / denominator),
+            denominator,
+        }
+    }
+
     /// As a share in `[0, 1]`.
     pub fn share(self) -> f64 {
         f64::from(self.numerator) / f64::from(self.denominator)

@@ -21,10 +21,11 @@ pub enum Reason {
     PeerNotAllowed,
     Internal,
     AgentLeaving,
+    Frozen,
 }
 
 /// Reason, its name on the wire, gRPC code, exit code of the command line.
-pub const TABLE: [(Reason, &str, Code, u8); 8] = [
+pub const TABLE: [(Reason, &str, Code, u8); 9] = [
     (Reason::Invalid, "INVALID", Code::InvalidArgument, 1),
     (
         Reason::ServiceNotFound,
@@ -53,6 +54,7 @@ pub const TABLE: [(Reason, &str, Code, u8); 8] = [
     ),
     (Reason::Internal, "INTERNAL", Code::Internal, 1),
     (Reason::AgentLeaving, "AGENT_LEAVING", Code::Unavailable, 8),
+    (Reason::Frozen, "FROZEN", Code::FailedPrecondition, 7),
 ];
 
 impl Reason {

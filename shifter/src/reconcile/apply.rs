@@ -9,6 +9,7 @@ use super::{
     cohorts::NewSets,
     controller::{Change, ControlError, Receipt, WriteContext},
     entry::{Entry, local_backends},
+    file_load::FILE_ACTOR,
     plan::{Step, check_specs},
     reconciler::{
         Core, Reconciler, audit, check_etag, describe_spec, elapsed_ns, finish, lock,
@@ -19,14 +20,15 @@ use crate::{
     datapath::{BackendId, DatapathError, ServiceId, ServiceImage},
     fault,
     health::offer::offer,
+    judge::Origin,
     model::{PoolName, ServiceSpec, weight::threshold_share},
     store::Commit,
 };
 
 /// What was made ready before the core was locked.
-struct Resolved<'a> {
-    asked: Asked,
-    sets: NewSets<'a>,
+pub(super) struct Resolved<'a> {
+    pub asked: Asked,
+    pub sets: NewSets<'a>,
 }
 
 /// How to take one service back.
@@ -70,6 +72,24 @@ impl Reconciler {
         }
         check_apply_etag(&core, specs, context)?;
         let steps = self.prepare(&core, specs, context.force, &asked, &census)?;
+        for step in steps.iter().filter(|step| !step.is_unchanged()) {
+            let name = &step.spec.name;
+            Self::check_no_rollout(&core, name, &context.actor)?;
+            self.check_frozen(&core, name)?;
+            let stored = core
+                .services
+                .get(name)
+                .and_then(|e| e.spec.rollout.as_ref());
+            if let Some(rollout) = &step.spec.rollout
+                && stored != Some(rollout)
+            {
+                let origin = match context.actor.as_str() {
+                    FILE_ACTOR => Origin::AgentFile,
+                    _ => Origin::Api,
+                };
+                self.check_gates(rollout, origin)?;
+            }
+        }
         if context.validate_only {
             let receipts = steps.iter().map(|s| preview(&core, s, context)).collect();
             return Ok((receipts, steps.into_iter().map(|s| s.change).collect()));
@@ -81,7 +101,7 @@ impl Reconciler {
     }
 
     /// Publishes and commits prepared steps.
-    fn carry_out(
+    pub(super) fn carry_out(
         &self,
         core: &mut Core,
         steps: Vec<Step>,
@@ -235,7 +255,9 @@ impl Reconciler {
             written: before.map_or(0, |b| b.written),
             out: offer(spec, &step.down).out,
             down: step.down.clone(),
-            dead_man: None,
+            dead_man: before
+                .filter(|_| step.keep_dead_man)
+                .and_then(|b| b.dead_man),
             promoted: before.and_then(|b| b.promoted.filter(|_| b.spec.live == spec.live)),
             translated: step.translated,
             published: before.map(|b| b.published.clone()).unwrap_or_default(),

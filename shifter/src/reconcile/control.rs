@@ -8,8 +8,9 @@ use std::{
 
 use super::{
     controller::{
-        AuditQuery, Change, ControlError, Controller, Explanation, FlowQuery, FlowView, InfoView,
-        Receipt, Recorded, ServiceEvent, ServiceView, WeightChange, WriteContext,
+        AuditQuery, Change, ControlError, Controller, DrainTarget, Explanation, FlowQuery,
+        FlowView, InfoView, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutFigures,
+        RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange, WriteContext,
     },
     entry::hash_text,
     reconciler::{Reconciler, find, lock},
@@ -203,6 +204,65 @@ impl Controller for Reconciler {
 
     fn promote(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError> {
         self.once("promote", name, context, || self.do_promote(name, context))
+    }
+
+    fn start_rollout(
+        &self,
+        start: &StartRollout,
+        context: &WriteContext,
+    ) -> Result<RolloutView, ControlError> {
+        self.do_start_rollout(start, context)
+    }
+
+    fn command_rollout(
+        &self,
+        name: &str,
+        command: RolloutCommand,
+        context: &WriteContext,
+    ) -> Result<RolloutView, ControlError> {
+        self.do_command_rollout(name, command, context)
+    }
+
+    fn rollout(&self, name: &str, id: u64) -> Result<RolloutView, ControlError> {
+        self.do_get_rollout(name, id)
+    }
+
+    fn rollouts(&self, name: &str, limit: u32) -> Result<Vec<RolloutView>, ControlError> {
+        self.do_list_rollouts(name, limit)
+    }
+
+    fn rollout_report(
+        &self,
+        name: &str,
+        id: u64,
+        format: ReportFormat,
+    ) -> Result<(u64, String), ControlError> {
+        self.do_rollout_report(name, id, format)
+    }
+
+    fn rollout_figures(&self) -> Result<RolloutFigures, ControlError> {
+        let core = lock(&self.core);
+        let figures = core.store.rollout_figures();
+        figures.map_err(|error| ControlError::Internal(error.to_string()))
+    }
+
+    fn freeze(&self, name: &str, context: &WriteContext) -> Result<(), ControlError> {
+        self.do_freeze(name, context)
+    }
+
+    fn unfreeze(&self, name: &str, context: &WriteContext) -> Result<(), ControlError> {
+        self.do_unfreeze(name, context)
+    }
+
+    fn drain(
+        &self,
+        target: &DrainTarget,
+        drain: bool,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError> {
+        self.once("drain", &target.service, context, || {
+            self.do_drain(target, drain, context)
+        })
     }
 
     fn explain(

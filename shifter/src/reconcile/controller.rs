@@ -17,7 +17,8 @@ use crate::{
 };
 
 pub use super::health::Standing;
-pub use crate::store::{Audit, AuditQuery, Recorded};
+pub use super::rollouts::RolloutView;
+pub use crate::store::{Audit, AuditQuery, Recorded, RolloutFigures};
 
 /// Who asks, since when, and under which conditions.
 #[derive(Clone, Debug)]
@@ -85,6 +86,46 @@ pub struct WeightChange {
     pub revert_after: Option<Duration>,
     /// Puts cohorts in force or suspends them; `None`: as they are.
     pub cohorts: Option<bool>,
+}
+
+/// A rollout that shall begin.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StartRollout {
+    pub service: String,
+    /// JSON, as `[service.rollout]`; `None`: as the service describes it.
+    pub spec: Option<String>,
+}
+
+/// What a rollout under way can be told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RolloutCommand {
+    Pause,
+    Resume,
+    /// Leave the step that it is in.
+    Advance,
+    /// Everything to the candidate at once, which becomes live.
+    Promote,
+    Abort,
+}
+
+/// How a report is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReportFormat {
+    Json,
+    Markdown,
+    Html,
+    /// What was measured, window by window, to be judged again: JSON lines.
+    Recording,
+}
+
+/// Backends to be drained, or to be offered new flows again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DrainTarget {
+    pub service: String,
+    /// `None`: of both pools.
+    pub pool: Option<PoolName>,
+    /// `None`: all.
+    pub backend: Option<SocketAddr>,
 }
 
 /// Observed share of new affinity keys.
@@ -254,6 +295,9 @@ pub enum ControlError {
     /// INTERNAL.
     #[error("{0}")]
     Internal(String),
+    /// FAILED_PRECONDITION: the service refuses every write but a rollback.
+    #[error("{0}")]
+    Frozen(String),
 }
 
 impl From<DatapathError> for ControlError {
@@ -294,6 +338,41 @@ pub trait Controller: Send + Sync + 'static {
         context: &WriteContext,
     ) -> Result<Receipt, ControlError>;
     fn promote(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError>;
+    /// Begins a rollout, or says what it would be where it only validates.
+    fn start_rollout(
+        &self,
+        start: &StartRollout,
+        context: &WriteContext,
+    ) -> Result<RolloutView, ControlError>;
+    fn command_rollout(
+        &self,
+        name: &str,
+        command: RolloutCommand,
+        context: &WriteContext,
+    ) -> Result<RolloutView, ControlError>;
+    /// The newest rollout of a service where `id` is 0.
+    fn rollout(&self, name: &str, id: u64) -> Result<RolloutView, ControlError>;
+    /// Newest first; of all services where the name is empty.
+    fn rollouts(&self, name: &str, limit: u32) -> Result<Vec<RolloutView>, ControlError>;
+    /// The number and the report of a rollout that is over, the newest where `id` is 0.
+    fn rollout_report(
+        &self,
+        name: &str,
+        id: u64,
+        format: ReportFormat,
+    ) -> Result<(u64, String), ControlError>;
+    /// Figures over all rollouts that are over.
+    fn rollout_figures(&self) -> Result<RolloutFigures, ControlError>;
+    /// `*` stands for all services.
+    fn freeze(&self, name: &str, context: &WriteContext) -> Result<(), ControlError>;
+    fn unfreeze(&self, name: &str, context: &WriteContext) -> Result<(), ControlError>;
+    /// Takes backends out of the choice of new flows, or puts them back.
+    fn drain(
+        &self,
+        target: &DrainTarget,
+        drain: bool,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError>;
     fn explain(
         &self,
         name: &str,

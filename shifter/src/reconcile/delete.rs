@@ -26,6 +26,8 @@ impl Reconciler {
             let core = lock(&self.core);
             let entry = find(&core.services, name)?;
             check_etag(entry, context)?;
+            Self::check_no_rollout(&core, name, &context.actor)?;
+            self.check_frozen(&core, name)?;
             (entry.id, entry.vip_backend)
         };
         let mut receipt = Receipt {
@@ -46,6 +48,8 @@ impl Reconciler {
         let core = &mut *core;
         let entry = find(&core.services, name)?.clone();
         check_etag(&entry, context)?;
+        Self::check_no_rollout(core, name, &context.actor)?;
+        self.check_frozen(core, name)?;
         receipt.generation = entry.generation;
         receipt.etag = entry.etag();
         if context.validate_only {
@@ -69,6 +73,8 @@ impl Reconciler {
             return Err(self.put_back(core, entry, &error));
         }
         core.services.remove(name);
+        core.rollouts.remove(name);
+        core.frozen.remove(name);
         let vip = entry.spec.vip;
         core.vips.remove(&(vip.addr, vip.protocol));
         core.backends.unname(entry.id, &entry.named());

@@ -8,6 +8,9 @@ use super::{
 };
 use crate::model::ServiceSpec;
 
+/// What the agent writes as when it takes its own file in.
+pub(super) const FILE_ACTOR: &str = "file";
+
 impl Reconciler {
     /// Brings the services of the agent's file into force, key by key: a value
     /// that differs from the file's at the last load wins, loudly; otherwise
@@ -57,7 +60,7 @@ impl Reconciler {
             tracing::warn!("{warning}");
         }
         if !wanted.is_empty() {
-            let context = own_context("file", "the agent's file".into());
+            let context = own_context(FILE_ACTOR, "the agent's file".into());
             let (receipts, _) = self.do_apply(&wanted, &context)?;
             warnings.extend(receipts.into_iter().flat_map(|r| r.warnings));
         }
@@ -96,6 +99,7 @@ fn merge(
     key!(cohorts, "cohort");
     key!(cohorts_on, "cohorts_on");
     key!(health, "health");
+    key!(rollout, "rollout");
     if file.seed.is_some() {
         key!(seed, "seed");
     }

@@ -40,6 +40,8 @@ pub struct Step {
     pub change: Change,
     /// For the receipt.
     pub warnings: Vec<String>,
+    /// The dead-man stays as it is: only backends change.
+    pub keep_dead_man: bool,
 }
 
 /// Rings whose slots hold 1 + the place of the backend in blue then green,
@@ -132,6 +134,7 @@ impl Reconciler {
                 ..Change::default()
             },
             warnings: Vec::new(),
+            keep_dead_man: false,
             spec,
         };
         if let Some(entry) = entry {

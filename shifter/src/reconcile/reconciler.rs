@@ -21,12 +21,14 @@ use super::{
     ids::ServiceIds,
     maintain::FilterReading,
     observe::Observer,
+    rollouts::{Rollouts, Work},
     shed::Shed,
 };
 use crate::{
     datapath::{Census, Datapath, DatapathError, ServiceId, ServiceImage},
+    judge::Allowed,
     model::{Protocol, ServiceSpec, config, weight::threshold_share},
-    store::{Audit, Commit, Store, StoreError},
+    store::{Audit, Commit, Frozen, Store, StoreError},
 };
 
 /// Audit records kept until the store can be written again.
@@ -49,6 +51,8 @@ pub struct Settings {
     /// Services of the agent's own file: where the store is lost, they name
     /// what the kernel has.
     pub named: Vec<ServiceSpec>,
+    /// Where gates of rollouts may reach.
+    pub allowed: Allowed,
 }
 
 impl Default for Settings {
@@ -60,6 +64,7 @@ impl Default for Settings {
             flow_capacity: shifter_common::abi::DEFAULT_FLOW_CAPACITY,
             state_dir: "/var/lib/shifter".into(),
             named: Vec::new(),
+            allowed: Allowed::default(),
         }
     }
 }
@@ -98,6 +103,10 @@ pub struct Reconciler {
     pub(super) shed: Mutex<Shed>,
     pub(super) dropped: Mutex<Dropped>,
     pub(super) health: Mutex<Board>,
+    /// Held while a rollout changes backends.
+    pub(super) carrying: Mutex<()>,
+    /// What rollouts have to ask of others.
+    pub(super) rollout_work: Mutex<Work>,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
 }
 
@@ -122,6 +131,9 @@ pub struct Core {
     pub probe_ns: u64,
     /// Wall clock less that of the boot, at the last look.
     pub clock_offset_ms: Option<i64>,
+    pub rollouts: Rollouts,
+    /// Services that refuse writes.
+    pub frozen: BTreeMap<String, Frozen>,
 }
 
 impl Core {
@@ -177,6 +189,8 @@ impl Reconciler {
             shed: Mutex::default(),
             dropped: Mutex::default(),
             health: Mutex::default(),
+            carrying: Mutex::default(),
+            rollout_work: Mutex::default(),
             census: Mutex::new(None),
         }
     }

@@ -65,6 +65,7 @@ impl Start<'_> {
             cohorts: cohorts(&self.reconciler.datapath.cohort_rules(image.cohort_set)),
             cohorts_on: image.cohorts_on || image.cohort_set == 0,
             health: None,
+            rollout: None,
         };
         let mut pools = [Vec::new(), Vec::new()];
         for name in [PoolName::Blue, PoolName::Green] {

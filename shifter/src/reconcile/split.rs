@@ -28,6 +28,8 @@ impl Reconciler {
         self.record_passed_dead_man(&mut core, name);
         let entry = find(&core.services, name)?;
         check_etag(entry, context)?;
+        Self::check_no_rollout(&core, name, &context.actor)?;
+        self.check_frozen(&core, name)?;
         let (next, mut warnings) = self.shifted(entry, change)?;
         warnings.extend(unready_warning(entry, next.live, next.green));
         let write = SplitWrite {
@@ -73,7 +75,7 @@ impl Reconciler {
     }
 
     /// Refuses when the pool that gains has nothing to carry it.
-    fn check_gain(&self, entry: &Entry, green: Weight) -> Result<(), ControlError> {
+    pub(super) fn check_gain(&self, entry: &Entry, green: Weight) -> Result<(), ControlError> {
         let (before, after) = (entry.spec.green.threshold(), green.threshold());
         let (pool, share) = match after.cmp(&before) {
             std::cmp::Ordering::Greater => (PoolName::Green, green),
@@ -94,7 +96,11 @@ impl Reconciler {
         )))
     }
 
-    fn dead_man(&self, live: PoolName, after: Duration) -> Result<DeadMan, ControlError> {
+    pub(super) fn dead_man(
+        &self,
+        live: PoolName,
+        after: Duration,
+    ) -> Result<DeadMan, ControlError> {
         if after.is_zero() || after > MAX_REVERT_AFTER {
             return Err(ControlError::Invalid(format!(
                 "revert after {} is out of range: write up to 30 days, as \"10m\"",
@@ -173,6 +179,8 @@ impl Reconciler {
         }
         let entry = find(&core.services, name)?;
         check_etag(entry, context)?;
+        Self::check_no_rollout(&core, name, &context.actor)?;
+        self.check_frozen(&core, name)?;
         let write = SplitWrite {
             next: Split {
                 dead_man: None,
@@ -193,6 +201,10 @@ impl Reconciler {
     ) -> Result<Receipt, ControlError> {
         let mut core = lock(&self.core);
         self.record_passed_dead_man(&mut core, name);
+        if to != 0 && !context.validate_only {
+            // Its own way back comes first, and then the generation that is asked for.
+            self.rollout_taken_back(&mut core, name, &context.actor, &context.reason);
+        }
         let entry = find(&core.services, name)?;
         let (next, mut warnings) = if to == 0 {
             self.good_split(entry)
@@ -207,11 +219,15 @@ impl Reconciler {
             durability: Durability::Wanted,
             warnings,
         };
-        self.write_split(&mut core, name, write, context)
+        let receipt = self.write_split(&mut core, name, write, context)?;
+        if !context.validate_only {
+            self.rollout_taken_back(&mut core, name, &context.actor, &context.reason);
+        }
+        Ok(receipt)
     }
 
     /// Everything to the live pool; to the former one within the bake time.
-    fn good_split(&self, entry: &Entry) -> (Split, Vec<String>) {
+    pub(super) fn good_split(&self, entry: &Entry) -> (Split, Vec<String>) {
         let mut warnings = Vec::new();
         let bake_ms = self.settings.bake.as_millis() as i64;
         let mut live = entry.spec.live;
@@ -247,6 +263,19 @@ impl Reconciler {
         self.record_passed_dead_man(&mut core, name);
         let entry = find(&core.services, name)?;
         check_etag(entry, context)?;
+        Self::check_no_rollout(&core, name, &context.actor)?;
+        self.check_frozen(&core, name)?;
+        self.promote_split(&mut core, name, context)
+    }
+
+    /// The candidate takes everything and becomes live.
+    pub(super) fn promote_split(
+        &self,
+        core: &mut Core,
+        name: &str,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError> {
+        let entry = find(&core.services, name)?;
         let former = entry.spec.live;
         let live = former.other();
         let mut warnings = Vec::new();
@@ -281,7 +310,7 @@ impl Reconciler {
             durability: Durability::Required,
             warnings,
         };
-        self.write_split(&mut core, name, write, context)
+        self.write_split(core, name, write, context)
     }
 
     /// A passed dead-man becomes a rollback; true if there was one. If the
@@ -314,6 +343,8 @@ impl Reconciler {
         let context = own_context("dead-man", reason);
         if let Err(error) = self.write_split(core, name, write, &context) {
             tracing::warn!(service = name, %error, "recording a passed dead-man failed");
+        } else {
+            self.rollout_taken_back(core, name, &context.actor, &context.reason);
         }
         true
     }

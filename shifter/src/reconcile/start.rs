@@ -77,6 +77,8 @@ impl Reconciler {
             pins: None,
             probe_ns: 0,
             clock_offset_ms: None,
+            rollouts: BTreeMap::new(),
+            frozen: BTreeMap::new(),
         };
         let mut known: Vec<BackendId> = Vec::new();
         for (id, addr, protocol) in inventory.backends {
@@ -105,6 +107,8 @@ impl Reconciler {
         };
         let mut core = super::reconciler::lock(&reconciler.core);
         start.run(&mut core, loaded)?;
+        reconciler.load_frozen(&mut core);
+        reconciler.load_rollouts(&mut core);
         drop(core);
         Ok(Arc::new(reconciler))
     }

@@ -6,6 +6,7 @@
 mod audit;
 mod error;
 mod place;
+mod rollout;
 mod schema;
 
 use std::path::Path;
@@ -22,6 +23,7 @@ pub use audit::{Audit, AuditQuery, Recorded};
 pub use error::StoreError;
 use error::sql;
 use place::Place;
+pub use rollout::{Ended, Frozen, NewRollout, Progress, RolloutFigures, RolloutRow};
 
 /// Name of the database in the state directory.
 pub const STORE_FILE: &str = "shifter.db";
@@ -298,6 +300,7 @@ impl Store {
             for name in &commit.delete {
                 tx.execute("DELETE FROM service WHERE name = ?1", [name])?;
                 tx.execute("DELETE FROM history WHERE service = ?1", [name])?;
+                tx.execute("DELETE FROM frozen WHERE service = ?1", [name])?;
             }
             for audit in &commit.audit {
                 audit::record(tx, audit)?;
@@ -405,6 +408,7 @@ impl Store {
                          FROM history) WHERE place > ?1)",
                 [HISTORY_PER_SERVICE],
             )?;
+            rollout::prune(tx)?;
             Ok(())
         })
     }

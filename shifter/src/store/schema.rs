@@ -8,7 +8,7 @@ use super::{StoreError, error::sql};
 
 /// Each entry brings a file from the version of its index to the next; an
 /// entry that was released is never changed.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE host (generation INTEGER NOT NULL);
     INSERT INTO host VALUES (0);
@@ -48,6 +48,53 @@ const MIGRATIONS: [&str; 3] = [
 ",
     "ALTER TABLE audit ADD COLUMN request_id TEXT NOT NULL DEFAULT '';",
     "ALTER TABLE service ADD COLUMN cohorts_on INTEGER NOT NULL DEFAULT 1;",
+    "
+    CREATE TABLE rollout (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        service TEXT NOT NULL,
+        spec TEXT NOT NULL,
+        plan TEXT NOT NULL,
+        state TEXT NOT NULL,
+        actor TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        began_unix_ms INTEGER NOT NULL,
+        ended_unix_ms INTEGER,
+        outcome TEXT,
+        audit_mark INTEGER NOT NULL,
+        report TEXT,
+        cut INTEGER,
+        failed INTEGER,
+        rollback_ns INTEGER
+    ) STRICT;
+    CREATE UNIQUE INDEX rollout_open ON rollout (service) WHERE ended_unix_ms IS NULL;
+    CREATE INDEX rollout_service ON rollout (service, id);
+    CREATE TABLE rollout_note (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        rollout INTEGER NOT NULL,
+        at_unix_ms INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        text TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX rollout_note_of ON rollout_note (rollout, id);
+    CREATE TABLE rollout_window (
+        rollout INTEGER NOT NULL,
+        at_unix_ms INTEGER NOT NULL,
+        ms INTEGER NOT NULL,
+        step INTEGER NOT NULL,
+        weight TEXT NOT NULL,
+        blue TEXT NOT NULL,
+        green TEXT NOT NULL,
+        flows_blue INTEGER NOT NULL,
+        flows_green INTEGER NOT NULL,
+        PRIMARY KEY (rollout, at_unix_ms)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE frozen (
+        service TEXT PRIMARY KEY,
+        at_unix_ms INTEGER NOT NULL,
+        actor TEXT NOT NULL,
+        reason TEXT NOT NULL
+    ) STRICT;
+",
 ];
 
 /// Sets the connection up and brings the tables to the newest version. What is

@@ -5,6 +5,7 @@ use shifter_common::abi::{ABI_VERSION, PoolCounters};
 use super::{
     checks, cohorts, interfaces, is_drop,
     receipts::Receipts,
+    rollouts,
     text::{
         Kind::{Counter, Gauge},
         Page,
@@ -34,6 +35,7 @@ pub fn render(controller: &dyn Controller, receipts: &Receipts) -> Result<String
     verdicts(&mut page, &info);
     table(&mut page, &info);
     writes(&mut page, receipts);
+    rollouts::families(&mut page, controller)?;
     Ok(page.finish())
 }
 

@@ -9,6 +9,7 @@ mod http;
 mod interfaces;
 mod metrics;
 mod receipts;
+mod rollouts;
 mod signals;
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,10 @@
-//! `shifter get`: services, backends, flows, cohorts, signals, audit, once or again and again.
+//! `shifter get`: services, backends, flows, cohorts, signals, rollouts, audit, once or again and again.
 
 mod audit;
 mod backends;
 mod cohorts;
 mod flows;
+mod rollouts;
 mod services;
 mod signals;
 
@@ -14,7 +15,7 @@ use super::{EXIT_DONE, client::Client, failure::Failure, screen::Screen};
 /// How often a watch reads again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Show services, backends, flows, cohorts, how pools do, or who changed what.
+/// Show services, backends, flows, cohorts, how pools do, rollouts or who changed what.
 #[derive(clap::Args, Debug)]
 pub(super) struct Get {
     #[command(subcommand)]
@@ -33,6 +34,8 @@ enum What {
     Signals(signals::Signals),
     #[command(visible_alias = "cohort")]
     Cohorts(cohorts::Cohorts),
+    #[command(visible_alias = "rollout")]
+    Rollouts(rollouts::Rollouts),
     Audit(audit::Audit),
 }
 
@@ -44,6 +47,7 @@ impl Get {
             What::Cohorts(what) => what.run(client, screen).await?,
             What::Flows(what) => what.run(client, screen).await?,
             What::Signals(what) => what.run(client, screen).await?,
+            What::Rollouts(what) => what.run(client, screen).await?,
             What::Audit(what) => what.run(client, screen).await?,
         }
         Ok(EXIT_DONE)

@@ -12,12 +12,13 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    model::{PoolName, Protocol, ServiceSpec, Vip},
+    model::{BackendState, PoolName, Protocol, ServiceSpec, Vip},
     reconcile::{
         Controller,
         controller::{
-            AuditQuery, Change, ControlError, DeadManView, Explanation, FlowQuery, FlowView,
-            InfoView, Receipt, Recorded, ServiceEvent, ServiceView, WeightChange, WriteContext,
+            AuditQuery, Change, ControlError, DeadManView, DrainTarget, Explanation, FlowQuery,
+            FlowView, InfoView, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutFigures,
+            RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange, WriteContext,
         },
     },
 };
@@ -40,6 +41,7 @@ struct State {
     first_flow: Option<u32>,
     last_context: Option<WriteContext>,
     store_problem: Option<String>,
+    frozen: BTreeMap<String, String>,
 }
 
 impl FakeAgent {
@@ -102,6 +104,9 @@ impl FakeAgent {
         state.last_context = Some(context.clone());
         state.generation += 1;
         let generation = state.generation;
+        if state.frozen.contains_key(name) {
+            return Err(ControlError::Frozen(format!("service {name:?} is frozen")));
+        }
         let view = find(&mut state, name)?;
         if let Some(asked) = context.etag.clone().filter(|asked| *asked != view.etag) {
             return Err(ControlError::Conflict {
@@ -281,6 +286,80 @@ impl Controller for FakeAgent {
         })
     }
 
+    fn start_rollout(
+        &self,
+        start: &StartRollout,
+        _: &WriteContext,
+    ) -> Result<RolloutView, ControlError> {
+        self.get(&start.service)?;
+        Err(no_rollout(&start.service))
+    }
+
+    fn command_rollout(
+        &self,
+        name: &str,
+        _: RolloutCommand,
+        _: &WriteContext,
+    ) -> Result<RolloutView, ControlError> {
+        self.get(name)?;
+        Err(no_rollout(name))
+    }
+
+    fn rollout(&self, name: &str, _: u64) -> Result<RolloutView, ControlError> {
+        self.get(name)?;
+        Err(no_rollout(name))
+    }
+
+    fn rollouts(&self, _: &str, _: u32) -> Result<Vec<RolloutView>, ControlError> {
+        Ok(Vec::new())
+    }
+
+    fn rollout_report(
+        &self,
+        name: &str,
+        _: u64,
+        _: ReportFormat,
+    ) -> Result<(u64, String), ControlError> {
+        self.get(name)?;
+        Err(no_rollout(name))
+    }
+
+    fn rollout_figures(&self) -> Result<RolloutFigures, ControlError> {
+        Ok(RolloutFigures::default())
+    }
+
+    fn freeze(&self, name: &str, context: &WriteContext) -> Result<(), ControlError> {
+        let mut state = self.state();
+        find(&mut state, name)?;
+        state.frozen.insert(name.to_owned(), context.actor.clone());
+        Ok(())
+    }
+
+    fn unfreeze(&self, name: &str, _: &WriteContext) -> Result<(), ControlError> {
+        self.state().frozen.remove(name);
+        Ok(())
+    }
+
+    fn drain(
+        &self,
+        target: &DrainTarget,
+        drain: bool,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError> {
+        self.write(&target.service, context, |view| {
+            for backend in &mut view.backends {
+                let named = target.backend.is_none_or(|addr| addr == backend.spec.addr)
+                    && target.pool.is_none_or(|pool| pool == backend.pool);
+                if named {
+                    backend.spec.state = match drain {
+                        true => BackendState::Drain,
+                        false => BackendState::Ready,
+                    };
+                }
+            }
+        })
+    }
+
     fn explain(
         &self,
         name: &str,
@@ -370,4 +449,8 @@ impl Controller for FakeAgent {
         let vip = self.get(name)?.spec.vip;
         Ok((vip, vip.protocol))
     }
+}
+
+fn no_rollout(name: &str) -> ControlError {
+    ControlError::Precondition(format!("service {name:?} has no rollout under way"))
 }

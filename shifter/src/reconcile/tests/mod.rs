@@ -13,4 +13,5 @@ mod observe;
 mod refresh;
 mod restart;
 mod rig;
+mod rollouts;
 mod split;

@@ -1,0 +1,174 @@
+//! `shifter drain` and `shifter undrain`: whether backends are offered new flows.
+
+use std::time::{Duration, Instant};
+
+use crate::proto::{BackendStatus, DrainRequest, Pool, UndrainRequest};
+
+use super::{EXIT_DONE, client::Client, failure::Failure, receipt, screen::Screen, span, text};
+
+/// Flows were left when the time was over.
+const EXIT_NOT_VERIFIED: u8 = 4;
+/// Between two looks.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// SERVICE, SERVICE/POOL or SERVICE/POOL/BACKEND.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Target {
+    service: String,
+    pool: Pool,
+    backend: String,
+}
+
+fn parse_target(text: &str) -> Result<Target, String> {
+    let mut parts = text.splitn(3, '/');
+    let service = parts.next().unwrap_or_default().to_owned();
+    let pool = match parts.next() {
+        None => Pool::Unspecified,
+        Some("blue") => Pool::Blue,
+        Some("green") => Pool::Green,
+        Some(other) => {
+            return Err(format!(
+                "{other:?} is no pool: write SERVICE, SERVICE/blue or SERVICE/green/10.0.0.11:8443"
+            ));
+        }
+    };
+    let backend = parts.next().unwrap_or_default().to_owned();
+    if service.is_empty() {
+        return Err("the name of the service is missing: write SERVICE/POOL/BACKEND".to_owned());
+    }
+    Ok(Target {
+        service,
+        pool,
+        backend,
+    })
+}
+
+/// Offer backends no new flows; those that they have go on.
+#[derive(clap::Args, Debug)]
+pub(super) struct Drain {
+    /// SERVICE, SERVICE/POOL or SERVICE/POOL/BACKEND.
+    #[arg(value_name = "TARGET", value_parser = parse_target)]
+    target: Target,
+    /// Wait until they carry no flow; exits with 4 if some are left at the deadline.
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait.
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = span::parse)]
+    deadline: Duration,
+    /// What becomes of flows that are left then: they are kept.
+    #[arg(long, value_name = "keep", default_value = "keep", value_parser = ["keep"])]
+    on_deadline: String,
+    /// Why, for the history.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    /// Refuse unless the service's etag is this one.
+    #[arg(long, value_name = "ETAG", default_value = "")]
+    if_match: String,
+}
+
+/// Offer backends new flows again.
+#[derive(clap::Args, Debug)]
+pub(super) struct Undrain {
+    /// SERVICE, SERVICE/POOL or SERVICE/POOL/BACKEND.
+    #[arg(value_name = "TARGET", value_parser = parse_target)]
+    target: Target,
+    /// Why, for the history.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    /// Refuse unless the service's etag is this one.
+    #[arg(long, value_name = "ETAG", default_value = "")]
+    if_match: String,
+}
+
+impl Drain {
+    pub async fn run(self, client: &Client, screen: &mut Screen<'_>) -> Result<u8, Failure> {
+        let request = DrainRequest {
+            service: self.target.service.clone(),
+            pool: self.target.pool.into(),
+            backend: self.target.backend.clone(),
+            on_deadline: self.on_deadline,
+            reason: self.reason,
+            etag: self.if_match,
+            ..Default::default()
+        };
+        let answer = client
+            .write(Duration::ZERO, || {
+                let (mut services, request) = (client.services(), request.clone());
+                async move { services.drain(request).await }
+            })
+            .await?;
+        let code = receipt::print(answer, client, screen).await?;
+        match self.wait {
+            true => wait(client, &self.target, self.deadline, screen).await,
+            false => Ok(code),
+        }
+    }
+}
+
+impl Undrain {
+    pub async fn run(self, client: &Client, screen: &mut Screen<'_>) -> Result<u8, Failure> {
+        let request = UndrainRequest {
+            service: self.target.service.clone(),
+            pool: self.target.pool.into(),
+            backend: self.target.backend.clone(),
+            reason: self.reason,
+            etag: self.if_match,
+            ..Default::default()
+        };
+        let answer = client
+            .write(Duration::ZERO, || {
+                let (mut services, request) = (client.services(), request.clone());
+                async move { services.undrain(request).await }
+            })
+            .await?;
+        receipt::print(answer, client, screen).await
+    }
+}
+
+/// Waits until the target carries no flow.
+async fn wait(
+    client: &Client,
+    target: &Target,
+    deadline: Duration,
+    screen: &mut Screen<'_>,
+) -> Result<u8, Failure> {
+    let begun = Instant::now();
+    loop {
+        // Counts are a second old at most: the first look waits for fresh ones.
+        tokio::time::sleep(PAUSE + PAUSE / 5).await;
+        let services = client.read(Some(&target.service)).await?;
+        let backends = services.iter().flat_map(|service| &service.backends);
+        let named = |b: &&BackendStatus| {
+            (target.pool == Pool::Unspecified || b.pool() == target.pool)
+                && (target.backend.is_empty() || b.address == target.backend)
+        };
+        let left: u64 = backends.filter(named).map(|b| b.live_flows).sum();
+        let after = span::show(begun.elapsed().as_secs_f64());
+        if left == 0 {
+            screen.message(&format!("drained after {after}"));
+            return Ok(EXIT_DONE);
+        }
+        if begun.elapsed() >= deadline {
+            screen.message(&format!(
+                "{} left after {after}: they are kept",
+                text::plural(left, "flow")
+            ));
+            return Ok(EXIT_NOT_VERIFIED);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_services_pools_and_backends() {
+        let target = parse_target("web/green/[2001:db8::1]:80").unwrap();
+        assert_eq!((target.service.as_str(), target.pool), ("web", Pool::Green));
+        assert_eq!(target.backend, "[2001:db8::1]:80");
+        assert_eq!(parse_target("web").unwrap().pool, Pool::Unspecified);
+        assert!(parse_target("web/red").is_err());
+        assert!(parse_target("/blue").is_err());
+    }
+}

@@ -1,0 +1,112 @@
+//! Draining: backends that are offered no new flows, and keep those that they have.
+
+use std::{net::SocketAddr, slice};
+
+use super::{
+    apply::Resolved,
+    asked::Asked,
+    controller::{ControlError, DrainTarget, Receipt, WriteContext},
+    plan::check_specs,
+    reconciler::{Reconciler, find, lock},
+};
+use crate::model::{BackendState, PoolName, ServiceSpec};
+
+impl Reconciler {
+    /// Takes backends out of the choice of new flows, or puts them back.
+    pub(super) fn do_drain(
+        &self,
+        target: &DrainTarget,
+        drain: bool,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError> {
+        {
+            let core = lock(&self.core);
+            let spec = &find(&core.services, &target.service)?.spec;
+            if let Some(backend) = target.backend {
+                check_backend(spec, target.pool, backend)?;
+            }
+        }
+        let state = match drain {
+            true => BackendState::Drain,
+            false => BackendState::Ready,
+        };
+        let set = |spec: &mut ServiceSpec| {
+            for pool in [PoolName::Blue, PoolName::Green] {
+                if target.pool.is_some_and(|wanted| wanted != pool) {
+                    continue;
+                }
+                let backends = match pool {
+                    PoolName::Blue => &mut spec.blue_pool,
+                    PoolName::Green => &mut spec.green_pool,
+                };
+                for backend in backends {
+                    if target.backend.is_none_or(|wanted| wanted == backend.addr) {
+                        backend.state = state;
+                    }
+                }
+            }
+        };
+        self.change_backends(&target.service, set, false, context)
+    }
+
+    /// Changes backends of a service and leaves its weight and dead-man as they are.
+    /// A rollback is let through in a freeze.
+    pub(super) fn change_backends(
+        &self,
+        name: &str,
+        set: impl Fn(&mut ServiceSpec),
+        is_rollback: bool,
+        context: &WriteContext,
+    ) -> Result<Receipt, ControlError> {
+        let _turn = lock(&self.refreshing);
+        let mut spec = find(&lock(&self.core).services, name)?.spec.clone();
+        set(&mut spec);
+        let asked = Asked::of(slice::from_ref(&spec), &*self.facts);
+        let census = self.census();
+        // Its cohorts stay: their set is there already.
+        let sets = self.write_sets(slice::from_ref(&spec), context)?;
+        let mut core = lock(&self.core);
+        self.record_passed_dead_man(&mut core, name);
+        // The weight may be another one by now.
+        let mut spec = find(&core.services, name)?.spec.clone();
+        set(&mut spec);
+        if !is_rollback {
+            Self::check_no_rollout(&core, name, &context.actor)?;
+            self.check_frozen(&core, name)?;
+            check_specs(slice::from_ref(&spec))?;
+        }
+        let mut steps = self.prepare(&core, &[spec], true, &asked, &census)?;
+        for step in &mut steps {
+            step.keep_dead_man = true;
+        }
+        let resolved = Resolved { asked, sets };
+        let (receipts, _) = self.carry_out(&mut core, steps, &resolved, context)?;
+        resolved.sets.keep();
+        let receipt = receipts.into_iter().next();
+        receipt.ok_or_else(|| ControlError::Internal(format!("drain of {name} had no receipt")))
+    }
+}
+
+fn check_backend(
+    spec: &ServiceSpec,
+    pool: Option<PoolName>,
+    backend: SocketAddr,
+) -> Result<(), ControlError> {
+    let pools = [PoolName::Blue, PoolName::Green];
+    let wanted = |name: &PoolName| pool.is_none_or(|pool| pool == *name);
+    let known: Vec<SocketAddr> = pools
+        .into_iter()
+        .filter(wanted)
+        .flat_map(|name| spec.pool(name).iter().map(|b| b.addr))
+        .collect();
+    if known.contains(&backend) {
+        return Ok(());
+    }
+    let names: Vec<String> = known.iter().map(SocketAddr::to_string).collect();
+    Err(ControlError::Invalid(format!(
+        "service {:?} has no backend {backend}{}: it has {}",
+        spec.name,
+        pool.map_or(String::new(), |pool| format!(" in {pool}")),
+        names.join(", ")
+    )))
+}

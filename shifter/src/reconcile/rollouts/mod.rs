@@ -1,0 +1,222 @@
+//! Rollouts of services: they live in the core, beside the service that they move.
+
+mod aftermath;
+mod carry;
+mod command;
+mod drive;
+mod end;
+mod gates;
+mod sample;
+mod tick;
+mod view;
+
+use std::collections::BTreeMap;
+
+pub use gates::{Ask, HookRun, Work};
+pub use view::{GateView, NoteView, RolloutView};
+
+use super::{
+    controller::ControlError,
+    reconciler::{Core, Reconciler},
+};
+use crate::{
+    rollout::{Happened, Plan, RolloutSpec, State, Step, spec},
+    store::{AuditQuery, RolloutRow},
+};
+use aftermath::Aftermath;
+use gates::{Asked, Seen};
+use sample::Sampler;
+
+/// Whom the audit names where a rollout has written.
+pub const ACTOR: &str = "rollout";
+
+/// A rollout that is not over, or whose end is still being measured.
+pub struct Rollout {
+    pub id: u64,
+    pub spec: RolloutSpec,
+    pub plan: Plan,
+    pub state: State,
+    pub actor: String,
+    pub reason: String,
+    pub began_unix_ms: i64,
+    /// Wall clock less that of the boot when it was begun or loaded: what is set
+    /// afterwards changes no step.
+    offset_ms: i64,
+    sampler: Sampler,
+    asked: Asked,
+    /// What its gates have seen in this step.
+    seen: Seen,
+    seen_step: usize,
+    /// When its lease was last renewed, CLOCK_BOOTTIME in ns.
+    renewed_ns: u64,
+    /// What is measured after a rollback.
+    aftermath: Option<Aftermath>,
+    /// An effect that needs more than the core: it is carried out without its lock.
+    slow: Option<u64>,
+    /// What a crash had cut off was looked at.
+    resumed: bool,
+    /// What happened on the way back while the store failed.
+    late: Vec<Happened>,
+    /// Cannot be stored just now, for this reason.
+    unstored: Option<String>,
+}
+
+impl Rollout {
+    fn is_over(&self) -> bool {
+        self.state.outcome().is_some()
+    }
+
+    /// Whether it waits for flows to end.
+    fn awaits_flows(&self) -> bool {
+        let step = self.plan.steps.get(self.state.step);
+        matches!(
+            step,
+            Some(Step::AwaitPool { .. } | Step::AwaitDrained { .. })
+        )
+    }
+
+    /// Whether its step takes no time.
+    fn is_at_quick_step(&self) -> bool {
+        let step = self.plan.steps.get(self.state.step);
+        !self.is_over()
+            && matches!(
+                step,
+                Some(
+                    Step::Weight { .. } | Step::Drain { .. } | Step::Undrain { .. } | Step::Promote
+                )
+            )
+    }
+
+    fn now_ms(&self, boot_ns: u64) -> i64 {
+        (boot_ns / 1_000_000) as i64 + self.offset_ms
+    }
+}
+
+/// Rollouts by the name of their service.
+pub type Rollouts = BTreeMap<String, Rollout>;
+
+impl Reconciler {
+    /// Takes up what the store says is under way. Nothing is carried out yet.
+    pub(super) fn load_rollouts(&self, core: &mut Core) {
+        let rows = match core.store.open_rollouts() {
+            Ok(rows) => rows,
+            Err(error) => {
+                core.warnings
+                    .push(format!("rollouts are not known: {error}"));
+                return;
+            }
+        };
+        for row in rows {
+            let (id, service) = (row.id, row.service.clone());
+            match self.loaded(core, row) {
+                Ok(rollout) => {
+                    tracing::info!(service, rollout = id, "goes on with a rollout");
+                    core.rollouts.insert(service, rollout);
+                }
+                Err(why) => core.warnings.push(format!(
+                    "rollout {id} of service {service:?} cannot go on ({why}): its lease ends it; start another one"
+                )),
+            }
+        }
+    }
+
+    fn loaded(&self, core: &Core, row: RolloutRow) -> Result<Rollout, String> {
+        let wrong =
+            |what: &str, why: String| format!("its {what} in the store cannot be read: {why}");
+        let plan: Plan =
+            serde_json::from_str(&row.plan).map_err(|e| wrong("plan", e.to_string()))?;
+        let state: State =
+            serde_json::from_str(&row.state).map_err(|e| wrong("state", e.to_string()))?;
+        if state.version != crate::rollout::state::VERSION {
+            return Err(format!(
+                "its state has format {}, this agent knows {}",
+                state.version,
+                crate::rollout::state::VERSION
+            ));
+        }
+        if !core.services.contains_key(&row.service) {
+            return Err("there is no such service any more".into());
+        }
+        let spec = spec::from_json(&row.spec).map_err(|e| wrong("description", e.to_string()))?;
+        let mut rollout = self.assembled(row.id, spec, plan, state);
+        rollout.actor = row.actor;
+        rollout.reason = row.reason;
+        rollout.began_unix_ms = row.began_unix_ms;
+        if let Ok(windows) = core.store.rollout_windows(row.id) {
+            let step = rollout.state.step;
+            rollout.sampler.resume(step);
+            for window in windows.iter().filter(|window| window.step == step) {
+                let gates = &rollout.spec.gates;
+                rollout.seen.add(gates, window, rollout.plan.candidate);
+            }
+            rollout.seen_step = step;
+        }
+        rollout.sampler.taken_back = taken_back_since(core, &row.service, row.audit_mark);
+        Ok(rollout)
+    }
+
+    fn assembled(&self, id: u64, spec: RolloutSpec, plan: Plan, state: State) -> Rollout {
+        Rollout {
+            id,
+            asked: Asked::default(),
+            seen: Seen::new(&spec.gates),
+            seen_step: state.step,
+            sampler: Sampler::default(),
+            offset_ms: self.clock.unix_ms() - (self.clock.boot_ns() / 1_000_000) as i64,
+            actor: String::new(),
+            reason: String::new(),
+            began_unix_ms: self.clock.unix_ms(),
+            renewed_ns: 0,
+            aftermath: None,
+            slow: None,
+            resumed: false,
+            late: Vec::new(),
+            unstored: None,
+            spec,
+            plan,
+            state,
+        }
+    }
+
+    /// Refuses a write by anyone but the rollout itself while one runs.
+    pub(super) fn check_no_rollout(
+        core: &Core,
+        name: &str,
+        actor: &str,
+    ) -> Result<(), ControlError> {
+        match core.rollouts.get(name) {
+            Some(rollout) if actor != ACTOR && !rollout.is_over() => {
+                Err(ControlError::Precondition(format!(
+                    "service {name:?}: rollout {} runs ({}): abort it with `shifter rollout abort {name}`, or steer it with `shifter rollout advance|pause|promote {name}`; `shifter rollback {name}` ends it at once",
+                    rollout.id,
+                    rollout.state.word()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether somebody else has given the live pool everything since the rollout was
+/// last stored, and in which words.
+fn taken_back_since(core: &Core, service: &str, mark: u64) -> Option<String> {
+    const LOOKED_AT: u32 = 1_000;
+    let query = AuditQuery {
+        service: service.to_owned(),
+        before: 0,
+        limit: LOOKED_AT,
+    };
+    let records = core.store.audit(&query).ok()?;
+    let since = records
+        .into_iter()
+        .take_while(|record| record.number > mark);
+    let mut back =
+        since.filter(|record| record.audit.action == "rollback" && record.audit.actor != ACTOR);
+    back.next().map(|record| {
+        let audit = record.audit;
+        format!(
+            "{} gave the live pool everything again: {}",
+            audit.actor, audit.reason
+        )
+    })
+}

@@ -1,0 +1,134 @@
+//! Signals of a rollout's pools, second by second: sums for gates, windows for the store.
+
+use crate::{
+    model::signals::PoolSignals,
+    rollout::{Window, window::add},
+};
+
+/// A window of the store is so long at first, in ms…
+const SHORT_MS: u64 = 1_000;
+/// …for so much of the rollout, and so long from then on.
+const SHORT_FOR_MS: i64 = 15 * 60_000;
+const LONG_MS: u64 = 10_000;
+/// Windows that wait for a store that fails.
+const WAITING: usize = 3_600;
+
+/// See the module.
+#[derive(Default)]
+pub struct Sampler {
+    /// The last reading of the kernel's sums.
+    last: Option<[PoolSignals; 2]>,
+    last_ns: u64,
+    step: usize,
+    /// Under way; its signals are what came since the last window.
+    window: Window,
+    /// To be stored.
+    pub full: Vec<Window>,
+    /// Why the kernel's signals could not be read.
+    pub problem: Option<String>,
+    /// Somebody else has ended the rollout while no agent ran.
+    pub taken_back: Option<String>,
+}
+
+/// What the sampler is told beside the signals.
+pub struct At {
+    pub monotonic_ns: u64,
+    pub unix_ms: i64,
+    pub began_unix_ms: i64,
+    pub step: usize,
+    pub weight: String,
+    pub flows: [u64; 2],
+}
+
+impl Sampler {
+    /// Goes on in a step, after a restart.
+    pub fn resume(&mut self, step: usize) {
+        self.step = step;
+    }
+
+    /// Takes a reading in; the window that is full with it.
+    pub fn take(&mut self, reading: [PoolSignals; 2], at: At) -> Option<Window> {
+        if at.step != self.step {
+            self.close(&at);
+            self.step = at.step;
+        }
+        let passed_ns = at.monotonic_ns.saturating_sub(self.last_ns);
+        if let Some(last) = &self.last {
+            for pool in 0..2 {
+                let more = reading[pool].since(&last[pool]);
+                add(&mut self.window.signals[pool], &more);
+            }
+            self.window.ms += passed_ns / 1_000_000;
+        }
+        self.last = Some(reading);
+        self.last_ns = at.monotonic_ns;
+        self.window.flows = at.flows;
+        let is_long = at.unix_ms - at.began_unix_ms > SHORT_FOR_MS;
+        let wanted_ms = if is_long { LONG_MS } else { SHORT_MS };
+        // The loop comes round a little early or late.
+        match self.window.ms + 100 >= wanted_ms {
+            true => self.close(&at),
+            false => None,
+        }
+    }
+
+    /// The window under way is full.
+    fn close(&mut self, at: &At) -> Option<Window> {
+        let mut window = std::mem::take(&mut self.window);
+        if window.ms == 0 {
+            return None;
+        }
+        window.at_unix_ms = at.unix_ms;
+        window.step = self.step;
+        window.weight.clone_from(&at.weight);
+        window.flows = at.flows;
+        if self.full.len() < WAITING {
+            self.full.push(window.clone());
+        }
+        Some(window)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: u64, step: usize) -> At {
+        At {
+            monotonic_ns: second * 1_000_000_000,
+            unix_ms: second as i64 * 1_000,
+            began_unix_ms: 0,
+            step,
+            weight: "5%".into(),
+            flows: [1, 2],
+        }
+    }
+
+    fn reading(attempts: u64) -> [PoolSignals; 2] {
+        let signals = PoolSignals {
+            attempts,
+            ..PoolSignals::default()
+        };
+        [signals.clone(), signals]
+    }
+
+    #[test]
+    fn windows_hold_what_came_since_the_first_reading_and_end_with_their_step() {
+        let mut sampler = Sampler::default();
+        let mut attempts = Vec::new();
+        for (second, step, sum) in [(1, 0, 100), (2, 0, 110), (3, 0, 130), (4, 1, 135)] {
+            let window = sampler.take(reading(sum), at(second, step));
+            attempts.extend(window.map(|window| (window.step, window.signals[1].attempts)));
+        }
+        assert_eq!(attempts, [(0, 10), (0, 20), (1, 5)]);
+        assert_eq!(sampler.full.len(), 3);
+    }
+
+    #[test]
+    fn counters_that_begin_anew_are_no_window_of_their_own() {
+        let mut sampler = Sampler::default();
+        sampler.take(reading(1_000), at(1, 0));
+        let window = sampler.take(reading(5), at(2, 0)).unwrap();
+        assert_eq!(window.signals[0].attempts, 0);
+    }
+}

@@ -1,0 +1,317 @@
+//! Rollouts over the fake packet path: judged, guarded by the lease, restarted, frozen.
+
+use std::time::Duration;
+
+use super::rig::{Rig, context, web};
+use crate::{
+    model::{BackendState, signals::PoolSignals},
+    reconcile::{
+        Controller as _,
+        controller::{
+            ControlError, DrainTarget, ReportFormat, RolloutCommand, RolloutView, StartRollout,
+        },
+        reconciler::lock,
+    },
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const CANARY: &str = r#"{"strategy":"canary","steps":["10%","50%"],"interval":"5s","lease":"30s"}"#;
+
+fn start(rig: &Rig, json: &str) -> Result<RolloutView, ControlError> {
+    let start = StartRollout {
+        service: "web".into(),
+        spec: Some(json.into()),
+    };
+    rig.reconciler.start_rollout(&start, &context())
+}
+
+fn tell(rig: &Rig, command: RolloutCommand) -> Result<RolloutView, ControlError> {
+    rig.reconciler.command_rollout("web", command, &context())
+}
+
+fn view(rig: &Rig) -> RolloutView {
+    rig.reconciler.rollout("web", 0).unwrap()
+}
+
+fn pass(rig: &Rig, seconds: u32) {
+    for _ in 0..seconds {
+        rig.clock.pass(SECOND);
+        rig.reconciler.maintain();
+        rig.reconciler.tick_rollouts();
+    }
+}
+
+/// So many flows a second, of which some of green's are reset.
+fn pass_with_traffic(rig: &Rig, seconds: u32, failing: u64) {
+    let id = rig.service_id("web");
+    for _ in 0..seconds {
+        rig.datapath.with(|state| {
+            let signals = state.signals.entry(id).or_default();
+            for pool in signals.iter_mut() {
+                pool.attempts += 100;
+                pool.answered += 100;
+                pool.ended += 100;
+            }
+            signals[1].resets_before_data += failing;
+        });
+        pass(rig, 1);
+    }
+}
+
+fn with_signals() -> Rig {
+    let rig = Rig::with_web();
+    let id = rig.service_id("web");
+    let none = <[PoolSignals; 2]>::default();
+    rig.datapath.with(|state| state.signals.insert(id, none));
+    rig
+}
+
+#[test]
+fn a_canary_walks_to_its_promotion_and_leaves_a_report() {
+    let rig = with_signals();
+    let begun = start(&rig, CANARY).unwrap();
+    assert_eq!(
+        (begun.state.as_str(), begun.weight.as_str()),
+        ("running", "10%")
+    );
+    assert_eq!(rig.green(), "10%");
+    pass_with_traffic(&rig, 20, 0);
+    assert_eq!(view(&rig).state, "promoted");
+    assert_eq!(rig.green(), "100%");
+    assert!(rig.reconciler.get("web").unwrap().dead_man.is_none());
+    let report = rig.reconciler.rollout_report("web", 0, ReportFormat::Json);
+    let report: serde_json::Value = serde_json::from_str(&report.unwrap().1).unwrap();
+    assert_eq!(report["outcome"], "promoted");
+    assert!(
+        report["pools"][1]["attempts"].as_u64().unwrap() > 500,
+        "{report}"
+    );
+    let notes: Vec<String> = view(&rig).notes.into_iter().map(|n| n.text).collect();
+    assert!(
+        notes.contains(&"green has 50% of new flows".to_owned()),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn a_bad_green_is_judged_and_the_report_says_how_soon() {
+    let rig = with_signals();
+    let json = r#"{"strategy":"canary","steps":["50%"],"interval":"10m","gates":[{"judge":"sequential"}]}"#;
+    start(&rig, json).unwrap();
+    pass_with_traffic(&rig, 20, 0);
+    assert_eq!(view(&rig).state, "running");
+    pass_with_traffic(&rig, 60, 5);
+    let over = view(&rig);
+    assert_eq!(over.state, "rolled back", "{over:?}");
+    assert!(
+        over.why.contains("gate \"sequential\" failed"),
+        "{}",
+        over.why
+    );
+    assert_eq!(rig.green(), "0%");
+    let (_, report) = rig
+        .reconciler
+        .rollout_report("web", 0, ReportFormat::Json)
+        .unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert!(
+        report["detection"]["failures"].as_u64().unwrap() >= 5,
+        "{report}"
+    );
+    assert!(report["rollback"]["programmed_ns"].is_u64(), "{report}");
+}
+
+#[test]
+fn a_restart_goes_on_judging_where_it_was() {
+    let mut rig = with_signals();
+    let json = r#"{"strategy":"canary","steps":["50%"],"interval":"40s","gates":[{"judge":"sequential","min_samples":3000}]}"#;
+    start(&rig, json).unwrap();
+    pass_with_traffic(&rig, 20, 0);
+    rig.restart();
+    pass_with_traffic(&rig, 19, 0);
+    let gate = view(&rig).gates.remove(0);
+    assert_eq!(
+        gate.verdict, "pass",
+        "windows from before it count: {}",
+        gate.reason
+    );
+    pass_with_traffic(&rig, 5, 0);
+    assert_eq!(view(&rig).state, "promoted");
+}
+
+#[test]
+fn the_lease_is_renewed_quietly_and_takes_the_weight_back_from_a_dead_agent() {
+    let mut rig = with_signals();
+    start(
+        &rig,
+        r#"{"strategy":"canary","steps":["10%","pause"],"interval":"1s","lease":"30s"}"#,
+    )
+    .unwrap();
+    pass(&rig, 3);
+    let before = rig.reconciler.get("web").unwrap();
+    let records = rig.audit().len();
+    pass(&rig, 100);
+    let after = rig.reconciler.get("web").unwrap();
+    assert_eq!(after.generation, before.generation);
+    assert_eq!(rig.audit().len(), records, "{:?}", rig.actions());
+    let left = after.dead_man.unwrap().remaining_s;
+    assert!((19.0..=30.0).contains(&left), "{left}");
+    // Nobody is there for longer than the lease.
+    rig.clock.pass(Duration::from_secs(31));
+    rig.restart();
+    pass(&rig, 5);
+    assert_eq!(view(&rig).state, "rolled back");
+    assert!(view(&rig).why.contains("dead-man"), "{}", view(&rig).why);
+    assert_eq!(rig.green(), "0%");
+}
+
+#[test]
+fn after_a_reboot_within_the_lease_it_goes_on() {
+    let mut rig = with_signals();
+    start(
+        &rig,
+        r#"{"strategy":"canary","steps":["10%","pause"],"interval":"1s","lease":"5m"}"#,
+    )
+    .unwrap();
+    pass(&rig, 5);
+    rig.reboot(Duration::from_secs(30));
+    pass(&rig, 2);
+    assert_eq!(
+        (view(&rig).state.as_str(), rig.green().as_str()),
+        ("holding", "10%")
+    );
+    rig.reboot(Duration::from_secs(600));
+    pass(&rig, 5);
+    assert_eq!(
+        (view(&rig).state.as_str(), rig.green().as_str()),
+        ("rolled back", "0%")
+    );
+}
+
+#[test]
+fn people_are_kept_from_the_weight_and_a_rollback_ends_it() {
+    let rig = with_signals();
+    start(&rig, CANARY).unwrap();
+    for refused in [
+        rig.shift("50%").unwrap_err(),
+        rig.reconciler.confirm("web", &context()).unwrap_err(),
+        rig.reconciler.promote("web", &context()).unwrap_err(),
+        rig.reconciler.delete("web", &context()).unwrap_err(),
+        start(&rig, CANARY).unwrap_err(),
+    ] {
+        assert!(
+            refused.to_string().contains("runs (running): abort it"),
+            "{refused}"
+        );
+    }
+    let same = crate::model::ServiceSpec {
+        green: "10%".parse().unwrap(),
+        ..web()
+    };
+    assert!(rig.apply(&[same]).unwrap()[0].unchanged);
+    assert!(
+        rig.apply(&[web()])
+            .unwrap_err()
+            .to_string()
+            .contains("abort it")
+    );
+    rig.rollback(0).unwrap();
+    assert_eq!(view(&rig).state, "rolled back");
+    assert!(view(&rig).why.contains("tester rolled the service back"));
+    pass(&rig, 5);
+    rig.shift("50%").unwrap();
+}
+
+#[test]
+fn a_freeze_refuses_all_but_the_way_back() {
+    let mut rig = with_signals();
+    start(&rig, CANARY).unwrap();
+    rig.reconciler.freeze("web", &context()).unwrap();
+    pass(&rig, 10);
+    assert_eq!(view(&rig).state, "holding");
+    assert!(
+        view(&rig).why.contains("is frozen by tester"),
+        "{}",
+        view(&rig).why
+    );
+    rig.restart();
+    let frozen = |result: Result<_, ControlError>| matches!(result, Err(ControlError::Frozen(_)));
+    assert!(frozen(tell(&rig, RolloutCommand::Advance).map(drop)));
+    tell(&rig, RolloutCommand::Abort).unwrap();
+    assert_eq!(rig.green(), "0%");
+    pass(&rig, 5);
+    assert!(frozen(rig.shift("5%").map(drop)));
+    assert!(frozen(start(&rig, CANARY).map(drop)));
+    rig.rollback(0).unwrap();
+    rig.reconciler.unfreeze("web", &context()).unwrap();
+    rig.reconciler.freeze("*", &context()).unwrap();
+    assert!(frozen(rig.shift("5%").map(drop)));
+    rig.reconciler.unfreeze("*", &context()).unwrap();
+    rig.shift("5%").unwrap();
+}
+
+#[test]
+fn a_full_disk_holds_a_rollout_and_never_its_way_back() {
+    let rig = with_signals();
+    start(&rig, CANARY).unwrap();
+    pass(&rig, 2);
+    rig.disk_full(true);
+    pass(&rig, 20);
+    assert_eq!(rig.green(), "10%", "it stays where it is");
+    tell(&rig, RolloutCommand::Abort).unwrap();
+    assert_eq!(rig.green(), "0%");
+    rig.disk_full(false);
+    pass(&rig, 15);
+    assert_eq!(view(&rig).state, "rolled back");
+    rig.reconciler
+        .rollout_report("web", 0, ReportFormat::Markdown)
+        .unwrap();
+}
+
+#[test]
+fn a_drain_keeps_the_weight_and_its_dead_man() {
+    let rig = Rig::with_web();
+    let mut spec = web();
+    let mut second = spec.green_pool[0];
+    second.addr = "10.0.1.2:8443".parse().unwrap();
+    spec.green_pool.push(second);
+    rig.apply(&[spec]).unwrap();
+    rig.shift_for("20%", Duration::from_secs(600));
+    let target = DrainTarget {
+        service: "web".into(),
+        pool: None,
+        backend: Some(second.addr),
+    };
+    rig.reconciler.drain(&target, true, &context()).unwrap();
+    let after = rig.reconciler.get("web").unwrap();
+    assert_eq!(after.spec.green_pool[1].state, BackendState::Drain);
+    assert_eq!(after.spec.green.to_string(), "20%");
+    assert!(after.dead_man.is_some());
+    rig.reconciler.drain(&target, false, &context()).unwrap();
+    let wrong = DrainTarget {
+        backend: Some("10.0.9.9:80".parse().unwrap()),
+        ..target
+    };
+    let refused = rig.reconciler.drain(&wrong, true, &context()).unwrap_err();
+    assert!(
+        refused.to_string().contains("it has 10.0.0.1:8443"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn what_reaches_out_of_the_agent_cannot_come_over_the_api() {
+    let rig = with_signals();
+    for json in [
+        r#"{"strategy":"canary","gates":[{"judge":"exec","file":"x"}]}"#,
+        r#"{"strategy":"canary","steps":["hook x"]}"#,
+    ] {
+        let refused = start(&rig, json).unwrap_err();
+        assert!(
+            refused.to_string().contains("cannot come over the API"),
+            "{refused}"
+        );
+    }
+    assert!(lock(&rig.reconciler.core).rollouts.is_empty());
+    assert_eq!(rig.reconciler.rollouts("", 10).unwrap().len(), 0);
+}
