@@ -4,7 +4,12 @@
 mod breaker;
 mod server;
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
 
 use server::{End, Server, visit};
 use shifter_tests::{
@@ -180,68 +185,63 @@ fn retransmitted(ns: &Netns) -> u64 {
         .unwrap()
 }
 
-/// Every 60th segment with data is dropped behind the host, then in front of it:
-/// both of them have passed it, and pass it again.
+/// Every 20th segment with data is dropped behind the host, then in front of it:
+/// both of them have passed it, and pass it again. One segment is under way at a
+/// time, so that nothing aggregates any.
 fn what_is_sent_again_is_counted(lab: &Lab, agent: &Agent<'_>, service: &Service) {
-    const BYTES: u64 = 3_000_000;
     let green = lab.server_ns(Side::Green);
     let at = lab.listen(Side::Green, Family::V4);
-    let some = "tcp flags & (syn|fin|rst) == 0 meta length > 200 numgen inc mod 60 == 0";
-    for (ns, what) in [
-        (green, "client_retransmits"),
-        (&lab.client, "backend_retransmits"),
+    let some = "tcp flags & (syn|fin|rst) == 0 meta length > 400 numgen inc mod 20 == 0";
+    for (ns, sender, what) in [
+        (green, &lab.client, "client_retransmits"),
+        (&lab.client, green, "backend_retransmits"),
     ] {
-        let sender = if what == "client_retransmits" {
-            &lab.client
-        } else {
-            green
-        };
         let seen = || Signals::of(agent, &service.name, Side::Green).count(what);
         let before = (retransmitted(sender), seen());
         ns.nft(&dropping("lossy", "input", some)).unwrap();
+        let server = echo_server(green, at);
         let to = lab.vip(Family::V4);
-        let server = bulk_server(green, at);
-        let moved = lab.client.run(|| bulk_both(to, BYTES));
+        let echoed = lab.client.run(|| ask_echo(to));
         ns.nft("delete table inet lossy\n").unwrap();
-        moved.unwrap_or_else(|error| panic!("{what}: {error}"));
+        echoed.unwrap_or_else(|error| panic!("{what}: {error}"));
         server.join().unwrap().unwrap();
         let (sent, counted) = (retransmitted(sender) - before.0, seen() - before.1);
         assert!(sent >= 10, "{what}: only {sent} were sent again");
-        // A SYN or FIN sent again is not data, and one of nothing but a probe neither.
-        let most = sent + 2;
-        let least = sent - sent / 10 - 2;
+        // A FIN that is sent again has no data.
         assert!(
-            (least..=most).contains(&counted),
+            (sent - 1..=sent).contains(&counted),
             "{what}: {counted} counted, {sent} sent"
         );
     }
 }
 
-/// Takes what one client sends, and sends as much back.
-fn bulk_server(ns: &Netns, at: SocketAddr) -> std::thread::JoinHandle<std::io::Result<()>> {
-    use std::io::{Read as _, Write as _};
-    let listener = ns.run(|| std::net::TcpListener::bind(at)).unwrap();
+/// Bytes of a message, in one segment.
+const MESSAGE: usize = 600;
+/// Messages each way.
+const MESSAGES: usize = 300;
+
+/// Sends back what one client sends.
+fn echo_server(ns: &Netns, at: SocketAddr) -> std::thread::JoinHandle<std::io::Result<()>> {
+    let listener = ns.run(|| TcpListener::bind(at)).unwrap();
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept()?;
-        let mut taken = Vec::new();
-        stream.read_to_end(&mut taken)?;
-        stream.write_all(&taken)
+        let mut message = [0; MESSAGE];
+        for _ in 0..MESSAGES {
+            stream.read_exact(&mut message)?;
+            stream.write_all(&message)?;
+        }
+        Ok(())
     })
 }
 
-fn bulk_both(to: SocketAddr, bytes: u64) -> std::io::Result<()> {
-    use std::io::{Read as _, Write as _};
-    let mut stream = std::net::TcpStream::connect(to)?;
-    let sent = vec![7; bytes as usize];
-    stream.write_all(&sent)?;
-    stream.shutdown(std::net::Shutdown::Write)?;
-    let mut back = Vec::new();
-    stream.read_to_end(&mut back)?;
-    if back == sent {
-        Ok(())
-    } else {
-        Err(std::io::Error::other("what came back is not what was sent"))
+fn ask_echo(to: SocketAddr) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(to)?;
+    let mut answer = [0; MESSAGE];
+    for _ in 0..MESSAGES {
+        stream.write_all(&[7; MESSAGE])?;
+        stream.read_exact(&mut answer)?;
     }
+    Ok(())
 }
 
 fn agrees_with_clients(hook: &'static str) {
@@ -302,9 +302,8 @@ fn a_held_syn_ack_is_seen(hook: &'static str) {
 
 /// The metrics page, over a connection inside the host's namespace.
 fn metrics(lab: &Lab) -> String {
-    use std::io::{Read as _, Write as _};
     lab.host.run(|| {
-        let mut stream = std::net::TcpStream::connect(shifter_tests::agent::METRICS).unwrap();
+        let mut stream = TcpStream::connect(shifter_tests::agent::METRICS).unwrap();
         stream
             .write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             .unwrap();
