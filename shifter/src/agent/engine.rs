@@ -126,7 +126,7 @@ impl Engine {
             state_dir: config.state_dir.clone(),
             flow_capacity: config.flow_capacity,
             named: config.services.clone(),
-            allowed: Default::default(),
+            allowed: config.gates.allowed(),
         };
         let host = Arc::new(Host::new(Arc::clone(&network), Arc::clone(supervisor)));
         let facts = Arc::clone(&host) as _;

@@ -15,20 +15,24 @@ use super::{
     supervise::{ROLLOUTS, Stopped, blocking},
 };
 use crate::{
-    judge::{Judgement, Outcome},
+    gate::{Asker, Subject},
+    judge::{Exec, GateSpec, Judge, Outcome, Policy},
     reconcile::{
         Reconciler,
         rollouts::{Ask, HookRun},
     },
+    rollout::Action,
 };
 
 /// Between two rounds.
 const EVERY: Duration = Duration::from_secs(1);
+/// How long a hook may take.
+const HOOK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Walks until `stopped`; what is asked of others is given up then: a hook's effect
 /// is stored as begun, and a gate is asked again by who goes on.
 pub async fn walk(engine: Engine, mut stopped: Stopped) -> Result<()> {
-    let reconciler = engine.reconciler;
+    let (reconciler, asker) = (engine.reconciler, engine.asker);
     let mut asked = JoinSet::new();
     let mut due = Instant::now();
     loop {
@@ -36,10 +40,10 @@ pub async fn walk(engine: Engine, mut stopped: Stopped) -> Result<()> {
         let at_work = Arc::clone(&reconciler);
         let work = blocking(move || at_work.tick_rollouts()).await?;
         for ask in work.asks {
-            asked.spawn(ask_gate(Arc::clone(&reconciler), ask));
+            asked.spawn(ask_gate(Arc::clone(&reconciler), Arc::clone(&asker), ask));
         }
         for run in work.hooks {
-            asked.spawn(run_hook(Arc::clone(&reconciler), run));
+            asked.spawn(run_hook(Arc::clone(&reconciler), Arc::clone(&asker), run));
         }
         while asked.try_join_next().is_some() {}
         // A round that took long is not made up for.
@@ -53,23 +57,54 @@ pub async fn walk(engine: Engine, mut stopped: Stopped) -> Result<()> {
     Ok(())
 }
 
-async fn ask_gate(reconciler: Arc<Reconciler>, ask: Ask) {
-    let judgement = Judgement {
-        outcome: Outcome::Error,
-        reason: format!(
-            "this agent cannot ask a gate of the kind {:?}",
-            ask.spec.judge.word()
-        ),
-        statistics: Vec::new(),
+async fn ask_gate(reconciler: Arc<Reconciler>, asker: Arc<Asker>, ask: Ask) {
+    let subject = Subject {
+        service: ask.service.clone(),
+        rollout: ask.rollout,
+        step: ask.step,
+        weight: ask.weight.clone(),
+        phase: ask.phase.clone(),
+        candidate: ask.candidate.clone(),
     };
+    let judgement = asker.ask(&ask.spec, &subject).await;
     let told = blocking(move || reconciler.rollout_judged(&ask, judgement)).await;
     if let Err(error) = told {
         tracing::error!(%error, "taking a judgement in failed");
     }
 }
 
-async fn run_hook(reconciler: Arc<Reconciler>, run: HookRun) {
-    let result = Err("this agent cannot run hooks".to_owned());
+/// A hook is a program as gates have it; its end with 0 is success.
+async fn run_hook(reconciler: Arc<Reconciler>, asker: Arc<Asker>, run: HookRun) {
+    let Action::Hook { name, backend } = &run.effect.action else {
+        return;
+    };
+    let spec = GateSpec {
+        name: name.clone(),
+        judge: Judge::Exec(Exec {
+            file: name.clone(),
+            interval: HOOK_TIMEOUT,
+            timeout: HOOK_TIMEOUT,
+        }),
+        on_fail: Policy::Hold,
+        on_no_data: Policy::Hold,
+        on_inconclusive: Policy::Hold,
+        on_error: Policy::Hold,
+        min_samples: 0,
+    };
+    let subject = Subject {
+        service: run.service.clone(),
+        rollout: run.rollout,
+        step: run.step,
+        weight: run.weight.clone(),
+        // For an update: which backend.
+        phase: backend.map_or("hook".to_owned(), |backend| format!("update {backend}")),
+        candidate: run.candidate.clone(),
+    };
+    let judgement = asker.ask(&spec, &subject).await;
+    let result = match judgement.outcome {
+        Outcome::Pass => Ok(()),
+        _ => Err(format!("hook {name:?} failed: {}", judgement.reason)),
+    };
     let told = blocking(move || reconciler.rollout_hook_done(&run, result)).await;
     if let Err(error) = told {
         tracing::error!(%error, "taking a hook's result in failed");

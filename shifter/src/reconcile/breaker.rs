@@ -92,6 +92,8 @@ impl Reconciler {
         let context = own_context("breaker", reason);
         if let Err(error) = self.write_split(core, name, write, &context) {
             tracing::warn!(service = name, %error, "recording a tripped breaker failed: it holds in the kernel, and is recorded as soon as that works");
+        } else {
+            self.rollout_taken_back(core, name, &context.actor, &context.reason);
         }
         true
     }

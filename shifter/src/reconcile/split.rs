@@ -207,7 +207,10 @@ impl Reconciler {
         }
         let entry = find(&core.services, name)?;
         let (next, mut warnings) = if to == 0 {
-            self.good_split(entry)
+            match Self::rollout_way_back(&core, entry) {
+                Some(next) => (next, Vec::new()),
+                None => self.good_split(entry),
+            }
         } else {
             (earlier_split(&core, entry, to)?, Vec::new())
         };

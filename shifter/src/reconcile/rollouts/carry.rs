@@ -156,12 +156,12 @@ impl Reconciler {
         if is_good && !promoted && entry.dead_man.is_none() {
             return Ok(None);
         }
-        let (next, warnings) = self.good_split(entry);
+        let live = rollout.map_or(entry.spec.live, |rollout| rollout.plan.candidate.other());
         let write = SplitWrite {
-            next,
+            next: way_back(entry, live),
             action: "rollback",
             durability: Durability::Wanted,
-            warnings,
+            warnings: Vec::new(),
         };
         let reason = match rollout.map(|rollout| &rollout.state.phase) {
             Some(crate::rollout::Phase::RollingBack { reason }) => reason.clone(),
@@ -289,6 +289,18 @@ impl Reconciler {
 fn needs_lease(entry: &Entry, green: Weight, cohorts_on: bool) -> bool {
     let has_cohorts = cohorts_on && !entry.spec.cohorts.is_empty();
     has_cohorts || green.threshold() != all_to(entry.spec.live).threshold()
+}
+
+/// Everything to the pool that was live when the rollout began: an earlier promote is
+/// not undone by it.
+pub(in crate::reconcile) fn way_back(entry: &Entry, live: PoolName) -> Split {
+    Split {
+        live,
+        green: all_to(live),
+        cohorts_on: entry.cohorts_after_return(),
+        dead_man: None,
+        promoted: entry.promoted.filter(|_| live == entry.spec.live),
+    }
 }
 
 /// Which pool the rollout of a service may give traffic, and its lease in ms.

@@ -27,6 +27,7 @@ pub struct Ask {
     /// For the payload.
     pub weight: String,
     pub phase: String,
+    pub candidate: String,
 }
 
 /// A hook that is to be run once.
@@ -35,6 +36,9 @@ pub struct HookRun {
     pub service: String,
     pub rollout: u64,
     pub effect: Effect,
+    pub step: usize,
+    pub weight: String,
+    pub candidate: String,
 }
 
 /// Gates under way and when they answered.

@@ -17,6 +17,7 @@ pub use view::{GateView, NoteView, RolloutView};
 
 use super::{
     controller::ControlError,
+    entry::{Entry, Split},
     reconciler::{Core, Reconciler},
 };
 use crate::{
@@ -176,6 +177,13 @@ impl Reconciler {
             plan,
             state,
         }
+    }
+
+    /// What a rollback of a service means while a rollout moves its weight.
+    pub(super) fn rollout_way_back(core: &Core, entry: &Entry) -> Option<Split> {
+        let rollout = core.rollouts.get(&entry.spec.name)?;
+        let moves = !rollout.is_over() && rollout.plan.has_weight();
+        moves.then(|| carry::way_back(entry, rollout.plan.candidate.other()))
     }
 
     /// Refuses a write by anyone but the rollout itself while one runs.

@@ -207,6 +207,7 @@ impl Reconciler {
                 spec: rollout.spec.gates[gate].clone(),
                 weight: rollout.state.weight.to_string(),
                 phase: rollout.state.word().to_owned(),
+                candidate: rollout.plan.candidate.to_string(),
             });
         }
         let judgements: Vec<(usize, Judgement)> = here
@@ -238,6 +239,9 @@ impl Reconciler {
                 service: name.to_owned(),
                 rollout: rollout.id,
                 effect: effect.clone(),
+                step: rollout.state.step,
+                weight: rollout.state.weight.to_string(),
+                candidate: rollout.plan.candidate.to_string(),
             });
         }
     }

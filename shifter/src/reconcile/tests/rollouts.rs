@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::rig::{Rig, context, web};
 use crate::{
-    model::{BackendState, signals::PoolSignals},
+    model::{BackendState, PoolName, signals::PoolSignals},
     reconcile::{
         Controller as _,
         controller::{
@@ -314,4 +314,30 @@ fn what_reaches_out_of_the_agent_cannot_come_over_the_api() {
     }
     assert!(lock(&rig.reconciler.core).rollouts.is_empty());
     assert_eq!(rig.reconciler.rollouts("", 10).unwrap().len(), 0);
+}
+
+#[test]
+fn its_way_back_undoes_no_earlier_promote() {
+    let rig = with_signals();
+    let json = r#"{"strategy":"blue-green","bake":"5s"}"#;
+    start(&rig, json).unwrap();
+    pass(&rig, 15);
+    assert_eq!(rig.live(), PoolName::Green);
+    for by_hand in [false, true] {
+        start(&rig, json).unwrap();
+        assert_eq!(rig.green(), "0%");
+        match by_hand {
+            true => drop(rig.rollback(0).unwrap()),
+            false => drop(tell(&rig, RolloutCommand::Abort).unwrap()),
+        }
+        assert_eq!(
+            (rig.live(), rig.green().as_str()),
+            (PoolName::Green, "100%")
+        );
+        pass(&rig, 5);
+        assert_eq!(view(&rig).state, "rolled back");
+    }
+    // Without a rollout it means what it always does.
+    rig.rollback(0).unwrap();
+    assert_eq!(rig.live(), PoolName::Blue);
 }
