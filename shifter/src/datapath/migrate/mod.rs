@@ -103,8 +103,16 @@ fn is_own(maps: &Path, flow_capacity: u32) -> bool {
 /// When its flows cannot move to this layout and size; then all stays as it is.
 pub fn look(pins: &Pins, flow_capacity: u32) -> Result<Ground, DatapathError> {
     let mark = Mark::read(pins);
-    let (Some(version), Some(flows)) = (version_of(&pins.maps()), flows_of(&pins.maps())) else {
+    let Some(version) = version_of(&pins.maps()) else {
         return Ok(Ground::Own);
+    };
+    let Some(flows) = flows_of(&pins.maps()) else {
+        if version == ABI_VERSION {
+            return Ok(Ground::Own);
+        }
+        return Err(DatapathError::Refused(format!(
+            "the pinned maps have layout {version}, this agent works with {ABI_VERSION}, and the pin of their table of flows is gone, so its flows cannot move: start the version that made them, which may find it, or give them up with `shifter detach --force`"
+        )));
     };
     if is_own(&pins.maps(), flow_capacity) {
         return match mark {

@@ -20,8 +20,10 @@ use crate::datapath::{
 const MAP_LOOKUP: libc::c_int = 1;
 const MAP_UPDATE: libc::c_int = 2;
 const MAP_NEXT_KEY: libc::c_int = 4;
+/// `BPF_F_MMAPABLE`.
+const MMAPABLE: u32 = 1 << 10;
 /// What is copied otherwise, or not at all.
-const APART: [&str; 4] = ["CONFIG", "FLOWS", OLD_XDP, OLD_TC];
+const APART: [&str; 3] = ["CONFIG", OLD_XDP, OLD_TC];
 
 /// Whether every record of the maps in `from` has a place in this version's.
 ///
@@ -59,9 +61,12 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), DatapathError> {
     Ok(())
 }
 
+/// All but those, and but what has an element for each place of the table of flows.
 fn shared() -> impl Iterator<Item = MapShape> {
-    let all = shapes(1).into_iter();
-    all.filter(|shape| !APART.contains(&shape.name))
+    let all = shapes(1).into_iter().zip(shapes(1 << 20));
+    all.filter(|(small, large)| small.entries == large.entries)
+        .map(|(shape, _)| shape)
+        .filter(|shape| !APART.contains(&shape.name))
 }
 
 fn info(directory: &Path, shape: &MapShape) -> Result<MapInfo, DatapathError> {
@@ -83,8 +88,9 @@ fn copy_map(from: &Path, to: &Path, shape: &MapShape) -> io::Result<()> {
         open_map(&to.join(shape.name))?,
     );
     match kind {
-        MapType::Array => copy_array(&from, &to, &info),
-        MapType::PerCpuArray => copy_counters(&from, &to, &info),
+        MapType::Array if info.map_flags() & MMAPABLE != 0 => copy_array(&from, &to, &info),
+        MapType::Array => copy_values(&from, &to, &info, 1),
+        MapType::PerCpuArray => copy_values(&from, &to, &info, possible_cpus()?),
         _ => copy_keys(&from, &to, &info),
     }
 }
@@ -104,8 +110,9 @@ fn copy_array(from: &OwnedFd, to: &OwnedFd, info: &MapInfo) -> io::Result<()> {
     Ok(())
 }
 
-fn copy_counters(from: &OwnedFd, to: &OwnedFd, info: &MapInfo) -> io::Result<()> {
-    let mut values = vec![0u64; (info.value_size() as usize).div_ceil(8) * possible_cpus()?];
+/// Element by element, each with so many values.
+fn copy_values(from: &OwnedFd, to: &OwnedFd, info: &MapInfo, each: usize) -> io::Result<()> {
+    let mut values = vec![0u64; (info.value_size() as usize).div_ceil(8) * each];
     for index in 0..info.max_entries() {
         lookup(from, (&raw const index).cast(), &mut values)?;
         if values.iter().any(|value| *value != 0) {
@@ -151,4 +158,20 @@ fn fd_of(map: &OwnedFd) -> u64 {
 /// CPUs that the kernel keeps values of per-CPU maps for.
 fn possible_cpus() -> io::Result<usize> {
     aya::util::nr_cpus().map_err(|(what, error)| io::Error::other(format!("{what}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_and_what_belongs_to_places_of_the_table_are_no_records() {
+        let names: Vec<_> = shared().map(|shape| shape.name).collect();
+        for name in ["CONFIG", "FLOWS", OLD_XDP, OLD_TC] {
+            assert!(!names.contains(&name), "{name}");
+        }
+        for name in ["VIPS", "BACKENDS", "SERVICE_BODY", "RINGS", "POOL_COUNTERS"] {
+            assert!(names.contains(&name), "{name}");
+        }
+    }
 }
