@@ -1,3 +1,5 @@
+//! Tables in plain memory, of the layout before and of this one.
+
 use std::{
     fs::File,
     os::fd::{AsFd as _, FromRawFd as _},
