@@ -47,7 +47,9 @@ struct Watched {
 impl Watched {
     fn start(lab: &Lab) -> Self {
         let vips = Family::BOTH.map(|family| lab.vip(family));
-        let flows = scaled(200, 2_000);
+        // An emulated CPU is ten times slower.
+        let is_emulated = std::env::var_os("SHIFTER_TEST_EMULATED").is_some();
+        let flows = if is_emulated { 40 } else { scaled(200, 2_000) };
         let plan = Plan {
             tcp_to: vips.to_vec(),
             udp_to: vips.to_vec(),
@@ -75,7 +77,7 @@ impl Watched {
         println!("{what}: {} new connections, {report:?}", tally.answered);
         report.assert_untouched(what);
         assert_eq!(tally.failures, 0, "{what}: {:?}", tally.errors);
-        assert!(tally.answered > 20, "{what}: {} answered", tally.answered);
+        assert!(tally.answered > 5, "{what}: {} answered", tally.answered);
         assert_eq!(report.tcp_by_identity.len(), 2, "{what}: {report:?}");
     }
 }
@@ -125,8 +127,20 @@ fn follow(lab: &Lab, agent: &mut Agent<'_>, by: By, what: &str) {
     }
 }
 
-/// Sizes up and down, then a later layout, then sizes of that one.
-fn moves_over(placement: Placement, settings: Settings) {
+/// Room for so many flows, in the later layout or not, and how that agent comes.
+type Step = (u64, bool, By);
+
+/// Sizes up and down, then a later layout, then another size of that one.
+const ALL: [Step; 4] = [
+    (131_072, false, By::Stop),
+    (32_768, false, By::Replace),
+    (32_768, true, By::Kill),
+    (65_536, true, By::Replace),
+];
+/// Sizes alone.
+const SIZES: [Step; 2] = [(131_072, false, By::Replace), (32_768, false, By::Kill)];
+
+fn moves_over(placement: Placement, settings: Settings, steps: &[Step]) {
     let what = format!(
         "{placement:?} under {} {}",
         settings.hook,
@@ -136,13 +150,7 @@ fn moves_over(placement: Placement, settings: Settings) {
     let _servers = server::start_both(&lab).unwrap();
     let mut agent = start(&lab, settings);
     let watched = Watched::start(&lab);
-    let steps = [
-        (131_072, false, By::Stop),
-        (32_768, false, By::Replace),
-        (32_768, true, By::Kill),
-        (65_536, true, By::Replace),
-    ];
-    for (capacity, next, by) in steps {
+    for (capacity, next, by) in steps.iter().copied() {
         let step = format!("{what}, to {capacity} flows, next: {next}, by {by:?}");
         agent
             .change(|settings| {
@@ -159,25 +167,58 @@ fn moves_over(placement: Placement, settings: Settings) {
 #[test]
 fn no_flow_notices_another_layout_or_size_under_tc() {
     need!();
-    moves_over(Placement::Container, Settings::hook("tc"));
+    moves_over(Placement::Container, Settings::hook("tc"), &ALL);
 }
 
 #[test]
 fn no_flow_notices_another_layout_or_size_under_xdp() {
     need!();
-    moves_over(Placement::RemoteOther, Settings::hook("xdp"));
+    moves_over(Placement::RemoteOther, Settings::hook("xdp"), &ALL);
 }
 
 #[test]
 fn no_flow_notices_another_layout_or_size_under_clsact() {
     need!();
-    moves_over(Placement::Container, Settings::hook("tc").with_clsact());
+    moves_over(
+        Placement::Container,
+        Settings::hook("tc").with_clsact(),
+        &ALL,
+    );
 }
 
 #[test]
 fn no_flow_notices_an_agent_with_three_capabilities_that_moves_flows() {
     need!();
-    moves_over(Placement::Container, Settings::hook("tc").confined());
+    moves_over(Placement::Container, Settings::hook("tc").confined(), &ALL);
+}
+
+#[test]
+fn no_flow_notices_another_size_under_tc() {
+    need!();
+    moves_over(Placement::Container, Settings::hook("tc"), &SIZES);
+}
+
+#[test]
+fn no_flow_notices_another_size_under_xdp() {
+    need!();
+    moves_over(Placement::RemoteOther, Settings::hook("xdp"), &SIZES);
+}
+
+/// From a build of an older version (`SHIFTER_BIN`) to this one (`SHIFTER_NEXT_BIN`).
+#[test]
+fn no_flow_notices_an_upgrade_from_an_older_build() {
+    need!();
+    if std::env::var_os("SHIFTER_NEXT_BIN").is_none() {
+        return;
+    }
+    for by in [By::Stop, By::Kill, By::Replace] {
+        let step = [(65_536, true, by)];
+        moves_over(Placement::Container, Settings::hook("tc"), &step);
+        moves_over(Placement::RemoteOther, Settings::hook("xdp"), &step);
+        let clsact = Settings::hook("tc").with_clsact();
+        moves_over(Placement::Container, clsact, &step);
+        moves_over(Placement::Container, Settings::hook("tc").confined(), &step);
+    }
 }
 
 /// Between two sizes, and an agent dies at each point.
@@ -266,6 +307,6 @@ fn many_upgrades_under_load() {
         return;
     }
     for _ in 0..20 {
-        moves_over(Placement::Container, Settings::hook("tc"));
+        moves_over(Placement::Container, Settings::hook("tc"), &ALL);
     }
 }
