@@ -38,6 +38,11 @@ const POINTS: [&str; 12] = [
     "migrate-exchanged",
 ];
 
+/// An emulated CPU is ten times slower.
+fn is_emulated() -> bool {
+    std::env::var_os("SHIFTER_TEST_EMULATED").is_some()
+}
+
 /// Traffic of which each packet is watched, and new connections all the time.
 struct Watched {
     storm: Storm,
@@ -47,9 +52,11 @@ struct Watched {
 impl Watched {
     fn start(lab: &Lab) -> Self {
         let vips = Family::BOTH.map(|family| lab.vip(family));
-        // An emulated CPU is ten times slower.
-        let is_emulated = std::env::var_os("SHIFTER_TEST_EMULATED").is_some();
-        let flows = if is_emulated { 40 } else { scaled(200, 2_000) };
+        let flows = if is_emulated() {
+            40
+        } else {
+            scaled(200, 2_000)
+        };
         let plan = Plan {
             tcp_to: vips.to_vec(),
             udp_to: vips.to_vec(),
@@ -195,12 +202,20 @@ fn no_flow_notices_an_agent_with_three_capabilities_that_moves_flows() {
 #[test]
 fn no_flow_notices_another_size_under_tc() {
     need!();
+    if !is_emulated() && !long() {
+        // Part of what the others do.
+        return;
+    }
     moves_over(Placement::Container, Settings::hook("tc"), &SIZES);
 }
 
 #[test]
 fn no_flow_notices_another_size_under_xdp() {
     need!();
+    if !is_emulated() && !long() {
+        // Part of what the others do.
+        return;
+    }
     moves_over(Placement::RemoteOther, Settings::hook("xdp"), &SIZES);
 }
 
@@ -211,24 +226,24 @@ fn no_flow_notices_an_upgrade_from_an_older_build() {
     if std::env::var_os("SHIFTER_NEXT_BIN").is_none() {
         return;
     }
-    for by in [By::Stop, By::Kill, By::Replace] {
-        let step = [(65_536, true, by)];
-        moves_over(Placement::Container, Settings::hook("tc"), &step);
-        moves_over(Placement::RemoteOther, Settings::hook("xdp"), &step);
-        let clsact = Settings::hook("tc").with_clsact();
-        moves_over(Placement::Container, clsact, &step);
-        moves_over(Placement::Container, Settings::hook("tc").confined(), &step);
-    }
+    let up = |by| [(65_536, true, by)];
+    let tc = || Settings::hook("tc");
+    moves_over(Placement::Container, tc(), &up(By::Stop));
+    moves_over(Placement::RemoteOther, Settings::hook("xdp"), &up(By::Kill));
+    moves_over(Placement::Container, tc().with_clsact(), &up(By::Replace));
+    moves_over(Placement::Container, tc().confined(), &up(By::Kill));
 }
 
-/// Between two sizes, and an agent dies at each point.
-fn survives_kills(placement: Placement, settings: Settings) {
+/// Between two sizes, and an agent dies at each point. In the short form each
+/// hook has every second one.
+fn survives_kills(placement: Placement, settings: Settings, first: usize) {
     let what = format!("{placement:?} under {}", settings.hook);
     let lab = Lab::new(placement).unwrap();
     let _servers = server::start_both(&lab).unwrap();
     let mut agent = start(&lab, settings);
     let watched = Watched::start(&lab);
-    for (turn, point) in POINTS.iter().enumerate() {
+    let points = POINTS.iter().skip(if long() { 0 } else { first });
+    for (turn, point) in points.step_by(scaled(2, 1)).enumerate() {
         let step = format!("{what}, killed at {point}");
         let capacity = [131_072, 65_536][turn % 2];
         agent
@@ -252,13 +267,13 @@ fn survives_kills(placement: Placement, settings: Settings) {
 #[test]
 fn no_flow_notices_an_agent_that_is_killed_while_flows_move_under_tc() {
     need!();
-    survives_kills(Placement::Container, Settings::hook("tc"));
+    survives_kills(Placement::Container, Settings::hook("tc"), 0);
 }
 
 #[test]
 fn no_flow_notices_an_agent_that_is_killed_while_flows_move_under_xdp() {
     need!();
-    survives_kills(Placement::RemoteOther, Settings::hook("xdp"));
+    survives_kills(Placement::RemoteOther, Settings::hook("xdp"), 1);
 }
 
 /// A start that is refused, and why.

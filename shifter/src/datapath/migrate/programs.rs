@@ -178,17 +178,21 @@ impl Asked {
         }
     }
 
-    /// Whether an XDP program can be asked.
+    /// Whether an XDP program can be asked, or none has to be any more.
     pub fn has_xdp(&self) -> bool {
-        let (key, mut value) = (MISS_REPLY, 0u32);
-        let attr = [
-            fd_of(&self.xdp),
-            (&raw const key) as u64,
-            (&raw mut value) as u64,
-            0,
-        ];
-        bpf(MAP_LOOKUP, attr).is_ok()
+        has(&self.xdp, MISS_REPLY) || !has(&self.tc, MISS_EGRESS)
     }
+}
+
+fn has(map: &OwnedFd, miss: u32) -> bool {
+    let mut value = 0u32;
+    let attr = [
+        fd_of(map),
+        (&raw const miss) as u64,
+        (&raw mut value) as u64,
+        0,
+    ];
+    bpf(MAP_LOOKUP, attr).is_ok()
 }
 
 fn fd_of(map: &OwnedFd) -> u64 {
