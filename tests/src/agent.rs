@@ -423,6 +423,11 @@ pub fn next_binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os("SHIFTER_NEXT_BIN") {
         return Ok(path.into());
     }
+    if env::var_os("SHIFTER_BPF_OBJECT").is_some() {
+        bail!(
+            "SHIFTER_BPF_OBJECT is an object of one layout: name an agent of a later one in SHIFTER_NEXT_BIN"
+        );
+    }
     let is_built = BUILT.get_or_init(|| {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
         cargo
