@@ -64,6 +64,10 @@ fn build_object(manifest: &Path, out: &Path) -> Result<()> {
         println!("cargo::rerun-if-changed={}", source.display());
     }
     let target_dir = out.join("ebpf");
+    let features = match env::var_os("CARGO_FEATURE_NEXT_LAYOUT") {
+        Some(_) => "next_layout",
+        None => "",
+    };
     let done = Command::new("rustup")
         .args([
             "run",
@@ -75,6 +79,7 @@ fn build_object(manifest: &Path, out: &Path) -> Result<()> {
             "--locked",
         ])
         .args(["--package", "shifter-ebpf", "--bin", "shifter"])
+        .args(["--features", features])
         .args(["--target", TARGET, "-Z", "build-std=core"])
         .arg("--target-dir")
         .arg(&target_dir)

@@ -10,11 +10,13 @@ use aya_ebpf::{
     helpers::{
         bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_skb_pull_data, bpf_xdp_get_buff_len,
     },
+    programs::{TcContext, XdpContext},
 };
 use shifter_common::{
     abi::{
         Config,
         config::XDP_INTERFACES,
+        miss::MISS_EGRESS,
         stats::{HOOK_EGRESS, HOOK_TC, HOOK_XDP},
     },
     packet::{
@@ -25,7 +27,10 @@ use shifter_common::{
     },
 };
 
-use crate::atomic::{self, load16_at, store16_at};
+use crate::{
+    atomic::{self, load16_at, store16_at},
+    maps::{OLD_TC, OLD_XDP},
+};
 
 /// What a program returns to the kernel.
 pub type Action = i32;
@@ -45,6 +50,9 @@ pub trait Hook: Packet {
     const NUMBER: u32;
     /// The context as helpers take it.
     fn context(&self) -> *mut c_void;
+    /// Leaves the packet to the program of the layout before, while flows move
+    /// over from its table: it does not return then. The packet is unchanged.
+    fn ask_old<const MISS: u32>(&self);
     /// Interface that the packet came in by (or leaves by, at egress).
     fn ifindex(&self) -> u32;
     /// Bytes from the Ethernet header on.
@@ -218,6 +226,11 @@ impl Hook for XdpFrame {
         self.0.cast()
     }
     #[inline(always)]
+    fn ask_old<const MISS: u32>(&self) {
+        // SAFETY: nothing that the packet needs lives past the call.
+        unsafe { OLD_XDP.tail_call(&XdpContext::new(self.0), MISS) };
+    }
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0).ingress_ifindex }
@@ -378,6 +391,17 @@ impl<const EGRESS: bool> Hook for TcPacket<EGRESS> {
     #[inline(always)]
     fn context(&self) -> *mut c_void {
         self.0.cast()
+    }
+    #[inline(always)]
+    fn ask_old<const MISS: u32>(&self) {
+        // SAFETY: nothing that the packet needs lives past the call.
+        unsafe {
+            if EGRESS {
+                OLD_TC.tail_call(&TcContext::new(self.0), MISS_EGRESS);
+            } else {
+                OLD_TC.tail_call(&TcContext::new(self.0), MISS);
+            }
+        }
     }
     #[inline(always)]
     fn ifindex(&self) -> u32 {

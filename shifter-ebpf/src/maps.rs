@@ -3,12 +3,13 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray},
 };
 use shifter_common::{
     abi::{
         cohort::MAX_COHORT_ELEMENTS,
         flow::FlowSet,
+        miss::{TC_MISSES, XDP_MISSES},
         stats::{HOOKS, REASONS},
         *,
     },
@@ -145,6 +146,15 @@ pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HOOKS * RE
 /// Flows that gave way to new ones, by the state they were in. Written by packets.
 #[map]
 pub static EVICTED: PerCpuArray<u64> = PerCpuArray::with_max_entries(stats::STATES, 0);
+
+/// XDP programs of the layout before, by `MISS_*`, while flows move over; empty
+/// otherwise. Written by the agent.
+#[map]
+pub static OLD_XDP: ProgramArray = ProgramArray::with_max_entries(XDP_MISSES, 0);
+
+/// The same at tc.
+#[map]
+pub static OLD_TC: ProgramArray = ProgramArray::with_max_entries(TC_MISSES, 0);
 
 /// What one packet needs and the stack has no room for. Programs of one CPU do
 /// not interleave: each runs with softirqs off.

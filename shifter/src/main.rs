@@ -7,7 +7,7 @@ use std::{
 
 use shifter::cli::{Screen, run};
 
-fn main() -> ExitCode {
+pub fn main() -> ExitCode {
     let (mut out, mut err) = (io::stdout(), io::stderr());
     let (out_is_terminal, err_is_terminal) = (out.is_terminal(), err.is_terminal());
     let mut screen = Screen::new((&mut out, out_is_terminal), (&mut err, err_is_terminal));

@@ -37,6 +37,8 @@ pub struct Settings {
     pub traced: Option<PathBuf>,
     /// Variables of the agent's environment.
     pub environment: Vec<(&'static str, String)>,
+    /// The agent of a later layout: see [`next_binary`].
+    pub next: bool,
 }
 
 impl Settings {
@@ -51,7 +53,13 @@ impl Settings {
             confined: false,
             traced: None,
             environment: Vec::new(),
+            next: false,
         }
+    }
+
+    /// What is started.
+    fn binary(&self) -> Result<PathBuf> {
+        if self.next { next_binary() } else { binary() }
     }
 
     /// With the unit's capabilities only.
@@ -125,6 +133,12 @@ impl<'lab> Agent<'lab> {
         Ok(fs::write(self.config(), config_text(self.lab, settings))?)
     }
 
+    /// Other settings, for the next start and all that follow.
+    pub fn change(&mut self, change: impl FnOnce(&mut Settings)) -> Result<()> {
+        change(&mut self.settings);
+        self.configure(&self.settings)
+    }
+
     /// Path of the configuration file.
     pub fn config(&self) -> PathBuf {
         self.lab.dir().join("shifter.toml")
@@ -151,11 +165,11 @@ impl<'lab> Agent<'lab> {
     pub fn begin(&mut self, words: &[&str], environment: &[(&str, &str)]) -> Result<Process> {
         self.starts += 1;
         if self.settings.confined {
-            let mut prepare = self.lab.host.command_with_sys(binary()?);
+            let mut prepare = self.lab.host.command_with_sys(self.settings.binary()?);
             run(prepare.args(["prepare", "--config"]).arg(self.config()))?;
         }
         let mut before = self.wrapper();
-        before.push(binary()?.into());
+        before.push(self.settings.binary()?.into());
         let mut command = self.lab.host.command_with_sys(&before[0]);
         command.args(&before[1..]);
         command
@@ -400,6 +414,32 @@ pub fn binary() -> Result<PathBuf> {
         return Ok(path.into());
     }
     sibling("shifter")
+}
+
+/// An agent of a later layout, as a feature makes one: `SHIFTER_NEXT_BIN`, or
+/// built beside the test's own.
+pub fn next_binary() -> Result<PathBuf> {
+    static BUILT: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    if let Some(path) = env::var_os("SHIFTER_NEXT_BIN") {
+        return Ok(path.into());
+    }
+    if env::var_os("SHIFTER_BPF_OBJECT").is_some() {
+        bail!(
+            "SHIFTER_BPF_OBJECT is an object of one layout: name an agent of a later one in SHIFTER_NEXT_BIN"
+        );
+    }
+    let is_built = BUILT.get_or_init(|| {
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
+        cargo
+            .args(["build", "--quiet", "--locked", "--package", "shifter"])
+            .args(["--features", "next_layout", "--bin", "shifter-next"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"));
+        cargo.status().is_ok_and(|status| status.success())
+    });
+    if !is_built {
+        bail!("the agent of a later layout does not build: see above");
+    }
+    sibling("shifter-next")
 }
 
 /// A binary in the target directory that the running one is in.

@@ -9,7 +9,9 @@ pub mod cohort;
 pub mod config;
 pub mod flow;
 pub mod key;
+pub mod miss;
 pub mod next_hop;
+pub mod old;
 pub mod ring;
 pub mod service;
 pub mod signals;
@@ -27,7 +29,11 @@ pub use signals::{BreakerRecord, FlowTimes};
 pub use stats::{BackendCounters, FirstFlow, PoolCounters};
 
 /// Version of the layouts in this module; checked when pinned maps are adopted.
+#[cfg(not(feature = "next_layout"))]
 pub const ABI_VERSION: u32 = 4;
+/// That of the layout that tests move to.
+#[cfg(feature = "next_layout")]
+pub const ABI_VERSION: u32 = 1_000_000;
 
 /// Services an installation can hold.
 pub const MAX_SERVICES: u32 = 8_192;

@@ -5,6 +5,7 @@ use shifter_common::{
         Config, FirstFlow, FlowEntry, ServiceBody,
         backend::{BACKEND_SOCKETS, NETNS_CURRENT, NO_BACKEND},
         flow::*,
+        miss::{MISS_CLIENT, MISS_OPENING},
         service::{LOCAL_BACKENDS, SERVICE_EXACT, SERVICE_LIVE_HAS_VIP},
         stats::Verdict,
     },
@@ -65,6 +66,16 @@ pub fn forward<H: Hook>(hook: &mut H, packet: &mut Packet) -> Outcome {
     );
     let service = body.service as u16;
     let found = flow_table::find(key, Match::Service(service));
+    if found.is_none() {
+        // Its entry may still lie in the table of the layout before.
+        let opens =
+            headers.kind != Kind::Error && headers.protocol != 17 && is_opening(headers.tcp_flags);
+        if opens {
+            hook.ask_old::<MISS_OPENING>();
+        } else {
+            hook.ask_old::<MISS_CLIENT>();
+        }
+    }
     if headers.kind == Kind::Error {
         return match found {
             Some(entry) => send(hook, headers, body, &choice_of(entry)),

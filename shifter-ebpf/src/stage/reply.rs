@@ -5,6 +5,7 @@ use shifter_common::{
         Config, FlowEntry, ServiceBody,
         backend::BACKEND_REDIRECT,
         flow::{STATE_FREE, control_state, is_closing},
+        miss::MISS_REPLY,
         stats::Verdict,
     },
     packet::{
@@ -35,7 +36,8 @@ fn is_answer(headers: &Headers) -> bool {
 
 /// The flow of a packet from a backend to a client, and its service.
 #[inline(always)]
-fn flow_of(
+fn flow_of<H: Hook>(
+    hook: &H,
     headers: &Headers,
     config: &Config,
     key: &mut FlowKey,
@@ -48,7 +50,11 @@ fn flow_of(
         headers.protocol,
         headers.family,
     );
-    let entry = flow_table::find(key, Match::Backend(backend))?;
+    let Some(entry) = flow_table::find(key, Match::Backend(backend)) else {
+        // Its entry may still lie in the table of the layout before.
+        hook.ask_old::<MISS_REPLY>();
+        return None;
+    };
     let control = get!(entry, control);
     if is_answer(headers) && is_closing(control_state(control)) {
         // A SYN through the VIP would have chosen anew in a closing entry: this
@@ -72,7 +78,7 @@ pub fn at_ingress<H: Hook>(
     key: &mut FlowKey,
     id: u16,
 ) -> Outcome {
-    let Some((entry, body)) = flow_of(headers, config, key, id) else {
+    let Some((entry, body)) = flow_of(hook, headers, config, key, id) else {
         return Outcome::pass(hook, Verdict::NoFlow);
     };
     let Some(backend) = select::record(id) else {
@@ -122,7 +128,7 @@ pub fn at_egress<H: Hook>(
     key: &mut FlowKey,
     id: u16,
 ) -> Outcome {
-    let Some((entry, body)) = flow_of(headers, config, key, id) else {
+    let Some((entry, body)) = flow_of(hook, headers, config, key, id) else {
         return Outcome::pass(hook, Verdict::NoFlow);
     };
     count_and_track(hook, headers, entry, key, body, id);

@@ -163,7 +163,9 @@ impl Engine {
     /// Attaches all programs.
     pub fn attach(&mut self) -> Result<()> {
         let begun = Instant::now();
+        self.datapath.before_attach()?;
         let had_gap = self.hooks.attach_all()?;
+        self.datapath.after_attach()?;
         note_installation(&self.state_dir, &self.datapath.tag());
         if had_gap {
             self.reconciler.settle_again();

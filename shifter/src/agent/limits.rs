@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::datapath::load::{Pins, shapes};
+use crate::datapath::{
+    load::{Pins, shapes},
+    migrate::makes_table,
+};
 
 /// Open files that an agent needs: maps, links, connections of its clients.
 const FILES: u64 = 256;
@@ -60,8 +63,7 @@ fn refuse_few_files(limit: u64) -> Result<()> {
 /// # Errors
 /// One that names what is short, and what would mend it.
 pub fn check_memory(pins: &Pins, flow_capacity: u32) -> Result<()> {
-    let has_maps = fs::read_dir(pins.maps()).is_ok_and(|mut maps| maps.next().is_some());
-    if has_maps {
+    if !makes_table(pins, flow_capacity) {
         return Ok(());
     }
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);

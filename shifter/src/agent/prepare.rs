@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::read_config;
 use crate::{
-    datapath::{load::Pins, mend::mend_pins, noted, plural},
+    datapath::{load::Pins, mend::mend_pins, migrate::pin_running, noted, plural},
     store::STORE_FILE,
 };
 
@@ -50,6 +50,13 @@ pub fn prepare(config_path: &Path) -> Result<Vec<String>> {
     ));
 
     done.extend(mend_pins(&pins, &config.state_dir)?);
+    let kept = pin_running(&pins)?;
+    if kept != 0 {
+        done.push(format!(
+            "{} that run pinned, so that another version can take over",
+            plural(kept as u64, "program")
+        ));
+    }
 
     let socket_dir = config.unix.parent().unwrap_or(Path::new("/"));
     make(socket_dir, 0o755)?;

@@ -154,6 +154,11 @@ impl Attacher {
             .map_err(|error| failed(what(), error, ""))
     }
 
+    /// Where maps and links are pinned.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
     fn pin_path(&self, ifindex: u32, place: Place) -> PathBuf {
         self.pins.links().join(place.pin_name(ifindex))
     }

@@ -54,6 +54,11 @@ impl FlowTable {
         }
     }
 
+    /// The table itself.
+    pub fn sets(&self) -> &MappedArray<FlowSet> {
+        &self.sets
+    }
+
     /// Live flows at the last sweep or census, whichever came later.
     pub fn counted(&self) -> u64 {
         self.counted.load(Ordering::Relaxed)

@@ -3,6 +3,7 @@
 mod config;
 mod counters;
 mod hooks;
+mod moving;
 mod signals;
 
 use std::{
@@ -35,6 +36,7 @@ use super::{
     inspect,
     load::{self, Pins, failed, map_fd},
     memory::{MappedArray, NO_BARRIER, grace_period},
+    migrate::{self, Ground, Migration},
     services::{Services, image_of},
 };
 use crate::model::{PoolName, Protocol, cohort::Rule, signals::PoolSignals};
@@ -84,6 +86,8 @@ pub struct KernelDatapath {
     alarms: Mutex<Vec<String>>,
     /// What follows from a grace period that was refused.
     barrier: Mutex<Option<String>>,
+    /// Flows that have still to come from another table.
+    migration: Mutex<Option<Box<Migration>>>,
     flow_capacity: u32,
     timeouts: [u32; TIMEOUTS],
 }
@@ -127,13 +131,34 @@ impl KernelDatapath {
     /// Loads the programs over the pinned maps, or makes new ones. Attaches nothing.
     pub fn open(setup: &Setup) -> Result<Self, DatapathError> {
         let pins = Pins::new(&setup.bpffs);
-        let mut ebpf = load::load(&pins, setup.flow_capacity)?;
+        pins.create()?;
+        let migration = match migrate::look(&pins, setup.flow_capacity)? {
+            Ground::Own => return Self::open_over(setup, pins, None),
+            Ground::Other(migration) => migration,
+        };
+        match Self::open_over(setup, pins, Some(&migration)) {
+            Ok(datapath) => {
+                *lock(&datapath.migration) = Some(migration);
+                Ok(datapath)
+            }
+            Err(error) => Err(migration.give_up(&error)),
+        }
+    }
+
+    fn open_over(
+        setup: &Setup,
+        pins: Pins,
+        migration: Option<&Migration>,
+    ) -> Result<Self, DatapathError> {
+        let maps = migration.map_or_else(|| Ok(pins.maps()), Migration::maps)?;
+        let mut ebpf = load::load(&maps, setup.flow_capacity)?;
         crate::fault::point("maps-pinned");
         load_programs(&mut ebpf)?;
+        let inherited = migration.map_or(Ok(None), Migration::fill)?;
         let sets = load::flow_sets(setup.flow_capacity);
         let timeouts = setup.timeouts_s.map(ticks_of_seconds);
         let config: MappedArray<Config> = mapped(&mut ebpf, "CONFIG", 1)?;
-        prepare_config(&config, sets, setup.watch_one_in - 1, &timeouts)?;
+        prepare_config(&config, sets, setup.watch_one_in - 1, &timeouts, inherited)?;
         let mut known = Known::new(mapped(&mut ebpf, "KNOWN", KNOWN_WORDS as u32)?);
         let services = Services::adopt(
             mapped(&mut ebpf, "SERVICE_HEAD", abi::MAX_SERVICES)?,
@@ -189,6 +214,7 @@ impl KernelDatapath {
             identities: Mutex::default(),
             alarms: Mutex::default(),
             barrier: Mutex::default(),
+            migration: Mutex::default(),
             flow_capacity: setup.flow_capacity,
             timeouts,
         })
@@ -379,7 +405,11 @@ impl Datapath for KernelDatapath {
     }
 
     fn named_ids(&self) -> NamedIds {
-        self.flows.named_ids()
+        let mut named = self.flows.named_ids();
+        if let Some(migration) = &*lock(&self.migration) {
+            migration.named_ids(&mut named);
+        }
+        named
     }
 
     fn sweep(&self) -> u64 {

@@ -24,8 +24,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sh
 pub struct MapShape {
     pub name: &'static str,
     pub entries: u32,
-    key: u32,
-    value: u32,
+    pub(super) key: u32,
+    pub(super) value: u32,
 }
 
 /// Maps with a value for each CPU.
@@ -80,6 +80,21 @@ const fn table<T>(name: &'static str, elements: u32) -> MapShape {
         value: elements * size_of::<T>() as u32,
     }
 }
+
+/// Programs that a packet can be left to.
+const fn programs(name: &'static str, entries: u32) -> MapShape {
+    MapShape {
+        name,
+        entries,
+        key: 4,
+        value: 4,
+    }
+}
+
+/// See docs/maps.md.
+pub(super) const OLD_XDP: &str = "OLD_XDP";
+/// See docs/maps.md.
+pub(super) const OLD_TC: &str = "OLD_TC";
 
 /// Number of sets for a capacity: twice as many entries as flows, a power of two.
 pub fn flow_sets(capacity: u32) -> u32 {
@@ -143,6 +158,8 @@ pub fn shapes(flow_capacity: u32) -> Vec<MapShape> {
         array::<abi::BackendCounters>("BACKEND_COUNTERS", abi::MAX_BACKEND_IDS),
         array::<u64>("VERDICTS", abi::stats::HOOKS * abi::stats::REASONS),
         array::<u64>("EVICTED", abi::stats::STATES),
+        programs(OLD_XDP, abi::miss::XDP_MISSES),
+        programs(OLD_TC, abi::miss::TC_MISSES),
     ]
 }
 
@@ -190,6 +207,11 @@ impl Pins {
     /// Directory of maps.
     pub fn maps(&self) -> PathBuf {
         self.root.join("maps")
+    }
+    /// Directory of the maps of another layout or size, while flows move there;
+    /// afterwards for a moment that of those that they came from.
+    pub fn next(&self) -> PathBuf {
+        self.root.join("next")
     }
     /// Directory of links.
     pub fn links(&self) -> PathBuf {
@@ -335,19 +357,19 @@ pub fn is_bpffs(path: &Path) -> bool {
     }
 }
 
-/// Loads the object; pinned maps of the right shape are used, missing ones
-/// made and pinned. Maps of another shape refuse the start and stay as they are.
-pub fn load(pins: &Pins, flow_capacity: u32) -> Result<Ebpf, DatapathError> {
-    pins.create()?;
+/// Loads the object over a directory of maps; pinned maps of the right shape are
+/// used, missing ones made and pinned. Maps of another shape refuse the start and
+/// stay as they are.
+pub fn load(maps: &Path, flow_capacity: u32) -> Result<Ebpf, DatapathError> {
     let shapes = shapes(flow_capacity);
     for shape in &shapes {
-        check_pin(&pins.maps().join(shape.name), shape)?;
+        check_pin(&maps.join(shape.name), shape)?;
     }
     let mut loader = EbpfLoader::new();
     loader.map_max_entries("FLOWS", flow_sets(flow_capacity));
     loader.map_max_entries("FLOW_TIMES", timed_sets(flow_capacity));
     for shape in &shapes {
-        loader.map_pin_path(shape.name, pins.maps().join(shape.name));
+        loader.map_pin_path(shape.name, maps.join(shape.name));
     }
     loader.load(OBJECT).map_err(|error| {
         failed(

@@ -18,15 +18,17 @@ use aya::{
 
 use super::{
     DatapathError,
+    attach::Place,
     inspect::identity_of,
-    load::{COHORTS, Pins, failed, map_fd, shapes},
+    load::{COHORTS, OLD_TC, OLD_XDP, Pins, failed, map_fd, shapes},
     memory::MappedArray,
+    migrate,
     off::would_cut,
     plural,
 };
 
 /// Maps that a start fills from what the others hold, or that begin at zero.
-const REMADE: [&str; 13] = [
+const REMADE: [&str; 15] = [
     "VIPS",
     COHORTS,
     "KNOWN",
@@ -40,6 +42,8 @@ const REMADE: [&str; 13] = [
     "BACKEND_COUNTERS",
     "VERDICTS",
     "EVICTED",
+    OLD_XDP,
+    OLD_TC,
 ];
 /// Maps with zeros only until the first start is through.
 const FILLED: [&str; 4] = ["CONFIG", "SERVICE_HEAD", "BACKENDS", "FLOWS"];
@@ -82,6 +86,10 @@ fn noted(state_dir: &Path) -> Option<String> {
 pub fn mend_pins(pins: &Pins, state_dir: &Path) -> Result<Vec<String>, DatapathError> {
     let mut notes = strangers(pins);
     refuse_editions(pins)?;
+    if migrate::is_other_version(pins) {
+        // Its maps are another list. They are taken over whole, or not at all.
+        return Ok(Vec::new());
+    }
     let maps = pins.maps();
     let names: Vec<&str> = shapes(1).iter().map(|shape| shape.name).collect();
     let (mut present, mut missing) = (BTreeMap::new(), Vec::new());
@@ -175,7 +183,8 @@ fn cut(name: &str) -> &str {
 
 /// Names beside our pins; they stay.
 fn strangers(pins: &Pins) -> Vec<String> {
-    let maps: BTreeSet<String> = shapes(1).iter().map(|s| s.name.to_owned()).collect();
+    let mut maps: BTreeSet<String> = shapes(1).iter().map(|s| s.name.to_owned()).collect();
+    maps.extend(Place::ALL.map(|place| place.program().to_owned()));
     let is_link = |name: &str| {
         let parts = name.split_once('-');
         parts.is_some_and(|(index, place)| {
@@ -231,6 +240,8 @@ fn kind_of(name: &str) -> MapType {
         MapType::LpmTrie
     } else if PER_CPU.contains(&name) {
         MapType::PerCpuArray
+    } else if [OLD_XDP, OLD_TC].contains(&name) {
+        MapType::ProgramArray
     } else {
         MapType::Array
     }

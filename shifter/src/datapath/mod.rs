@@ -17,6 +17,7 @@ pub mod kernel;
 pub mod load;
 pub mod memory;
 pub mod mend;
+pub mod migrate;
 pub mod noted;
 pub mod off;
 pub mod pinned;

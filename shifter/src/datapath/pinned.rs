@@ -60,8 +60,8 @@ fn detach_link(path: &Path) -> io::Result<()> {
     bpf(LINK_DETACH, [link.as_raw_fd() as u64, 0]).map(drop)
 }
 
-/// bpf(2) with the first 16 bytes of its attributes.
-pub(super) fn bpf(command: libc::c_int, attr: [u64; 2]) -> io::Result<i32> {
+/// bpf(2) with the first words of its attributes.
+pub(super) fn bpf<const N: usize>(command: libc::c_int, attr: [u64; N]) -> io::Result<i32> {
     // SAFETY: `attr` is valid for its size and names only what lives over the call.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(&attr)) };

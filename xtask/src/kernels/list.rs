@@ -60,7 +60,7 @@ pub enum Long {
 
 /// Loading the programs takes some eight seconds in an emulated CPU, so of the
 /// packet tables those run that reach every helper and every way out.
-pub const SUITES: [Suite; 3] = [
+pub const SUITES: [Suite; 4] = [
     Suite {
         name: "packets",
         threads: 2,
@@ -101,6 +101,16 @@ pub const SUITES: [Suite; 3] = [
             "a_weight_changed_before_a_kill_is_there_after_it",
             "filters_in_clsact_are_replaced_in_place_and_go_with_detach",
         ]),
+    },
+    // The later layout has an agent of its own, which is not in the guest.
+    Suite {
+        name: "migration",
+        threads: 1,
+        tests: &[
+            "no_flow_notices_another_size_under_tc",
+            "no_flow_notices_another_size_under_xdp",
+        ],
+        long: Long::Some(&[]),
     },
 ];
 

@@ -65,6 +65,7 @@ fn here(options: &Options) -> Summary {
     }
     summary.push(stage::command("build", &mut build()));
     if options.filter.is_none() {
+        summary.push(stage::command("build of a later layout", &mut build_next()));
         summary.push(stage::check("stack of the eBPF programs", stack::check));
     }
     summary.push(stage::tests("unit tests", &mut unit_tests(options)));
@@ -106,6 +107,14 @@ fn lint_ebpf() -> Stage {
 /// Scenarios start the `shifter` program, which their own build does not make.
 fn build() -> Command {
     cargo(&["build", "--workspace", "--exclude", "shifter-ebpf"])
+}
+
+/// The agent that tests of migration move to; those make it where it is not there.
+fn build_next() -> Command {
+    let next = ["--features", "next_layout", "--bin", "shifter-next"];
+    let mut command = cargo(&["build", "--package", "shifter"]);
+    command.args(next);
+    command
 }
 
 fn unit_tests(options: &Options) -> Command {

@@ -35,12 +35,14 @@ impl KernelDatapath {
     }
 }
 
-/// Writes the settings of a new installation, or checks those that are there.
+/// Writes the settings of a new installation, or of one whose flows move here
+/// (`inherited`), or checks those that are there.
 pub(super) fn prepare_config(
     config: &MappedArray<Config>,
     sets: u32,
     watch_mask: u32,
     timeouts: &[u32; TIMEOUTS],
+    inherited: Option<Config>,
 ) -> Result<(), DatapathError> {
     let old = config.read(0);
     if old.abi_version != 0 && old.abi_version != abi::ABI_VERSION {
@@ -73,6 +75,16 @@ pub(super) fn prepare_config(
         timeouts: *timeouts,
         tag: std::array::from_fn(|i| random[16 + i]),
         xdp_interfaces: [0; XDP_INTERFACES],
+    };
+    // Of the same installation, and each flow looks its way up once more.
+    let fresh = match inherited {
+        Some(before) => Config {
+            route_generation: before.route_generation.wrapping_add(1),
+            tag: before.tag,
+            xdp_interfaces: before.xdp_interfaces,
+            ..fresh
+        },
+        None => fresh,
     };
     // Packets take the record for real once the version is there: last.
     config.write(0, fresh);

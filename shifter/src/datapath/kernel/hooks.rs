@@ -33,6 +33,9 @@ impl KernelDatapath {
         hook: Ingress,
         why: &str,
     ) -> Result<(), DatapathError> {
+        if hook == Ingress::Xdp {
+            self.refuse_xdp()?;
+        }
         let mut attacher = lock(&self.attacher);
         attacher.attach_ingress(name, ifindex, hook)?;
         let egress = match attacher.egress() {
