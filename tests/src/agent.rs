@@ -16,6 +16,7 @@ use crate::{
     blocker::Blocker,
     command::{Process, run},
     mover::{Service, to_toml},
+    next::next_binary,
     topology::Lab,
 };
 
@@ -414,32 +415,6 @@ pub fn binary() -> Result<PathBuf> {
         return Ok(path.into());
     }
     sibling("shifter")
-}
-
-/// An agent of a later layout, as a feature makes one: `SHIFTER_NEXT_BIN`, or
-/// built beside the test's own.
-pub fn next_binary() -> Result<PathBuf> {
-    static BUILT: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    if let Some(path) = env::var_os("SHIFTER_NEXT_BIN") {
-        return Ok(path.into());
-    }
-    if env::var_os("SHIFTER_BPF_OBJECT").is_some() {
-        bail!(
-            "SHIFTER_BPF_OBJECT is an object of one layout: name an agent of a later one in SHIFTER_NEXT_BIN"
-        );
-    }
-    let is_built = BUILT.get_or_init(|| {
-        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
-        cargo
-            .args(["build", "--quiet", "--locked", "--package", "shifter"])
-            .args(["--features", "next_layout", "--bin", "shifter-next"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
-        cargo.status().is_ok_and(|status| status.success())
-    });
-    if !is_built {
-        bail!("the agent of a later layout does not build: see above");
-    }
-    sibling("shifter-next")
 }
 
 /// A binary in the target directory that the running one is in.

@@ -11,6 +11,7 @@ pub mod command;
 pub mod evidence;
 pub mod mover;
 pub mod need;
+pub mod next;
 pub mod packet;
 pub mod records;
 pub mod rpc;

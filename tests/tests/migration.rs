@@ -51,18 +51,23 @@ struct Watched {
 
 impl Watched {
     fn start(lab: &Lab) -> Self {
-        let vips = Family::BOTH.map(|family| lab.vip(family));
         let flows = if is_emulated() {
             40
         } else {
             scaled(200, 2_000)
         };
+        Self::with(lab, flows, 10)
+    }
+
+    /// So many TCP flows, with so many frames a second each.
+    fn with(lab: &Lab, flows: u32, rate: u32) -> Self {
+        let vips = Family::BOTH.map(|family| lab.vip(family));
         let plan = Plan {
             tcp_to: vips.to_vec(),
             udp_to: vips.to_vec(),
             tcp_flows: flows,
             udp_flows: flows / 4,
-            rate: 10,
+            rate,
         };
         let storm = Storm::start(&lab.client, plan).unwrap();
         let all = u64::from(flows + flows / 4);
@@ -291,12 +296,12 @@ fn what_cannot_move_is_refused_and_goes_on() {
     let lab = Lab::new(Placement::Container).unwrap();
     let _servers = server::start_both(&lab).unwrap();
     let mut agent = start(&lab, Settings::hook("tc"));
-    let watched = Watched::start(&lab);
-    // Fewer than the flows of the storm.
+    // More than the smallest table has room for.
+    let watched = Watched::with(&lab, 1_200, 2);
     agent
-        .change(|settings| settings.flow_capacity = 100)
+        .change(|settings| settings.flow_capacity = 1_024)
         .unwrap();
-    assert_refused(&mut agent, &["flow_capacity = 100 has no room"]);
+    assert_refused(&mut agent, &["flow_capacity = 1024 has no room"]);
     watched.assert_well("too small a table");
     agent
         .change(|settings| {
