@@ -154,7 +154,7 @@ fn a_damaged_file_and_a_newer_one_are_refused() {
     drop(store);
     let text = Store::open(&dir.0).err().unwrap().to_string();
     assert!(
-        text.contains("newer shifter (format 99, this one knows 3)"),
+        text.contains("newer shifter (format 99, this one knows 4)"),
         "{text}"
     );
 }
@@ -235,7 +235,9 @@ fn a_file_of_the_first_format_is_brought_up_to_date_and_keeps_its_audit() {
         .connection
         .execute_batch(
             "ALTER TABLE audit DROP COLUMN request_id;
-             ALTER TABLE service DROP COLUMN cohorts_on; PRAGMA user_version = 1",
+             ALTER TABLE service DROP COLUMN cohorts_on; DROP TABLE rollout;
+             DROP TABLE rollout_note; DROP TABLE rollout_window; DROP TABLE frozen;
+             PRAGMA user_version = 1",
         )
         .unwrap();
     drop(store);
@@ -243,6 +245,7 @@ fn a_file_of_the_first_format_is_brought_up_to_date_and_keeps_its_audit() {
     let records = store.audit(&newest(9)).unwrap();
     assert_eq!(records[0].audit.action, "one");
     assert_eq!(records[0].audit.request_id, "");
+    assert!(store.open_rollouts().unwrap().is_empty());
 }
 
 fn audited<'a>(actions: &[&str]) -> Commit<'a> {

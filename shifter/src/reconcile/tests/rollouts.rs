@@ -51,6 +51,7 @@ fn pass_with_traffic(rig: &Rig, seconds: u32, failing: u64) {
                 pool.attempts += 100;
                 pool.answered += 100;
                 pool.ended += 100;
+                pool.handshake.0[20] += 100;
             }
             signals[1].resets_before_data += failing;
         });
