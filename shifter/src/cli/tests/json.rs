@@ -25,7 +25,7 @@ fn services_are_shown_whole_with_enums_as_words_and_without_seed() {
             "cohorts": [], "cohorts_off": false,
             "blue": [{"address": "10.0.0.11:8443", "weight": 1, "state": "ready"}],
             "green_pool": [{"address": "10.0.1.11:8443", "weight": 1, "state": "ready"}],
-            "breaker": null,
+            "breaker": null, "rollout": "",
         })
     );
     assert_eq!(service["green_signals"]["refused"], 2);
