@@ -68,7 +68,11 @@ pub fn step(plan: &Plan, mut state: State, event: Event, now_ms: i64) -> (State,
     if state.outcome().is_some() || check(plan, &state, &event).is_err() {
         return (state, Vec::new());
     }
-    let passed_ms = pass_time(&mut state, now_ms);
+    // Judgements come between ticks, and must not use their time up.
+    let passed_ms = match event {
+        Event::Tick(_) => pass_time(&mut state, now_ms),
+        _ => 0,
+    };
     let mut machine = Machine {
         plan,
         state,

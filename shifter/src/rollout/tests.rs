@@ -151,8 +151,10 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Right before the next tick, as the agent does.
     fn judge(&mut self, outcome: judge::Outcome) {
         let judgement = said(outcome);
+        self.now += SECOND;
         self.tell(Event::Judged { gate: 0, judgement });
     }
 

@@ -37,23 +37,16 @@ impl Reconciler {
                 rollout::step(&rollout.plan, rollout.state.clone(), event, now_ms);
             let notes = notes(&rollout.plan, &rollout.state, &next);
             let begins_to_roll_back = !is_rolling_back(&rollout.state) && is_rolling_back(&next);
-            if has_moved(&rollout.state, &next) {
-                let stored = self.store_state(core, name, &next, &notes);
-                let stored_late = stored.is_err();
-                // A rollback is carried out whatever the store says.
-                if let Err(error) = stored
-                    && !is_rolling_back(&next)
-                    && next.outcome().is_none()
-                {
-                    return Err(store_failed(&error, "the rollout stays where it is"));
+            if begins_to_roll_back {
+                // The kernel first, the store after it: nothing is waited for. A crash
+                // in between is seen by what is in force then.
+                let at_unix_ms = self.clock.unix_ms();
+                if let Some(rollout) = core.rollouts.get_mut(name) {
+                    let new = notes.iter().map(|note| happened(note, at_unix_ms));
+                    rollout.late.extend(new);
                 }
-                if stored_late && let Some(rollout) = core.rollouts.get_mut(name) {
-                    let at_unix_ms = self.clock.unix_ms();
-                    rollout
-                        .late
-                        .extend(notes.iter().map(|note| happened(note, at_unix_ms)));
-                }
-                fault::point("rollout_stored");
+            } else if has_moved(&rollout.state, &next) {
+                self.store_move(core, name, &next, &notes)?;
             }
             self.take_state(core, name, next, &notes);
             if begins_to_roll_back && let Some(rollout) = core.rollouts.get_mut(name) {
@@ -80,7 +73,37 @@ impl Reconciler {
                     }
                 }
             }
+            let state = core.rollouts.get(name).map(|rollout| rollout.state.clone());
+            if begins_to_roll_back
+                && let Some(state) = state
+                && let Err(error) = self.store_state(core, name, &state, &[])
+            {
+                tracing::warn!(service = name, %error, "not durable");
+            }
         }
+        Ok(())
+    }
+
+    /// Stores a move before it is carried out. One of a rollback goes on whatever
+    /// the store says; any other does not.
+    fn store_move(
+        &self,
+        core: &mut Core,
+        name: &str,
+        next: &State,
+        notes: &[Note],
+    ) -> Result<(), ControlError> {
+        if let Err(error) = self.store_state(core, name, next, notes) {
+            if !is_rolling_back(next) && next.outcome().is_none() {
+                return Err(store_failed(&error, "the rollout stays where it is"));
+            }
+            let at_unix_ms = self.clock.unix_ms();
+            if let Some(rollout) = core.rollouts.get_mut(name) {
+                let new = notes.iter().map(|note| happened(note, at_unix_ms));
+                rollout.late.extend(new);
+            }
+        }
+        fault::point("rollout_stored");
         Ok(())
     }
 

@@ -17,11 +17,11 @@ pub use view::{GateView, NoteView, RolloutView};
 
 use super::{
     controller::ControlError,
-    entry::{Entry, Split},
+    entry::{Entry, Split, all_to},
     reconciler::{Core, Reconciler},
 };
 use crate::{
-    rollout::{Happened, Plan, RolloutSpec, State, Step, spec},
+    rollout::{Happened, Phase, Plan, RolloutSpec, State, Step, spec},
     store::{AuditQuery, RolloutRow},
 };
 use aftermath::Aftermath;
@@ -152,7 +152,12 @@ impl Reconciler {
             }
             rollout.seen_step = step;
         }
-        rollout.sampler.taken_back = taken_back_since(core, &row.service, row.audit_mark);
+        let is_on_its_way_back = matches!(rollout.state.phase, Phase::RollingBack { .. });
+        if !is_on_its_way_back {
+            let back = taken_back_since(core, &row.service, row.audit_mark);
+            rollout.sampler.taken_back =
+                back.or_else(|| not_in_force(core, &row.service, &rollout));
+        }
         Ok(rollout)
     }
 
@@ -205,6 +210,16 @@ impl Reconciler {
     }
 }
 
+/// The kernel had the live pool's way back already, and a crash kept it from the audit.
+fn not_in_force(core: &Core, service: &str, rollout: &Rollout) -> Option<String> {
+    let entry = core.services.get(service)?;
+    let settled = rollout.state.pending.is_none() && !rollout.is_over();
+    let has_weight = rollout.state.weight.threshold() != 0;
+    let is_good = entry.spec.green.threshold() == all_to(entry.spec.live).threshold();
+    (settled && has_weight && is_good)
+        .then(|| "the live pool has everything again since the agent ended".to_owned())
+}
+
 /// Whether somebody else has given the live pool everything since the rollout was
 /// last stored, and in which words.
 fn taken_back_since(core: &Core, service: &str, mark: u64) -> Option<String> {
@@ -218,8 +233,8 @@ fn taken_back_since(core: &Core, service: &str, mark: u64) -> Option<String> {
     let since = records
         .into_iter()
         .take_while(|record| record.number > mark);
-    let mut back =
-        since.filter(|record| record.audit.action == "rollback" && record.audit.actor != ACTOR);
+    // Its own, too: the agent may have died before it could store that it does so.
+    let mut back = since.filter(|record| record.audit.action == "rollback");
     back.next().map(|record| {
         let audit = record.audit;
         format!(
