@@ -48,11 +48,13 @@ pub fn note(place: u64, entry: *const FlowEntry, events: u32) {
 /// Frees an entry that its flow has no use for any more.
 #[inline(always)]
 pub fn free(entry: *mut FlowEntry, control: u64, now: u32) -> bool {
+    // Before it is given up: the place may be another flow's right after.
     let flags = get!(entry, flags);
-    let is_unanswered = is_unanswered(control_state(control), flags);
+    let index = u32::from(get!(entry, service)) * 2 + u32::from(flags & FLOW_GREEN != 0);
+    let (generation, created) = (get!(entry, generation), get!(entry, created));
     let freed = transition(entry, control, STATE_FREE, now);
-    if freed && is_unanswered {
-        note(0, entry, unanswered_events(flags));
+    if freed && is_unanswered(control_state(control), flags) {
+        note_events(0, index, unanswered_events(flags), generation, created);
     }
     freed
 }
@@ -127,9 +129,9 @@ fn time(times: *mut FlowTimes, index: u32, events: u32, created: u32) {
     }
     let data = get!(times, data);
     if events & EVENT_BACKEND_DATA != 0 && data != 0 {
-        // The client's data may be older than its units tell; it is not older
-        // than the flow.
-        put(index, FIRST_BYTE, elapsed_ns(data, now, created, tick));
+        // When the data came is known in units only, which tell apart what lies
+        // half an hour back; the flow may be older than that.
+        put(index, FIRST_BYTE, elapsed_ns(data, now, tick, tick));
     }
     if events & 1 << ENDED != 0 && syn != 0 {
         put(index, DURATION, elapsed_ns(syn, now, created, tick));
@@ -242,7 +244,9 @@ fn judge(index: u32, events: u32, generation: u32) {
         return;
     };
     let half = half_of(clock::coarse_ns(), body.breaker_window_ns);
-    turn(record, u64::from(generation), half);
+    if !turn(record, u64::from(generation), half) {
+        return;
+    }
     // SAFETY: words of a map value, aligned to 8.
     unsafe {
         let odd = half & 1 != 0;
@@ -283,15 +287,23 @@ fn judge(index: u32, events: u32, generation: u32) {
     }
 }
 
-/// Forgets what is of another generation or has left the window.
+/// As [`BreakerRecord::generation`]: the counts of another are being taken back.
+const TURNING: u64 = u64::MAX;
+
+/// Forgets what is of another generation or has left the window. False while another
+/// CPU does so for a generation: what is counted then would be taken back, or judged
+/// with the counts of before.
 #[inline(always)]
-fn turn(record: *mut BreakerRecord, generation: u64, half: u64) {
+fn turn(record: *mut BreakerRecord, generation: u64, half: u64) -> bool {
     let (of, before) = (get!(record, generation), get!(record, half));
     // SAFETY: words of a map value, aligned to 8.
     unsafe {
-        let stale = if of != generation {
-            if atomic::compare_exchange(&raw mut (*record).generation, of, generation) != of {
-                return;
+        let is_new = of != generation;
+        let stale = if is_new {
+            if of == TURNING
+                || atomic::compare_exchange(&raw mut (*record).generation, of, TURNING) != of
+            {
+                return false;
             }
             core::ptr::write_volatile(&raw mut (*record).half, half);
             (true, true)
@@ -299,7 +311,7 @@ fn turn(record: *mut BreakerRecord, generation: u64, half: u64) {
             if before == half
                 || atomic::compare_exchange(&raw mut (*record).half, before, half) != before
             {
-                return;
+                return true;
             }
             outdated(before, half)
         };
@@ -311,5 +323,9 @@ fn turn(record: *mut BreakerRecord, generation: u64, half: u64) {
             core::ptr::write_volatile(&raw mut (*record).attempts[1], 0);
             core::ptr::write_volatile(&raw mut (*record).failures[1], 0);
         }
+        if is_new {
+            atomic::compare_exchange(&raw mut (*record).generation, TURNING, generation);
+        }
     }
+    true
 }

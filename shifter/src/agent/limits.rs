@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::datapath::{
-    load::{Pins, shapes},
+    load::{Pins, possible_cpus, shapes},
     migrate::makes_table,
 };
 
@@ -66,7 +66,9 @@ pub fn check_memory(pins: &Pins, flow_capacity: u32) -> Result<()> {
     if !makes_table(pins, flow_capacity) {
         return Ok(());
     }
-    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
+    // The kernel keeps a value for each CPU that there can be, whichever of them this
+    // process may use.
+    let cpus = possible_cpus();
     let needed: u64 = shapes(flow_capacity)
         .iter()
         .map(|shape| shape.bytes(cpus))

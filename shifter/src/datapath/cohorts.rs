@@ -66,7 +66,13 @@ impl Cohorts {
             let (set, rule) = rule_of(&key, rule);
             rules.entry(set).or_default().push(rule);
         }
-        let sets: BTreeSet<u32> = rules.keys().map(|set| u32::from(*set)).collect();
+        // Those that a service names are taken even where their prefixes were lost with
+        // the map: another service's set must not come under their number.
+        let taken = rules.keys().chain(named).copied();
+        let sets: BTreeSet<u32> = taken
+            .filter(|set| *set != NO_COHORT_SET)
+            .map(u32::from)
+            .collect();
         let dropped: BTreeSet<CohortSet> = rules
             .keys()
             .copied()

@@ -96,6 +96,12 @@ pub(super) const OLD_XDP: &str = "OLD_XDP";
 /// See docs/maps.md.
 pub(super) const OLD_TC: &str = "OLD_TC";
 
+/// CPUs that the kernel keeps values of per-CPU maps for. Without their number it would
+/// have no such maps.
+pub fn possible_cpus() -> u64 {
+    aya::util::nr_cpus().unwrap_or(1) as u64
+}
+
 /// Number of sets for a capacity: twice as many entries as flows, a power of two.
 pub fn flow_sets(capacity: u32) -> u32 {
     (2 * capacity)

@@ -16,7 +16,7 @@ use crate::datapath::{
     BackendId, DatapathError, LimitUse, ServiceId, VerdictCount,
     backends::Plain,
     flows::{FlowTable, state_name},
-    load::{failed, timed_sets},
+    load::{failed, possible_cpus, timed_sets},
 };
 
 /// The per-CPU maps.
@@ -117,8 +117,7 @@ impl Counters {
 /// What of each limit is used. Flows are those of the last pass over the table:
 /// reading a limit makes none.
 pub(super) fn limits(tables: &Tables, flow_capacity: u32, flows: &FlowTable) -> Vec<LimitUse> {
-    // Without a number of CPUs the kernel would have no maps for each.
-    let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
+    let cpus = possible_cpus();
     let has_histograms = |id: &ServiceId| u32::from(*id) < HISTOGRAM_SERVICES;
     let timed = u64::from(timed_sets(flow_capacity)) * SET_ENTRIES as u64;
     let bytes = |elements: u32, size: usize| u64::from(elements) * size as u64;

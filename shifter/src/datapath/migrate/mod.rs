@@ -250,15 +250,17 @@ impl Migration {
         Ok(next)
     }
 
-    /// The table must hold what is there, with the same margin as ever.
+    /// The table must hold what is there, with a margin: at capacity one flow in
+    /// 100,000 finds no place, and one that does not keeps a migration from its end.
     fn refuse_little_room(&self, flow_capacity: u32) -> Result<(), DatapathError> {
         let mut live = 0u64;
         self.old.for_each(|_| live += 1);
-        if live <= u64::from(flow_capacity) {
+        let needed = live + live.div_ceil(15);
+        if needed <= u64::from(flow_capacity) {
             return Ok(());
         }
         Err(DatapathError::Refused(format!(
-            "{live} flows are in the table that is there, and flow_capacity = {flow_capacity} has no room for them: set {live} or more, or wait until flows have ended"
+            "{live} flows are in the table that is there, and flow_capacity = {flow_capacity} has no room for them: set {needed} or more, or wait until flows have ended"
         )))
     }
 
@@ -376,7 +378,7 @@ impl Migration {
             return Ok(passed.placed);
         }
         Err(DatapathError::Refused(format!(
-            "{} proven flows of the table before find no place in the new one: set a larger flow_capacity and start the version of before; until then both tables are in use, and no flow is lost",
+            "{} proven flows of the table before find no place in the new one: start this agent again, with the same flow_capacity, when some flows have ended; until then both tables are in use, and no flow is lost",
             passed.without_place
         )))
     }
