@@ -33,9 +33,7 @@ impl KernelDatapath {
         hook: Ingress,
         why: &str,
     ) -> Result<(), DatapathError> {
-        if hook == Ingress::Xdp {
-            self.refuse_xdp()?;
-        }
+        self.refuse_unasked(hook)?;
         let mut attacher = lock(&self.attacher);
         attacher.attach_ingress(name, ifindex, hook)?;
         let egress = match attacher.egress() {

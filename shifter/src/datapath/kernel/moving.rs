@@ -1,7 +1,11 @@
 //! The steps of a migration that lie before and after the attach.
 
 use super::{KernelDatapath, lock};
-use crate::datapath::{DatapathError, attach::Place, migrate};
+use crate::datapath::{
+    DatapathError,
+    attach::{Ingress, Place},
+    migrate,
+};
 
 impl KernelDatapath {
     /// Before the first program is attached.
@@ -26,12 +30,18 @@ impl KernelDatapath {
         }
     }
 
-    /// Whether flows that XDP is not asked about would be lost to it.
-    pub(super) fn refuse_xdp(&self) -> Result<(), DatapathError> {
+    /// Refuses a hook that has no program before to ask: flows would be strangers to it.
+    pub(super) fn refuse_unasked(&self, hook: Ingress) -> Result<(), DatapathError> {
         match &*lock(&self.migration) {
-            Some(migration) if !migration.can_attach_xdp() => Err(DatapathError::Refused(
-                "flows move over from another layout, whose XDP program is not known: start with the hook that was used before, and change it in a start after that".to_owned(),
-            )),
+            Some(migration) if !migration.can_attach(hook) => {
+                let hook = match hook {
+                    Ingress::Xdp => "XDP",
+                    Ingress::Tc => "tc",
+                };
+                Err(DatapathError::Refused(format!(
+                    "flows move over from another layout, whose program at {hook} is not known: start with the hook that was used before, and change it in a start after that"
+                )))
+            }
             _ => Ok(()),
         }
     }

@@ -35,6 +35,7 @@ use shifter_common::abi::{
 
 use super::{
     DatapathError, NamedIds,
+    attach::Ingress,
     load::{Pins, failed, flow_sets},
     memory::{MappedArray, grace_period},
     pinned::bpf,
@@ -295,10 +296,11 @@ impl Migration {
         Ok(())
     }
 
-    /// Whether the new XDP program has one to ask, where any program ran.
-    pub fn can_attach_xdp(&self) -> bool {
+    /// Whether the new program of a hook has one to ask, where any program ran.
+    pub fn can_attach(&self, hook: Ingress) -> bool {
         let anything_ran = self.begun || self.programs.iter().any(Option::is_some);
-        !anything_ran || programs::Asked::open(&self.pins.next()).is_ok_and(|asked| asked.has_xdp())
+        let can_ask = |asked: programs::Asked| asked.can_ask(hook);
+        !anything_ran || programs::Asked::open(&self.pins.next()).is_ok_and(can_ask)
     }
 
     /// Nothing was attached by this start, and nothing of it is left. Says so.

@@ -12,7 +12,7 @@ use shifter_common::abi::miss::*;
 use super::{OBJ_GET, OBJ_PIN, path_text};
 use crate::datapath::{
     DatapathError,
-    attach::Place,
+    attach::{Ingress, Place},
     clsact,
     inspect::{pinned_tag, stranger},
     load::{OLD_TC, OLD_XDP, Pins, failed},
@@ -178,9 +178,13 @@ impl Asked {
         }
     }
 
-    /// Whether an XDP program can be asked, or none has to be any more.
-    pub fn has_xdp(&self) -> bool {
-        has(&self.xdp, MISS_REPLY) || !has(&self.tc, MISS_EGRESS)
+    /// Whether the program before can be asked at a hook, or none has to be any more.
+    pub fn can_ask(&self, hook: Ingress) -> bool {
+        let map = match hook {
+            Ingress::Xdp => &self.xdp,
+            Ingress::Tc => &self.tc,
+        };
+        has(map, MISS_REPLY) || !has(&self.tc, MISS_EGRESS)
     }
 }
 
