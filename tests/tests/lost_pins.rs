@@ -373,7 +373,10 @@ fn maps_of_which_some_are_lost_for_good_are_refused_with_what_detach_would_cut()
     for name in names(&links(&lab)) {
         fs::remove_file(links(&lab).join(name)).unwrap();
     }
-    // Programs end some time after their last link.
+    for name in ["shifter_xdp", "shifter_ingress", "shifter_egress"] {
+        fs::remove_file(maps(&lab).join(name)).unwrap();
+    }
+    // Programs end some time after their last pin.
     thread::sleep(Duration::from_secs(1));
     fs::remove_file(maps(&lab).join("RINGS")).unwrap();
     let refused = format!("{:#}", agent.restart().unwrap_err());
