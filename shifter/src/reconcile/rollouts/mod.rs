@@ -10,7 +10,7 @@ mod sample;
 mod tick;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 pub use gates::{Ask, HookRun, Work};
 pub use view::{GateView, NoteView, RolloutView};
@@ -21,7 +21,7 @@ use super::{
     reconciler::{Core, Reconciler},
 };
 use crate::{
-    rollout::{Happened, Phase, Plan, RolloutSpec, State, Step, spec},
+    rollout::{Event, Happened, Phase, Plan, RolloutSpec, State, Step, spec},
     store::{AuditQuery, RolloutRow},
 };
 use aftermath::Aftermath;
@@ -56,6 +56,8 @@ pub struct Rollout {
     slow: Option<u64>,
     /// What a crash had cut off was looked at.
     resumed: bool,
+    /// Results of effects that the store could not take: they are taken in first.
+    owed: VecDeque<Event>,
     /// What happened on the way back while the store failed.
     late: Vec<Happened>,
     /// Cannot be stored just now, for this reason.
@@ -176,6 +178,7 @@ impl Reconciler {
             aftermath: None,
             slow: None,
             resumed: false,
+            owed: VecDeque::new(),
             late: Vec::new(),
             unstored: None,
             spec,

@@ -84,6 +84,7 @@ impl Reconciler {
         }
         self.renew_lease(core, name)?;
         self.resume_rollout(core, name)?;
+        self.take_owed(core, name);
         self.judge_rollout(core, name)?;
         let facts = facts(core, name, census);
         let before = core.rollouts.get(name).map(|r| r.state.clone());

@@ -11,7 +11,9 @@ use crate::{
             ControlError, DrainTarget, ReportFormat, RolloutCommand, RolloutView, StartRollout,
         },
         reconciler::lock,
+        rollouts::HookRun,
     },
+    rollout::{OnDoubt, Step},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -315,6 +317,39 @@ fn what_reaches_out_of_the_agent_cannot_come_over_the_api() {
     }
     assert!(lock(&rig.reconciler.core).rollouts.is_empty());
     assert_eq!(rig.reconciler.rollouts("", 10).unwrap().len(), 0);
+}
+
+/// Puts a hook behind the step that a rollout is in, and lets it be asked for.
+fn reach_hook(rig: &Rig) -> HookRun {
+    {
+        let mut core = lock(&rig.reconciler.core);
+        let rollout = core.rollouts.get_mut("web").unwrap();
+        let hook = Step::Hook {
+            name: "warm".into(),
+            backend: None,
+            on_error: OnDoubt::Hold,
+        };
+        rollout.plan.steps[rollout.state.step] = hook;
+    }
+    rig.clock.pass(SECOND);
+    rig.reconciler.tick_rollouts().hooks.remove(0)
+}
+
+#[test]
+fn a_result_that_the_store_cannot_take_is_taken_in_later() {
+    let rig = with_signals();
+    start(&rig, CANARY).unwrap();
+    let run = reach_hook(&rig);
+    let step = view(&rig).step;
+    rig.disk_full(true);
+    rig.reconciler.rollout_hook_done(&run, Ok(()));
+    pass(&rig, 3);
+    assert_eq!(view(&rig).step, step, "it is not stored that it is done");
+    rig.disk_full(false);
+    pass(&rig, 1);
+    assert_eq!(view(&rig).step, step + 1);
+    pass(&rig, 20);
+    assert_eq!(view(&rig).state, "promoted");
 }
 
 #[test]
