@@ -21,7 +21,7 @@ use super::{
     reconciler::{Core, Reconciler},
 };
 use crate::{
-    rollout::{Event, Happened, Phase, Plan, RolloutSpec, State, Step, spec},
+    rollout::{Action, Event, Happened, Phase, Plan, RolloutSpec, State, Step, Strategy, spec},
     store::{AuditQuery, RolloutRow},
 };
 use aftermath::Aftermath;
@@ -216,10 +216,19 @@ impl Reconciler {
 /// The kernel had the live pool's way back already, and a crash kept it from the audit.
 fn not_in_force(core: &Core, service: &str, rollout: &Rollout) -> Option<String> {
     let entry = core.services.get(service)?;
-    let settled = rollout.state.pending.is_none() && !rollout.is_over();
-    let has_weight = rollout.state.weight.threshold() != 0;
+    let state = &rollout.state;
+    if rollout.is_over() || entry.spec.live == rollout.plan.candidate {
+        return None;
+    }
     let is_good = entry.spec.green.threshold() == all_to(entry.spec.live).threshold();
-    (settled && has_weight && is_good)
+    let cohort_first = rollout.spec.strategy == Strategy::CohortFirst && state.wrote_weight;
+    let cohorts_gone = !entry.spec.cohorts.is_empty() && !entry.spec.cohorts_on;
+    // Its own write, whose result was not stored.
+    let is_pending = state.pending.as_ref().is_some_and(|effect| {
+        matches!(effect.action, Action::Weight { candidate } if candidate.threshold() == 0)
+    });
+    let is_missed = state.weight.threshold() != 0 || cohort_first && cohorts_gone;
+    (is_good && is_missed && !is_pending)
         .then(|| "the live pool has everything again since the agent ended".to_owned())
 }
 

@@ -13,7 +13,7 @@ use crate::{
         reconciler::lock,
         rollouts::HookRun,
     },
-    rollout::{OnDoubt, Step},
+    rollout::{Action, Effect, OnDoubt, Step},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -191,6 +191,50 @@ fn after_a_reboot_within_the_lease_it_goes_on() {
     );
 }
 
+/// As if a weight were asked for whose result has not come.
+fn ask_for(rig: &Rig, candidate: &str) {
+    let mut core = lock(&rig.reconciler.core);
+    let state = &mut core.rollouts.get_mut("web").unwrap().state;
+    state.pending = Some(Effect {
+        id: state.next_id,
+        action: Action::Weight {
+            candidate: candidate.parse().unwrap(),
+        },
+    });
+    state.next_id += 1;
+    state.failed = Some("it was in doubt".into());
+}
+
+#[test]
+fn a_rollback_that_a_kill_kept_from_the_store_ends_it() {
+    for freezes in [false, true] {
+        let mut rig = with_signals();
+        start(&rig, CANARY).unwrap();
+        if freezes {
+            // The next weight is asked for, and stays so.
+            rig.reconciler.freeze("web", &context()).unwrap();
+            ask_for(&rig, "50%");
+            pass(&rig, 1);
+        } else {
+            pass(&rig, 2);
+        }
+        rig.disk_full(true);
+        rig.rollback(0).unwrap();
+        rig.restart();
+        if freezes {
+            rig.reconciler.unfreeze("web", &context()).unwrap();
+        }
+        assert_eq!(rig.green(), "0%");
+        pass(&rig, 20);
+        assert_eq!(
+            (view(&rig).state.as_str(), rig.green().as_str()),
+            ("rolled back", "0%"),
+            "{}",
+            view(&rig).why
+        );
+    }
+}
+
 #[test]
 fn people_are_kept_from_the_weight_and_a_rollback_ends_it() {
     let rig = with_signals();
@@ -271,6 +315,39 @@ fn a_full_disk_holds_a_rollout_and_never_its_way_back() {
         .unwrap();
 }
 
+/// Puts a hook behind the step that a rollout is in, and lets it be asked for.
+fn reach_hook(rig: &Rig) -> HookRun {
+    {
+        let mut core = lock(&rig.reconciler.core);
+        let rollout = core.rollouts.get_mut("web").unwrap();
+        let hook = Step::Hook {
+            name: "warm".into(),
+            backend: None,
+            on_error: OnDoubt::Hold,
+        };
+        rollout.plan.steps[rollout.state.step] = hook;
+    }
+    rig.clock.pass(SECOND);
+    rig.reconciler.tick_rollouts().hooks.remove(0)
+}
+
+#[test]
+fn a_result_that_the_store_cannot_take_is_taken_in_later() {
+    let rig = with_signals();
+    start(&rig, CANARY).unwrap();
+    let run = reach_hook(&rig);
+    let step = view(&rig).step;
+    rig.disk_full(true);
+    rig.reconciler.rollout_hook_done(&run, Ok(()));
+    pass(&rig, 3);
+    assert_eq!(view(&rig).step, step, "it is not stored that it is done");
+    rig.disk_full(false);
+    pass(&rig, 1);
+    assert_eq!(view(&rig).step, step + 1);
+    pass(&rig, 20);
+    assert_eq!(view(&rig).state, "promoted");
+}
+
 #[test]
 fn a_drain_keeps_the_weight_and_its_dead_man() {
     let rig = Rig::with_web();
@@ -317,39 +394,6 @@ fn what_reaches_out_of_the_agent_cannot_come_over_the_api() {
     }
     assert!(lock(&rig.reconciler.core).rollouts.is_empty());
     assert_eq!(rig.reconciler.rollouts("", 10).unwrap().len(), 0);
-}
-
-/// Puts a hook behind the step that a rollout is in, and lets it be asked for.
-fn reach_hook(rig: &Rig) -> HookRun {
-    {
-        let mut core = lock(&rig.reconciler.core);
-        let rollout = core.rollouts.get_mut("web").unwrap();
-        let hook = Step::Hook {
-            name: "warm".into(),
-            backend: None,
-            on_error: OnDoubt::Hold,
-        };
-        rollout.plan.steps[rollout.state.step] = hook;
-    }
-    rig.clock.pass(SECOND);
-    rig.reconciler.tick_rollouts().hooks.remove(0)
-}
-
-#[test]
-fn a_result_that_the_store_cannot_take_is_taken_in_later() {
-    let rig = with_signals();
-    start(&rig, CANARY).unwrap();
-    let run = reach_hook(&rig);
-    let step = view(&rig).step;
-    rig.disk_full(true);
-    rig.reconciler.rollout_hook_done(&run, Ok(()));
-    pass(&rig, 3);
-    assert_eq!(view(&rig).step, step, "it is not stored that it is done");
-    rig.disk_full(false);
-    pass(&rig, 1);
-    assert_eq!(view(&rig).step, step + 1);
-    pass(&rig, 20);
-    assert_eq!(view(&rig).state, "promoted");
 }
 
 #[test]
