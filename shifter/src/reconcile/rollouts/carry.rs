@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::ACTOR;
+use super::{ACTOR, Rollout};
 use crate::{
     fault,
     model::{BackendState, PoolName, ServiceSpec, Weight},
@@ -213,7 +213,9 @@ impl Reconciler {
     /// changes, and nobody has to be told.
     pub(super) fn renew_lease(&self, core: &mut Core, name: &str) -> Result<(), ControlError> {
         let now_ns = self.clock.boot_ns();
-        let Some(rollout) = core.rollouts.get(name).filter(|r| !r.is_over()) else {
+        // One on its way back wants the lease to pass where the kernel refuses it.
+        let goes_on = |r: &&Rollout| !r.is_over() && !r.is_rolling_back();
+        let Some(rollout) = core.rollouts.get(name).filter(goes_on) else {
             return Ok(());
         };
         let third_ns = rollout.plan.lease_ms * 1_000_000 / 3;

@@ -69,6 +69,10 @@ impl Rollout {
         self.state.outcome().is_some()
     }
 
+    fn is_rolling_back(&self) -> bool {
+        matches!(self.state.phase, Phase::RollingBack { .. })
+    }
+
     /// Whether it waits for flows to end.
     fn awaits_flows(&self) -> bool {
         let step = self.plan.steps.get(self.state.step);
@@ -154,8 +158,7 @@ impl Reconciler {
             }
             rollout.seen_step = step;
         }
-        let is_on_its_way_back = matches!(rollout.state.phase, Phase::RollingBack { .. });
-        if !is_on_its_way_back {
+        if !rollout.is_rolling_back() {
             let back = taken_back_since(core, &row.service, row.audit_mark);
             rollout.sampler.taken_back =
                 back.or_else(|| not_in_force(core, &row.service, &rollout));

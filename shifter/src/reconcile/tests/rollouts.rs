@@ -13,7 +13,7 @@ use crate::{
         reconciler::lock,
         rollouts::HookRun,
     },
-    rollout::{Action, Effect, OnDoubt, Step},
+    rollout::{Action, Effect, OnDoubt, Phase, Step},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -270,6 +270,39 @@ fn people_are_kept_from_the_weight_and_a_rollback_ends_it() {
 }
 
 #[test]
+fn a_rollback_to_what_is_not_known_ends_nothing() {
+    let rig = with_signals();
+    start(&rig, CANARY).unwrap();
+    let refused = rig.rollback(9_999).unwrap_err();
+    assert!(
+        refused.to_string().contains("has no generation 9999"),
+        "{refused}"
+    );
+    assert_eq!(
+        (view(&rig).state.as_str(), rig.green().as_str()),
+        ("running", "10%")
+    );
+    pass(&rig, 15);
+    assert_eq!(view(&rig).state, "promoted");
+}
+
+#[test]
+fn the_lease_is_not_renewed_on_the_way_back() {
+    let rig = with_signals();
+    start(&rig, CANARY).unwrap();
+    let phase = Phase::RollingBack { reason: "x".into() };
+    lock(&rig.reconciler.core)
+        .rollouts
+        .get_mut("web")
+        .unwrap()
+        .state
+        .phase = phase;
+    pass(&rig, 20);
+    let left = rig.reconciler.get("web").unwrap().dead_man.unwrap();
+    assert!(left.remaining_s <= 10.0, "{}", left.remaining_s);
+}
+
+#[test]
 fn a_freeze_refuses_all_but_the_way_back() {
     let mut rig = with_signals();
     start(&rig, CANARY).unwrap();
@@ -313,6 +346,20 @@ fn a_full_disk_holds_a_rollout_and_never_its_way_back() {
     rig.reconciler
         .rollout_report("web", 0, ReportFormat::Markdown)
         .unwrap();
+}
+
+#[test]
+fn a_failed_judgement_needs_no_disk() {
+    let rig = with_signals();
+    let json = r#"{"strategy":"canary","steps":["50%"],"interval":"10m","gates":[{"judge":"sequential"}]}"#;
+    start(&rig, json).unwrap();
+    pass_with_traffic(&rig, 5, 0);
+    rig.disk_full(true);
+    pass_with_traffic(&rig, 60, 5);
+    assert_eq!(rig.green(), "0%", "{}", view(&rig).why);
+    rig.disk_full(false);
+    pass(&rig, 3);
+    assert_eq!(view(&rig).state, "rolled back");
 }
 
 /// Puts a hook behind the step that a rollout is in, and lets it be asked for.
