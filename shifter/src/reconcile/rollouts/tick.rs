@@ -247,6 +247,28 @@ impl Reconciler {
         }
     }
 
+    /// Whoever asked gates and ran hooks is gone, and with it what was under way: gates
+    /// are asked again, and a hook that was begun has failed.
+    pub fn forsake_rollouts(&self) {
+        let mut core = lock(&self.core);
+        let not_begun = std::mem::take(&mut *lock(&self.rollout_work)).hooks;
+        for run in not_begun {
+            if let Some(rollout) = core.rollouts.get_mut(&run.service) {
+                rollout.asked.hooks.retain(|id| *id != run.effect.id);
+            }
+        }
+        for rollout in core.rollouts.values_mut() {
+            rollout.asked.forget_running();
+            let is_new_hook = rollout.state.pending.as_ref().is_some_and(|effect| {
+                matches!(effect.action, Action::Hook { .. })
+                    && !rollout.asked.hooks.contains(&effect.id)
+            });
+            if !is_new_hook {
+                rollout.resumed = false;
+            }
+        }
+    }
+
     /// An answer of a gate that was asked for outside.
     pub fn rollout_judged(&self, ask: &Ask, judgement: Judgement) {
         let mut core = lock(&self.core);
