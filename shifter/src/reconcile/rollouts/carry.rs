@@ -62,7 +62,6 @@ impl Reconciler {
         effect: &Effect,
         candidate: Weight,
     ) -> Result<Option<Receipt>, ControlError> {
-        self.check_frozen(core, name)?;
         let (pool, lease_ms) = guarded(core, name)?;
         let strategy = core.rollouts.get(name).map(|rollout| rollout.spec.strategy);
         let cohort_first = strategy == Some(Strategy::CohortFirst);
@@ -82,6 +81,10 @@ impl Reconciler {
             && entry.spec.cohorts_on == cohorts_on;
         if same && entry.dead_man.is_some() == needs_lease(entry, green, cohorts_on) {
             return Ok(None);
+        }
+        // The way back is let through.
+        if needs_lease(entry, green, cohorts_on) {
+            self.check_frozen(core, name)?;
         }
         self.check_gain(entry, green)?;
         let mut next = Split {
@@ -127,6 +130,7 @@ impl Reconciler {
         if entry.dead_man.is_none() {
             return Ok(None);
         }
+        self.check_frozen(core, name)?;
         let write = SplitWrite {
             next: Split {
                 dead_man: None,

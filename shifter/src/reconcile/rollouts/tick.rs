@@ -86,7 +86,11 @@ impl Reconciler {
         self.resume_rollout(core, name)?;
         self.take_owed(core, name);
         self.judge_rollout(core, name)?;
-        let facts = facts(core, name, census);
+        let frozen = self.check_frozen(core, name).err();
+        let facts = Facts {
+            frozen: frozen.map(|error| error.to_string()),
+            ..facts(core, name, census)
+        };
         let before = core.rollouts.get(name).map(|r| r.state.clone());
         self.advance_rollout(core, name, Event::Tick(facts))?;
         self.collect_hook(core, name);
@@ -228,6 +232,9 @@ impl Reconciler {
 
     /// A hook that is asked for is handed out once.
     fn collect_hook(&self, core: &mut Core, name: &str) {
+        if self.check_frozen(core, name).is_err() {
+            return;
+        }
         let Some(rollout) = core.rollouts.get_mut(name) else {
             return;
         };
@@ -332,5 +339,6 @@ fn facts(core: &Core, name: &str, census: &Census) -> Facts {
     Facts {
         flows: census.services.get(&entry.id).copied().unwrap_or_default(),
         backends: backends.collect(),
+        frozen: None,
     }
 }
