@@ -9,6 +9,7 @@ use crate::{
         Controller as _,
         controller::{
             ControlError, DrainTarget, ReportFormat, RolloutCommand, RolloutView, StartRollout,
+            WriteContext,
         },
         reconciler::lock,
         rollouts::HookRun,
@@ -377,6 +378,37 @@ fn a_freeze_keeps_the_dead_man_until_it_ends() {
         (view(&rig).state.as_str(), rig.green().as_str()),
         ("completed", "10%")
     );
+}
+
+#[test]
+fn what_is_told_twice_under_one_id_is_done_once() {
+    let rig = with_signals();
+    let of = |id: &str| WriteContext {
+        request_id: id.into(),
+        ..context()
+    };
+    let json = r#"{"strategy":"canary","steps":["10%","pause","50%","pause"],"interval":"1s"}"#;
+    let begin = StartRollout {
+        service: "web".into(),
+        spec: Some(json.into()),
+    };
+    let begun = rig.reconciler.start_rollout(&begin, &of("a")).unwrap();
+    let again = rig.reconciler.start_rollout(&begin, &of("a")).unwrap();
+    assert_eq!(begun.id, again.id);
+    pass(&rig, 3);
+    let advance = |id| {
+        let told = rig
+            .reconciler
+            .command_rollout("web", RolloutCommand::Advance, &of(id));
+        told.unwrap().step
+    };
+    let first = advance("b");
+    pass(&rig, 3);
+    let second = view(&rig).step;
+    assert!(second >= first);
+    assert_eq!(advance("b"), second);
+    assert_eq!(rig.green(), "50%");
+    assert!(advance("c") > second);
 }
 
 #[test]
