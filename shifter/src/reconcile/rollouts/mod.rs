@@ -120,9 +120,15 @@ impl Reconciler {
                     tracing::info!(service, rollout = id, "goes on with a rollout");
                     core.rollouts.insert(service, rollout);
                 }
-                Err(why) => core.warnings.push(format!(
-                    "rollout {id} of service {service:?} cannot go on ({why}): its lease ends it; start another one"
-                )),
+                Err(why) => {
+                    core.warnings.push(format!(
+                        "rollout {id} of service {service:?} cannot go on ({why}): its lease ends it; start another one"
+                    ));
+                    // It would be in the way of the next one, and stay for ever.
+                    if let Err(error) = core.store.lose_rollout(id, self.clock.unix_ms()) {
+                        tracing::warn!(service, rollout = id, %error, "it stays open in the store");
+                    }
+                }
             }
         }
     }
@@ -149,10 +155,10 @@ impl Reconciler {
         rollout.actor = row.actor;
         rollout.reason = row.reason;
         rollout.began_unix_ms = row.began_unix_ms;
-        if let Ok(windows) = core.store.rollout_windows(row.id) {
-            let step = rollout.state.step;
+        let step = rollout.state.step;
+        if let Ok(windows) = core.store.rollout_windows_of(row.id, step) {
             rollout.sampler.resume(step);
-            for window in windows.iter().filter(|window| window.step == step) {
+            for window in &windows {
                 let gates = &rollout.spec.gates;
                 rollout.seen.add(gates, window, rollout.plan.candidate);
             }

@@ -15,6 +15,7 @@ use crate::{
         rollouts::HookRun,
     },
     rollout::{Action, Effect, OnDoubt, Phase, Step},
+    store::Progress,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -409,6 +410,49 @@ fn what_is_told_twice_under_one_id_is_done_once() {
     assert_eq!(advance("b"), second);
     assert_eq!(rig.green(), "50%");
     assert!(advance("c") > second);
+}
+
+#[test]
+fn one_that_cannot_be_read_is_closed_and_in_nobodys_way() {
+    let mut rig = with_signals();
+    let id = start(&rig, CANARY).unwrap().id;
+    let progress = Progress {
+        id,
+        state: "{",
+        at_unix_ms: 1,
+        outcome: None,
+        notes: &[],
+        windows: &[],
+    };
+    let moved = lock(&rig.reconciler.core).store.move_rollout(&progress);
+    moved.unwrap();
+    rig.restart();
+    assert_eq!((view(&rig).id, view(&rig).state.as_str()), (id, "lost"));
+    assert!(view(&rig).is_over);
+    rig.rollback(0).unwrap();
+    let next = start(&rig, CANARY).unwrap();
+    assert_eq!(rig.reconciler.rollouts("", 10).unwrap().len(), 2);
+    rig.restart();
+    assert_eq!(view(&rig).id, next.id, "it is not taken up again");
+    let core = lock(&rig.reconciler.core);
+    assert!(
+        !core.warnings.iter().any(|w| w.contains("cannot go on")),
+        "{:?}",
+        core.warnings
+    );
+}
+
+#[test]
+fn one_whose_service_is_deleted_at_its_end_has_its_report_too() {
+    let rig = with_signals();
+    let id = start(&rig, CANARY).unwrap().id;
+    tell(&rig, RolloutCommand::Abort).unwrap();
+    rig.reconciler.delete("web", &context()).unwrap();
+    pass(&rig, 2);
+    let row = lock(&rig.reconciler.core).store.rollout(id).unwrap();
+    assert!(row.unwrap().report.is_some());
+    rig.apply(&[web()]).unwrap();
+    start(&rig, CANARY).unwrap();
 }
 
 #[test]
