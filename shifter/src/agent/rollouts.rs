@@ -2,12 +2,13 @@
 //! have to be asked is asked beside it.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 
 use super::{
     engine::Engine,
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     gate::{Asker, Subject},
-    judge::{Exec, GateSpec, Judge, Outcome, Policy},
+    judge::{Exec, GateSpec, Judge, Judgement, Outcome, Policy},
     reconcile::{
         Reconciler,
         rollouts::{Ask, HookRun},
@@ -33,19 +34,27 @@ const HOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// is stored as begun, and a gate is asked again by who goes on.
 pub async fn walk(engine: Engine, mut stopped: Stopped) -> Result<()> {
     let (reconciler, asker) = (engine.reconciler, engine.asker);
-    let mut asked = JoinSet::new();
+    let mut asked = Asked::default();
     let mut due = Instant::now();
+    // Of a walk that has ended nobody waits for anything.
+    let at_work = Arc::clone(&reconciler);
+    blocking(move || at_work.forsake_rollouts()).await?;
     loop {
         panics::point(ROLLOUTS);
         let at_work = Arc::clone(&reconciler);
         let work = blocking(move || at_work.tick_rollouts()).await?;
         for ask in work.asks {
-            asked.spawn(ask_gate(Arc::clone(&reconciler), Arc::clone(&asker), ask));
+            let asks = ask_gate(Arc::clone(&reconciler), Arc::clone(&asker), ask.clone());
+            asked.begin(What::Gate(Box::new(ask)), asks);
         }
         for run in work.hooks {
-            asked.spawn(run_hook(Arc::clone(&reconciler), Arc::clone(&asker), run));
+            let runs = run_hook(Arc::clone(&reconciler), Arc::clone(&asker), run.clone());
+            asked.begin(What::Hook(Box::new(run)), runs);
         }
-        while asked.try_join_next().is_some() {}
+        for (what, why) in asked.panicked() {
+            let at_work = Arc::clone(&reconciler);
+            blocking(move || what.fails(&at_work, &why)).await?;
+        }
         // A round that took long is not made up for.
         due = (due + EVERY).max(Instant::now());
         tokio::select! {
@@ -53,8 +62,60 @@ pub async fn walk(engine: Engine, mut stopped: Stopped) -> Result<()> {
             _ = stopped.wait_for(|stop| *stop) => break,
         }
     }
-    asked.shutdown().await;
+    asked.tasks.shutdown().await;
     Ok(())
+}
+
+/// What is asked of others.
+enum What {
+    Gate(Box<Ask>),
+    Hook(Box<HookRun>),
+}
+
+impl What {
+    /// Nobody else says that it got no answer.
+    fn fails(&self, reconciler: &Reconciler, why: &str) {
+        let reason = format!("asking it panicked: {why}");
+        match self {
+            Self::Gate(ask) => reconciler.rollout_judged(
+                ask,
+                Judgement {
+                    outcome: Outcome::Error,
+                    reason,
+                    statistics: Vec::new(),
+                },
+            ),
+            Self::Hook(run) => reconciler.rollout_hook_done(run, Err(reason)),
+        }
+    }
+}
+
+/// Tasks that ask, and what each of them asks.
+#[derive(Default)]
+struct Asked {
+    tasks: JoinSet<()>,
+    what: HashMap<Id, What>,
+}
+
+impl Asked {
+    fn begin(&mut self, what: What, asks: impl Future<Output = ()> + Send + 'static) {
+        let id = self.tasks.spawn(asks).id();
+        self.what.insert(id, what);
+    }
+
+    /// Lets go of those that have ended; gives those that panicked.
+    fn panicked(&mut self) -> Vec<(What, String)> {
+        let mut panicked = Vec::new();
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            let (id, why) = match ended {
+                Ok((id, ())) => (id, None),
+                Err(error) => (error.id(), Some(error.to_string())),
+            };
+            let what = self.what.remove(&id);
+            panicked.extend(what.zip(why));
+        }
+        panicked
+    }
 }
 
 async fn ask_gate(reconciler: Arc<Reconciler>, asker: Arc<Asker>, ask: Ask) {
@@ -108,5 +169,41 @@ async fn run_hook(reconciler: Arc<Reconciler>, asker: Arc<Asker>, run: HookRun) 
     let told = blocking(move || reconciler.rollout_hook_done(&run, result)).await;
     if let Err(error) = told {
         tracing::error!(%error, "taking a hook's result in failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hook(service: &str) -> What {
+        What::Hook(Box::new(HookRun {
+            service: service.into(),
+            rollout: 1,
+            effect: crate::rollout::Effect {
+                id: 1,
+                action: Action::Keep,
+            },
+            step: 0,
+            weight: "5%".into(),
+            candidate: "green".into(),
+        }))
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_told_of_what_was_asked() {
+        let mut asked = Asked::default();
+        asked.begin(hook("good"), async {});
+        asked.begin(hook("bad"), async { panic!("a bug") });
+        let mut found = Vec::new();
+        while !asked.what.is_empty() {
+            found.extend(asked.panicked());
+            tokio::task::yield_now().await;
+        }
+        let [(What::Hook(run), why)] = &found[..] else {
+            panic!("{} of them", found.len());
+        };
+        assert_eq!(run.service, "bad");
+        assert!(why.contains("a bug"), "{why}");
     }
 }

@@ -141,6 +141,26 @@ impl Reconciler {
         running.answer(&answer);
         Ok(answer)
     }
+
+    /// The same for what answers with a rollout: one that comes again is shown it as
+    /// it is then.
+    fn once_shown(
+        &self,
+        what: impl FnOnce() -> String,
+        name: &str,
+        context: &WriteContext,
+        write: impl FnOnce() -> Result<RolloutView, ControlError>,
+    ) -> Result<RolloutView, ControlError> {
+        let mut shown = None;
+        self.once_of_all(what, context, || {
+            shown = Some(write()?);
+            Ok((Vec::new(), Vec::new()))
+        })?;
+        match shown {
+            Some(view) => Ok(view),
+            None => self.do_get_rollout(name, 0),
+        }
+    }
 }
 
 impl Controller for Reconciler {
@@ -211,7 +231,14 @@ impl Controller for Reconciler {
         start: &StartRollout,
         context: &WriteContext,
     ) -> Result<RolloutView, ControlError> {
-        self.do_start_rollout(start, context)
+        // Another description under an id that was used is another request.
+        let what = || {
+            let spec = hash_text(start.spec.as_deref().unwrap_or_default());
+            format!("rollout start {} {spec:016x}", start.service)
+        };
+        self.once_shown(what, &start.service, context, || {
+            self.do_start_rollout(start, context)
+        })
     }
 
     fn command_rollout(
@@ -220,7 +247,10 @@ impl Controller for Reconciler {
         command: RolloutCommand,
         context: &WriteContext,
     ) -> Result<RolloutView, ControlError> {
-        self.do_command_rollout(name, command, context)
+        let what = || format!("rollout {command:?} {name}");
+        self.once_shown(what, name, context, || {
+            self.do_command_rollout(name, command, context)
+        })
     }
 
     fn rollout(&self, name: &str, id: u64) -> Result<RolloutView, ControlError> {

@@ -73,7 +73,7 @@ impl Reconciler {
             return Err(self.put_back(core, entry, &error));
         }
         core.services.remove(name);
-        core.rollouts.remove(name);
+        // A rollout that is over goes with its next round, which makes its report.
         core.frozen.remove(name);
         let vip = entry.spec.vip;
         core.vips.remove(&(vip.addr, vip.protocol));

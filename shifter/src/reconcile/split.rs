@@ -202,6 +202,8 @@ impl Reconciler {
         let mut core = lock(&self.core);
         self.record_passed_dead_man(&mut core, name);
         if to != 0 && !context.validate_only {
+            // One that cannot be gone back to ends nothing.
+            earlier_split(&core, find(&core.services, name)?, to)?;
             // Its own way back comes first, and then the generation that is asked for.
             self.rollout_taken_back(&mut core, name, &context.actor, &context.reason);
         }

@@ -502,7 +502,10 @@ impl Start<'_> {
         };
         match core.store.commit(&commit) {
             Ok(()) => core.services.values_mut().for_each(|e| e.dirty = false),
-            Err(error) => tracing::warn!(%error, "not durable"),
+            Err(error) => {
+                tracing::warn!(%error, "not durable");
+                core.unstored.extend(commit.audit);
+            }
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct Facts {
     /// Live flows, `[blue, green]`.
     pub flows: [u64; 2],
     pub backends: Vec<BackendFacts>,
+    /// Why nothing may be written but a way back.
+    pub frozen: Option<String>,
 }
 
 impl Facts {

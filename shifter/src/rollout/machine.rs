@@ -141,6 +141,9 @@ impl Machine<'_> {
     }
 
     fn tick(&mut self, facts: &Facts, passed_ms: u64) {
+        if self.is_held(facts) {
+            return;
+        }
         if let Some(effect) = &self.state.pending {
             // What failed is tried again under its number: it was not done.
             if self.state.failed.is_some() && !matches!(effect.action, Action::Hook { .. }) {
@@ -172,6 +175,42 @@ impl Machine<'_> {
                 self.look_at_progress(0);
             }
         }
+    }
+
+    /// In a freeze nothing is asked for and no time counts, but on a way back.
+    fn is_held(&mut self, facts: &Facts) -> bool {
+        if self.rolls_back() || self.takes_all_back() {
+            return false;
+        }
+        let was_frozen = std::mem::take(&mut self.state.frozen);
+        match &facts.frozen {
+            Some(why) => {
+                self.state.frozen = true;
+                self.state.holding = Some(why.clone());
+                true
+            }
+            None => {
+                if was_frozen {
+                    self.state.holding = None;
+                }
+                false
+            }
+        }
+    }
+
+    /// Its next weight gives the live pool everything that the candidate has.
+    fn takes_all_back(&self) -> bool {
+        let next = match (&self.state.pending, self.current()) {
+            (Some(effect), _) => match effect.action {
+                Action::Weight { candidate } => Some(candidate),
+                _ => None,
+            },
+            (None, Some(Step::Weight { candidate })) => Some(*candidate),
+            _ => None,
+        };
+        self.state.phase == Phase::Running
+            && self.state.weight.threshold() != 0
+            && next.is_some_and(|next| next.threshold() == 0)
     }
 
     /// What a step that nothing is asked for needs next.

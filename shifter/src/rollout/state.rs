@@ -202,6 +202,9 @@ pub struct State {
     pub next_id: u64,
     /// Why it does not go on, although it would be time.
     pub holding: Option<String>,
+    /// That is a freeze.
+    #[serde(default)]
+    pub frozen: bool,
     /// What each gate said last in this step.
     pub judged: Vec<Option<Said>>,
     /// Backends that it has drained.
@@ -231,6 +234,7 @@ impl State {
             failed: None,
             next_id: 1,
             holding: None,
+            frozen: false,
             judged: vec![None; gates],
             drained: Vec::new(),
             brought_in: Vec::new(),

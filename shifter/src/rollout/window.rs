@@ -22,6 +22,21 @@ pub struct Window {
     pub flows: [u64; 2],
 }
 
+impl Window {
+    /// Both in one.
+    pub fn followed_by(self, later: Self) -> Self {
+        let mut signals = self.signals;
+        for (sum, more) in signals.iter_mut().zip(&later.signals) {
+            add(sum, more);
+        }
+        Self {
+            ms: self.ms + later.ms,
+            signals,
+            ..later
+        }
+    }
+}
+
 /// Counts of signals by name, in the order of their writing.
 fn counts(signals: &PoolSignals) -> [(&'static str, u64); 12] {
     [

@@ -23,7 +23,7 @@ pub use audit::{Audit, AuditQuery, Recorded};
 pub use error::StoreError;
 use error::sql;
 use place::Place;
-pub use rollout::{Ended, Frozen, NewRollout, Progress, RolloutFigures, RolloutRow};
+pub use rollout::{Ended, Frozen, NewRollout, Progress, ROLLOUT_LOST, RolloutFigures, RolloutRow};
 
 /// Name of the database in the state directory.
 pub const STORE_FILE: &str = "shifter.db";

@@ -10,6 +10,9 @@ const KEPT: u32 = 200;
 /// Those of them whose windows are kept, to be judged again.
 const KEPT_WINDOWS: u32 = 20;
 
+/// Outcome of a rollout that could not go on after a start.
+pub const ROLLOUT_LOST: &str = "lost";
+
 /// A rollout that begins.
 #[derive(Clone, PartialEq, Debug)]
 pub struct NewRollout<'a> {
@@ -193,7 +196,23 @@ impl Store {
 
     /// Rollouts that are not over or have no report yet, oldest first.
     pub fn open_rollouts(&self) -> Result<Vec<RolloutRow>, StoreError> {
-        self.rollout_rows("WHERE report IS NULL ORDER BY id", "", 1_000_000)
+        self.rollout_rows(
+            "WHERE report IS NULL AND ifnull(outcome, '') <> 'lost' ORDER BY id",
+            "",
+            1_000_000,
+        )
+    }
+
+    /// Closes a rollout that cannot go on and will have no report.
+    pub fn lose_rollout(&mut self, id: u64, at_unix_ms: i64) -> Result<(), StoreError> {
+        self.transact("closing a rollout", |tx| {
+            tx.execute(
+                "UPDATE rollout SET outcome = ?2, ended_unix_ms = ifnull(ended_unix_ms, ?3)
+                 WHERE id = ?1",
+                params![id as i64, ROLLOUT_LOST, at_unix_ms],
+            )
+            .map(drop)
+        })
     }
 
     /// Rollouts of a service, or of all where the name is empty; newest first.
@@ -259,12 +278,22 @@ impl Store {
 
     /// What was measured in a rollout, oldest first.
     pub fn rollout_windows(&self, id: u64) -> Result<Vec<Window>, StoreError> {
+        self.windows(id, None)
+    }
+
+    /// The same for one of its steps.
+    pub fn rollout_windows_of(&self, id: u64, step: usize) -> Result<Vec<Window>, StoreError> {
+        self.windows(id, Some(step as i64))
+    }
+
+    fn windows(&self, id: u64, step: Option<i64>) -> Result<Vec<Window>, StoreError> {
         let error = sql("reading what was measured in a rollout");
         let mut statement = self
             .connection
             .prepare_cached(
                 "SELECT at_unix_ms, ms, step, weight, blue, green, flows_blue, flows_green
-                 FROM rollout_window WHERE rollout = ?1 ORDER BY at_unix_ms",
+                 FROM rollout_window WHERE rollout = ?1 AND step = ifnull(?2, step)
+                 ORDER BY at_unix_ms",
             )
             .map_err(&error)?;
         let signals = |text: String| {
@@ -272,7 +301,7 @@ impl Store {
             window::read(&json)
         };
         let rows = statement
-            .query_map([id as i64], |row| {
+            .query_map(params![id as i64, step], |row| {
                 Ok(Window {
                     at_unix_ms: row.get(0)?,
                     ms: row.get::<_, i64>(1)? as u64,
@@ -365,7 +394,7 @@ impl Store {
 pub(super) fn prune(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     let beyond = "SELECT id FROM (SELECT id, row_number() OVER (
             PARTITION BY service ORDER BY id DESC) AS place
-        FROM rollout WHERE report IS NOT NULL) WHERE place > ?1";
+        FROM rollout WHERE ended_unix_ms IS NOT NULL) WHERE place > ?1";
     let old_windows = format!("DELETE FROM rollout_window WHERE rollout IN ({beyond})");
     tx.execute(&old_windows, [KEPT_WINDOWS])?;
     let old_notes = format!("DELETE FROM rollout_note WHERE rollout IN ({beyond})");

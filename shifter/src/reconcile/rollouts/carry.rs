@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::ACTOR;
+use super::{ACTOR, Rollout};
 use crate::{
     fault,
     model::{BackendState, PoolName, ServiceSpec, Weight},
@@ -62,7 +62,6 @@ impl Reconciler {
         effect: &Effect,
         candidate: Weight,
     ) -> Result<Option<Receipt>, ControlError> {
-        self.check_frozen(core, name)?;
         let (pool, lease_ms) = guarded(core, name)?;
         let strategy = core.rollouts.get(name).map(|rollout| rollout.spec.strategy);
         let cohort_first = strategy == Some(Strategy::CohortFirst);
@@ -82,6 +81,10 @@ impl Reconciler {
             && entry.spec.cohorts_on == cohorts_on;
         if same && entry.dead_man.is_some() == needs_lease(entry, green, cohorts_on) {
             return Ok(None);
+        }
+        // The way back is let through.
+        if needs_lease(entry, green, cohorts_on) {
+            self.check_frozen(core, name)?;
         }
         self.check_gain(entry, green)?;
         let mut next = Split {
@@ -127,6 +130,7 @@ impl Reconciler {
         if entry.dead_man.is_none() {
             return Ok(None);
         }
+        self.check_frozen(core, name)?;
         let write = SplitWrite {
             next: Split {
                 dead_man: None,
@@ -213,7 +217,9 @@ impl Reconciler {
     /// changes, and nobody has to be told.
     pub(super) fn renew_lease(&self, core: &mut Core, name: &str) -> Result<(), ControlError> {
         let now_ns = self.clock.boot_ns();
-        let Some(rollout) = core.rollouts.get(name).filter(|r| !r.is_over()) else {
+        // One on its way back wants the lease to pass where the kernel refuses it.
+        let goes_on = |r: &&Rollout| !r.is_over() && !r.is_rolling_back();
+        let Some(rollout) = core.rollouts.get(name).filter(goes_on) else {
             return Ok(());
         };
         let third_ns = rollout.plan.lease_ms * 1_000_000 / 3;

@@ -174,6 +174,7 @@ impl Reconciler {
                 )));
             }
             self.resume_rollout(&mut core, name)?;
+            self.take_owed(&mut core, name);
             self.advance_rollout(&mut core, name, event)?;
             self.audit_only(&mut core, name, action, context);
         }

@@ -33,6 +33,7 @@ impl Reconciler {
             })?;
             let taken_back = matches!(event, Event::TakenBack { .. });
             let now_ms = rollout.now_ms(self.clock.boot_ns());
+            let result = is_result(&event).then(|| event.clone());
             let (next, effects) =
                 rollout::step(&rollout.plan, rollout.state.clone(), event, now_ms);
             let notes = notes(&rollout.plan, &rollout.state, &next);
@@ -45,8 +46,14 @@ impl Reconciler {
                     let new = notes.iter().map(|note| happened(note, at_unix_ms));
                     rollout.late.extend(new);
                 }
-            } else if has_moved(&rollout.state, &next) {
-                self.store_move(core, name, &next, &notes)?;
+            } else if has_moved(&rollout.state, &next)
+                && let Err(error) = self.store_move(core, name, &next, &notes)
+            {
+                // Nobody tells a result a second time.
+                if let Some(rollout) = core.rollouts.get_mut(name) {
+                    rollout.owed.extend(result);
+                }
+                return Err(error);
             }
             self.take_state(core, name, next, &notes);
             if begins_to_roll_back && let Some(rollout) = core.rollouts.get_mut(name) {
@@ -82,6 +89,22 @@ impl Reconciler {
             }
         }
         Ok(())
+    }
+
+    /// Takes results in that the store could not take when they came. What fails again
+    /// is kept; nothing else waits for it.
+    pub(super) fn take_owed(&self, core: &mut Core, name: &str) {
+        let rollout = core.rollouts.get_mut(name);
+        let mut owed = rollout.map_or(VecDeque::new(), |r| std::mem::take(&mut r.owed));
+        while let Some(event) = owed.pop_front() {
+            if let Err(error) = self.advance_rollout(core, name, event) {
+                tracing::warn!(service = name, %error, "a result is not taken in yet");
+                break;
+            }
+        }
+        if let Some(rollout) = core.rollouts.get_mut(name) {
+            rollout.owed.extend(owed);
+        }
     }
 
     /// Stores a move before it is carried out. One of a rollback goes on whatever
@@ -224,6 +247,11 @@ fn happened(note: &Note, at_unix_ms: i64) -> Happened {
         kind: note.kind.to_owned(),
         text: note.text.clone(),
     }
+}
+
+/// Whether it says what became of an effect.
+fn is_result(event: &Event) -> bool {
+    matches!(event, Event::Done { .. } | Event::Failed { .. })
 }
 
 fn is_rolling_back(state: &State) -> bool {

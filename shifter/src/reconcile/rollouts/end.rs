@@ -19,23 +19,21 @@ impl Reconciler {
     pub(super) fn end_rollout(&self, name: &str) {
         let Some((aftermath, service, candidate)) = ({
             let core = lock(&self.core);
-            let entry = core.services.get(name);
-            core.rollouts
-                .get(name)
-                .zip(entry)
-                .and_then(|(rollout, entry)| {
-                    let now_ns = self.clock.monotonic_ns();
-                    let measured = rollout.aftermath.as_ref().is_none_or(|a| a.is_due(now_ns));
-                    let is_ready = rollout.is_over() && measured;
-                    is_ready.then(|| (rollout.aftermath.clone(), entry.id, rollout.plan.candidate))
-                })
+            // Its service may be deleted since it is over.
+            let service = core.services.get(name).map(|entry| entry.id);
+            core.rollouts.get(name).and_then(|rollout| {
+                let now_ns = self.clock.monotonic_ns();
+                let measured = rollout.aftermath.as_ref().is_none_or(|a| a.is_due(now_ns));
+                let is_ready = rollout.is_over() && (measured || service.is_none());
+                is_ready.then(|| (rollout.aftermath.clone(), service, rollout.plan.candidate))
+            })
         }) else {
             return;
         };
         // A pass over the table, without the lock.
         let times = aftermath
-            .as_ref()
-            .map(|aftermath| self.rollback_times(aftermath, service, candidate));
+            .zip(service)
+            .map(|(aftermath, service)| self.rollback_times(&aftermath, service, candidate));
         let mut core = lock(&self.core);
         if let Err(error) = self.keep_report(&mut core, name, times) {
             tracing::debug!(service = name, %error, "the report of a rollout is not stored yet");
@@ -128,9 +126,10 @@ impl Reconciler {
         name: &str,
         times: Option<RollbackTimes>,
     ) -> Result<(), StoreError> {
-        let Some(rollout) = core.rollouts.get(name) else {
+        let Some(rollout) = core.rollouts.get_mut(name) else {
             return Ok(());
         };
+        rollout.sampler.flush();
         let (id, state) = (rollout.id, rollout.state.clone());
         // What is not stored yet belongs into it.
         self.store_state(core, name, &state, &[])?;

@@ -70,6 +70,11 @@ impl Asked {
         true
     }
 
+    /// Nobody waits for an answer any more.
+    pub fn forget_running(&mut self) {
+        self.running.clear();
+    }
+
     fn is_due(&self, gate: usize, every_ms: i64, now_ms: i64) -> bool {
         let last = self.answered_ms.get(&gate);
         !self.running.contains_key(&gate) && last.is_none_or(|last| now_ms - last >= every_ms)

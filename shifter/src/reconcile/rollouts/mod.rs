@@ -10,7 +10,7 @@ mod sample;
 mod tick;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 pub use gates::{Ask, HookRun, Work};
 pub use view::{GateView, NoteView, RolloutView};
@@ -21,7 +21,7 @@ use super::{
     reconciler::{Core, Reconciler},
 };
 use crate::{
-    rollout::{Happened, Phase, Plan, RolloutSpec, State, Step, spec},
+    rollout::{Action, Event, Happened, Phase, Plan, RolloutSpec, State, Step, Strategy, spec},
     store::{AuditQuery, RolloutRow},
 };
 use aftermath::Aftermath;
@@ -56,6 +56,8 @@ pub struct Rollout {
     slow: Option<u64>,
     /// What a crash had cut off was looked at.
     resumed: bool,
+    /// Results of effects that the store could not take: they are taken in first.
+    owed: VecDeque<Event>,
     /// What happened on the way back while the store failed.
     late: Vec<Happened>,
     /// Cannot be stored just now, for this reason.
@@ -65,6 +67,10 @@ pub struct Rollout {
 impl Rollout {
     fn is_over(&self) -> bool {
         self.state.outcome().is_some()
+    }
+
+    fn is_rolling_back(&self) -> bool {
+        matches!(self.state.phase, Phase::RollingBack { .. })
     }
 
     /// Whether it waits for flows to end.
@@ -114,9 +120,15 @@ impl Reconciler {
                     tracing::info!(service, rollout = id, "goes on with a rollout");
                     core.rollouts.insert(service, rollout);
                 }
-                Err(why) => core.warnings.push(format!(
-                    "rollout {id} of service {service:?} cannot go on ({why}): its lease ends it; start another one"
-                )),
+                Err(why) => {
+                    core.warnings.push(format!(
+                        "rollout {id} of service {service:?} cannot go on ({why}): its lease ends it; start another one"
+                    ));
+                    // It would be in the way of the next one, and stay for ever.
+                    if let Err(error) = core.store.lose_rollout(id, self.clock.unix_ms()) {
+                        tracing::warn!(service, rollout = id, %error, "it stays open in the store");
+                    }
+                }
             }
         }
     }
@@ -143,17 +155,16 @@ impl Reconciler {
         rollout.actor = row.actor;
         rollout.reason = row.reason;
         rollout.began_unix_ms = row.began_unix_ms;
-        if let Ok(windows) = core.store.rollout_windows(row.id) {
-            let step = rollout.state.step;
+        let step = rollout.state.step;
+        if let Ok(windows) = core.store.rollout_windows_of(row.id, step) {
             rollout.sampler.resume(step);
-            for window in windows.iter().filter(|window| window.step == step) {
+            for window in &windows {
                 let gates = &rollout.spec.gates;
                 rollout.seen.add(gates, window, rollout.plan.candidate);
             }
             rollout.seen_step = step;
         }
-        let is_on_its_way_back = matches!(rollout.state.phase, Phase::RollingBack { .. });
-        if !is_on_its_way_back {
+        if !rollout.is_rolling_back() {
             let back = taken_back_since(core, &row.service, row.audit_mark);
             rollout.sampler.taken_back =
                 back.or_else(|| not_in_force(core, &row.service, &rollout));
@@ -176,6 +187,7 @@ impl Reconciler {
             aftermath: None,
             slow: None,
             resumed: false,
+            owed: VecDeque::new(),
             late: Vec::new(),
             unstored: None,
             spec,
@@ -213,10 +225,19 @@ impl Reconciler {
 /// The kernel had the live pool's way back already, and a crash kept it from the audit.
 fn not_in_force(core: &Core, service: &str, rollout: &Rollout) -> Option<String> {
     let entry = core.services.get(service)?;
-    let settled = rollout.state.pending.is_none() && !rollout.is_over();
-    let has_weight = rollout.state.weight.threshold() != 0;
+    let state = &rollout.state;
+    if rollout.is_over() || entry.spec.live == rollout.plan.candidate {
+        return None;
+    }
     let is_good = entry.spec.green.threshold() == all_to(entry.spec.live).threshold();
-    (settled && has_weight && is_good)
+    let cohort_first = rollout.spec.strategy == Strategy::CohortFirst && state.wrote_weight;
+    let cohorts_gone = !entry.spec.cohorts.is_empty() && !entry.spec.cohorts_on;
+    // Its own write, whose result was not stored.
+    let is_pending = state.pending.as_ref().is_some_and(|effect| {
+        matches!(effect.action, Action::Weight { candidate } if candidate.threshold() == 0)
+    });
+    let is_missed = state.weight.threshold() != 0 || cohort_first && cohorts_gone;
+    (is_good && is_missed && !is_pending)
         .then(|| "the live pool has everything again since the agent ended".to_owned())
 }
 

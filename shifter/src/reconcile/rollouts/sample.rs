@@ -10,6 +10,10 @@ const SHORT_MS: u64 = 1_000;
 /// …for so much of the rollout, and so long from then on.
 const SHORT_FOR_MS: i64 = 15 * 60_000;
 const LONG_MS: u64 = 10_000;
+/// Of an old rollout a row of the store is this part of its age, so that its rows
+/// grow with the logarithm of its age: about 900, 300, and 400 for each time that
+/// it becomes 2.7 times as old.
+const PARTS_OF_AGE: i64 = 400;
 /// Windows that wait for a store that fails.
 const WAITING: usize = 3_600;
 
@@ -22,6 +26,8 @@ pub struct Sampler {
     step: usize,
     /// Under way; its signals are what came since the last window.
     window: Window,
+    /// Full windows that become one row.
+    gathered: Option<Window>,
     /// To be stored.
     pub full: Vec<Window>,
     /// Why the kernel's signals could not be read.
@@ -82,10 +88,34 @@ impl Sampler {
         window.step = self.step;
         window.weight.clone_from(&at.weight);
         window.flows = at.flows;
-        if self.full.len() < WAITING {
-            self.full.push(window.clone());
-        }
+        self.gather(window.clone(), at.unix_ms - at.began_unix_ms);
         Some(window)
+    }
+
+    fn gather(&mut self, window: Window, age_ms: i64) {
+        if self
+            .gathered
+            .as_ref()
+            .is_some_and(|g| g.step != window.step)
+        {
+            self.flush();
+        }
+        let gathered = match self.gathered.take() {
+            None => window,
+            Some(before) => before.followed_by(window),
+        };
+        let is_full = gathered.ms as i64 >= age_ms / PARTS_OF_AGE;
+        self.gathered = Some(gathered);
+        if is_full {
+            self.flush();
+        }
+    }
+
+    /// What is gathered is to be stored, however short it is.
+    pub fn flush(&mut self) {
+        if self.full.len() < WAITING {
+            self.full.extend(self.gathered.take());
+        }
     }
 }
 
@@ -122,6 +152,32 @@ mod tests {
         }
         assert_eq!(attempts, [(0, 10), (0, 20), (1, 5)]);
         assert_eq!(sampler.full.len(), 3);
+    }
+
+    #[test]
+    fn an_old_rollout_is_kept_in_longer_rows_and_judged_as_before() {
+        let mut sampler = Sampler::default();
+        let (mut rows, mut judged) = (0, 0);
+        let mut stored = 0;
+        let month = 30 * 86_400;
+        for second in (0..=month).step_by(5) {
+            judged += usize::from(sampler.take(reading(second), at(second, 0)).is_some());
+            rows += sampler.full.len();
+            stored += sampler
+                .full
+                .drain(..)
+                .map(|w| w.signals[0].attempts)
+                .sum::<u64>();
+        }
+        assert!(judged as u64 >= month / 10 - 1, "{judged}");
+        assert!(rows < 5_000, "{rows}");
+        sampler.flush();
+        stored += sampler.full[0].signals[0].attempts;
+        assert_eq!(stored, month);
+        // A step is a row of its own.
+        sampler.take(reading(month + 20), at(month + 20, 0));
+        sampler.take(reading(month + 25), at(month + 25, 1));
+        assert_eq!(sampler.full.last().unwrap().step, 0);
     }
 
     #[test]

@@ -84,8 +84,13 @@ impl Reconciler {
         }
         self.renew_lease(core, name)?;
         self.resume_rollout(core, name)?;
+        self.take_owed(core, name);
         self.judge_rollout(core, name)?;
-        let facts = facts(core, name, census);
+        let frozen = self.check_frozen(core, name).err();
+        let facts = Facts {
+            frozen: frozen.map(|error| error.to_string()),
+            ..facts(core, name, census)
+        };
         let before = core.rollouts.get(name).map(|r| r.state.clone());
         self.advance_rollout(core, name, Event::Tick(facts))?;
         self.collect_hook(core, name);
@@ -227,6 +232,9 @@ impl Reconciler {
 
     /// A hook that is asked for is handed out once.
     fn collect_hook(&self, core: &mut Core, name: &str) {
+        if self.check_frozen(core, name).is_err() {
+            return;
+        }
         let Some(rollout) = core.rollouts.get_mut(name) else {
             return;
         };
@@ -243,6 +251,28 @@ impl Reconciler {
                 weight: rollout.state.weight.to_string(),
                 candidate: rollout.plan.candidate.to_string(),
             });
+        }
+    }
+
+    /// Whoever asked gates and ran hooks is gone, and with it what was under way: gates
+    /// are asked again, and a hook that was begun has failed.
+    pub fn forsake_rollouts(&self) {
+        let mut core = lock(&self.core);
+        let not_begun = std::mem::take(&mut *lock(&self.rollout_work)).hooks;
+        for run in not_begun {
+            if let Some(rollout) = core.rollouts.get_mut(&run.service) {
+                rollout.asked.hooks.retain(|id| *id != run.effect.id);
+            }
+        }
+        for rollout in core.rollouts.values_mut() {
+            rollout.asked.forget_running();
+            let is_new_hook = rollout.state.pending.as_ref().is_some_and(|effect| {
+                matches!(effect.action, Action::Hook { .. })
+                    && !rollout.asked.hooks.contains(&effect.id)
+            });
+            if !is_new_hook {
+                rollout.resumed = false;
+            }
         }
     }
 
@@ -309,5 +339,6 @@ fn facts(core: &Core, name: &str, census: &Census) -> Facts {
     Facts {
         flows: census.services.get(&entry.id).copied().unwrap_or_default(),
         backends: backends.collect(),
+        frozen: None,
     }
 }

@@ -10,7 +10,7 @@ use crate::{
         Plan, State, spec,
         state::{Said, Verdict},
     },
-    store::RolloutRow,
+    store::{ROLLOUT_LOST, RolloutRow},
 };
 
 /// Notes that are shown with a rollout.
@@ -36,8 +36,8 @@ pub struct RolloutView {
     pub strategy: String,
     /// As it was described, as JSON.
     pub spec: String,
-    /// "running", "holding", "paused", "rolling back", "promoted", "completed" or
-    /// "rolled back".
+    /// "running", "holding", "paused", "rolling back", "promoted", "completed",
+    /// "rolled back" or "lost".
     pub state: String,
     /// From 0.
     pub step: usize,
@@ -129,6 +129,9 @@ fn of_parts(plan: &Plan, state: &State, strategy: String, source: String) -> Rol
 
 /// A stored rollout as it is shown.
 pub(super) fn of_row(row: &RolloutRow) -> Result<RolloutView, ControlError> {
+    if row.outcome.as_deref() == Some(ROLLOUT_LOST) {
+        return Ok(of_lost(row));
+    }
     let wrong = |error: serde_json::Error| {
         ControlError::Internal(format!("rollout {} in the store: {error}", row.id))
     };
@@ -145,6 +148,34 @@ pub(super) fn of_row(row: &RolloutRow) -> Result<RolloutView, ControlError> {
         has_report: row.report.is_some(),
         ..of_parts(&plan, &state, strategy, row.spec.clone())
     })
+}
+
+/// One that could not go on, maybe because this agent cannot read it.
+fn of_lost(row: &RolloutRow) -> RolloutView {
+    let strategy = spec::from_json(&row.spec).map_or(String::new(), |s| s.strategy.to_string());
+    RolloutView {
+        id: row.id,
+        service: row.service.clone(),
+        strategy,
+        spec: row.spec.clone(),
+        state: ROLLOUT_LOST.to_owned(),
+        step: 0,
+        steps: Vec::new(),
+        weight: "0%".to_owned(),
+        candidate: String::new(),
+        why: "it could not go on after a start of the agent".to_owned(),
+        spent_s: 0.0,
+        expected_s: 0.0,
+        began_unix_ms: row.began_unix_ms,
+        ended_unix_ms: row.ended_unix_ms,
+        lease_s: 0.0,
+        gates: Vec::new(),
+        notes: Vec::new(),
+        actor: row.actor.clone(),
+        reason: row.reason.clone(),
+        is_over: true,
+        has_report: row.report.is_some(),
+    }
 }
 
 impl Reconciler {

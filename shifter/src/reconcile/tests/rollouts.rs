@@ -9,9 +9,13 @@ use crate::{
         Controller as _,
         controller::{
             ControlError, DrainTarget, ReportFormat, RolloutCommand, RolloutView, StartRollout,
+            WriteContext,
         },
         reconciler::lock,
+        rollouts::HookRun,
     },
+    rollout::{Action, Effect, OnDoubt, Phase, Step},
+    store::Progress,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -189,6 +193,50 @@ fn after_a_reboot_within_the_lease_it_goes_on() {
     );
 }
 
+/// As if a weight were asked for whose result has not come.
+fn ask_for(rig: &Rig, candidate: &str) {
+    let mut core = lock(&rig.reconciler.core);
+    let state = &mut core.rollouts.get_mut("web").unwrap().state;
+    state.pending = Some(Effect {
+        id: state.next_id,
+        action: Action::Weight {
+            candidate: candidate.parse().unwrap(),
+        },
+    });
+    state.next_id += 1;
+    state.failed = Some("it was in doubt".into());
+}
+
+#[test]
+fn a_rollback_that_a_kill_kept_from_the_store_ends_it() {
+    for freezes in [false, true] {
+        let mut rig = with_signals();
+        start(&rig, CANARY).unwrap();
+        if freezes {
+            // The next weight is asked for, and stays so.
+            rig.reconciler.freeze("web", &context()).unwrap();
+            ask_for(&rig, "50%");
+            pass(&rig, 1);
+        } else {
+            pass(&rig, 2);
+        }
+        rig.disk_full(true);
+        rig.rollback(0).unwrap();
+        rig.restart();
+        if freezes {
+            rig.reconciler.unfreeze("web", &context()).unwrap();
+        }
+        assert_eq!(rig.green(), "0%");
+        pass(&rig, 20);
+        assert_eq!(
+            (view(&rig).state.as_str(), rig.green().as_str()),
+            ("rolled back", "0%"),
+            "{}",
+            view(&rig).why
+        );
+    }
+}
+
 #[test]
 fn people_are_kept_from_the_weight_and_a_rollback_ends_it() {
     let rig = with_signals();
@@ -224,6 +272,39 @@ fn people_are_kept_from_the_weight_and_a_rollback_ends_it() {
 }
 
 #[test]
+fn a_rollback_to_what_is_not_known_ends_nothing() {
+    let rig = with_signals();
+    start(&rig, CANARY).unwrap();
+    let refused = rig.rollback(9_999).unwrap_err();
+    assert!(
+        refused.to_string().contains("has no generation 9999"),
+        "{refused}"
+    );
+    assert_eq!(
+        (view(&rig).state.as_str(), rig.green().as_str()),
+        ("running", "10%")
+    );
+    pass(&rig, 15);
+    assert_eq!(view(&rig).state, "promoted");
+}
+
+#[test]
+fn the_lease_is_not_renewed_on_the_way_back() {
+    let rig = with_signals();
+    start(&rig, CANARY).unwrap();
+    let phase = Phase::RollingBack { reason: "x".into() };
+    lock(&rig.reconciler.core)
+        .rollouts
+        .get_mut("web")
+        .unwrap()
+        .state
+        .phase = phase;
+    pass(&rig, 20);
+    let left = rig.reconciler.get("web").unwrap().dead_man.unwrap();
+    assert!(left.remaining_s <= 10.0, "{}", left.remaining_s);
+}
+
+#[test]
 fn a_freeze_refuses_all_but_the_way_back() {
     let mut rig = with_signals();
     start(&rig, CANARY).unwrap();
@@ -252,6 +333,129 @@ fn a_freeze_refuses_all_but_the_way_back() {
 }
 
 #[test]
+fn a_freeze_lets_an_experiment_give_everything_back() {
+    let rig = with_signals();
+    start(
+        &rig,
+        r#"{"strategy":"ab","split":"50%","duration":"3s","lease":"30s"}"#,
+    )
+    .unwrap();
+    // At its last step, which is not carried out yet.
+    let last = {
+        let mut core = lock(&rig.reconciler.core);
+        let rollout = core.rollouts.get_mut("web").unwrap();
+        rollout.state.step = rollout.plan.steps.len() - 1;
+        rollout.plan.steps[rollout.state.step].to_string()
+    };
+    assert_eq!(last, "weight 0%");
+    rig.reconciler.freeze("web", &context()).unwrap();
+    pass(&rig, 1);
+    assert_eq!(rig.green(), "0%");
+    assert_eq!(view(&rig).state, "completed", "{}", view(&rig).why);
+}
+
+#[test]
+fn a_freeze_keeps_the_dead_man_until_it_ends() {
+    let rig = with_signals();
+    start(&rig, CANARY).unwrap();
+    {
+        let mut core = lock(&rig.reconciler.core);
+        let state = &mut core.rollouts.get_mut("web").unwrap().state;
+        state.pending = Some(Effect {
+            id: state.next_id,
+            action: Action::Keep,
+        });
+        state.failed = Some("it was in doubt".into());
+        state.next_id += 1;
+    }
+    rig.reconciler.freeze("web", &context()).unwrap();
+    rig.reconciler.forsake_rollouts();
+    pass(&rig, 5);
+    assert!(rig.reconciler.get("web").unwrap().dead_man.is_some());
+    rig.reconciler.unfreeze("web", &context()).unwrap();
+    pass(&rig, 2);
+    assert!(rig.reconciler.get("web").unwrap().dead_man.is_none());
+    assert_eq!(
+        (view(&rig).state.as_str(), rig.green().as_str()),
+        ("completed", "10%")
+    );
+}
+
+#[test]
+fn what_is_told_twice_under_one_id_is_done_once() {
+    let rig = with_signals();
+    let of = |id: &str| WriteContext {
+        request_id: id.into(),
+        ..context()
+    };
+    let json = r#"{"strategy":"canary","steps":["10%","pause","50%","pause"],"interval":"1s"}"#;
+    let begin = StartRollout {
+        service: "web".into(),
+        spec: Some(json.into()),
+    };
+    let begun = rig.reconciler.start_rollout(&begin, &of("a")).unwrap();
+    let again = rig.reconciler.start_rollout(&begin, &of("a")).unwrap();
+    assert_eq!(begun.id, again.id);
+    pass(&rig, 3);
+    let advance = |id| {
+        let told = rig
+            .reconciler
+            .command_rollout("web", RolloutCommand::Advance, &of(id));
+        told.unwrap().step
+    };
+    let first = advance("b");
+    pass(&rig, 3);
+    let second = view(&rig).step;
+    assert!(second >= first);
+    assert_eq!(advance("b"), second);
+    assert_eq!(rig.green(), "50%");
+    assert!(advance("c") > second);
+}
+
+#[test]
+fn one_that_cannot_be_read_is_closed_and_in_nobodys_way() {
+    let mut rig = with_signals();
+    let id = start(&rig, CANARY).unwrap().id;
+    let progress = Progress {
+        id,
+        state: "{",
+        at_unix_ms: 1,
+        outcome: None,
+        notes: &[],
+        windows: &[],
+    };
+    let moved = lock(&rig.reconciler.core).store.move_rollout(&progress);
+    moved.unwrap();
+    rig.restart();
+    assert_eq!((view(&rig).id, view(&rig).state.as_str()), (id, "lost"));
+    assert!(view(&rig).is_over);
+    rig.rollback(0).unwrap();
+    let next = start(&rig, CANARY).unwrap();
+    assert_eq!(rig.reconciler.rollouts("", 10).unwrap().len(), 2);
+    rig.restart();
+    assert_eq!(view(&rig).id, next.id, "it is not taken up again");
+    let core = lock(&rig.reconciler.core);
+    assert!(
+        !core.warnings.iter().any(|w| w.contains("cannot go on")),
+        "{:?}",
+        core.warnings
+    );
+}
+
+#[test]
+fn one_whose_service_is_deleted_at_its_end_has_its_report_too() {
+    let rig = with_signals();
+    let id = start(&rig, CANARY).unwrap().id;
+    tell(&rig, RolloutCommand::Abort).unwrap();
+    rig.reconciler.delete("web", &context()).unwrap();
+    pass(&rig, 2);
+    let row = lock(&rig.reconciler.core).store.rollout(id).unwrap();
+    assert!(row.unwrap().report.is_some());
+    rig.apply(&[web()]).unwrap();
+    start(&rig, CANARY).unwrap();
+}
+
+#[test]
 fn a_full_disk_holds_a_rollout_and_never_its_way_back() {
     let rig = with_signals();
     start(&rig, CANARY).unwrap();
@@ -267,6 +471,98 @@ fn a_full_disk_holds_a_rollout_and_never_its_way_back() {
     rig.reconciler
         .rollout_report("web", 0, ReportFormat::Markdown)
         .unwrap();
+}
+
+#[test]
+fn a_failed_judgement_needs_no_disk() {
+    let rig = with_signals();
+    let json = r#"{"strategy":"canary","steps":["50%"],"interval":"10m","gates":[{"judge":"sequential"}]}"#;
+    start(&rig, json).unwrap();
+    pass_with_traffic(&rig, 5, 0);
+    rig.disk_full(true);
+    pass_with_traffic(&rig, 60, 5);
+    assert_eq!(rig.green(), "0%", "{}", view(&rig).why);
+    rig.disk_full(false);
+    pass(&rig, 3);
+    assert_eq!(view(&rig).state, "rolled back");
+}
+
+/// Puts a hook behind the step that a rollout is in, and lets it be asked for.
+fn reach_hook(rig: &Rig) -> HookRun {
+    {
+        let mut core = lock(&rig.reconciler.core);
+        let rollout = core.rollouts.get_mut("web").unwrap();
+        let hook = Step::Hook {
+            name: "warm".into(),
+            backend: None,
+            on_error: OnDoubt::Hold,
+        };
+        rollout.plan.steps[rollout.state.step] = hook;
+    }
+    rig.clock.pass(SECOND);
+    rig.reconciler.tick_rollouts().hooks.remove(0)
+}
+
+#[test]
+fn a_result_that_the_store_cannot_take_is_taken_in_later() {
+    let rig = with_signals();
+    start(&rig, CANARY).unwrap();
+    let run = reach_hook(&rig);
+    let step = view(&rig).step;
+    rig.disk_full(true);
+    rig.reconciler.rollout_hook_done(&run, Ok(()));
+    pass(&rig, 3);
+    assert_eq!(view(&rig).step, step, "it is not stored that it is done");
+    rig.disk_full(false);
+    pass(&rig, 1);
+    assert!(view(&rig).step > step);
+    pass(&rig, 20);
+    assert_eq!(view(&rig).state, "promoted");
+}
+
+#[test]
+fn a_hook_whose_task_is_gone_has_failed_and_one_not_begun_is_run() {
+    let rig = with_signals();
+    start(&rig, CANARY).unwrap();
+    let run = reach_hook(&rig);
+    let step = view(&rig).step;
+    rig.reconciler.forsake_rollouts();
+    rig.clock.pass(SECOND);
+    assert!(rig.reconciler.tick_rollouts().hooks.is_empty());
+    rig.clock.pass(SECOND);
+    let work = rig.reconciler.tick_rollouts();
+    assert!(work.hooks.is_empty(), "it is not run again: {run:?}");
+    assert!(
+        view(&rig).why.contains("nobody knows how far it came"),
+        "{}",
+        view(&rig).why
+    );
+    assert_eq!(view(&rig).step, step);
+    tell(&rig, RolloutCommand::Advance).unwrap();
+    assert_eq!(view(&rig).state, "running");
+}
+
+#[test]
+fn a_gate_whose_task_is_gone_is_asked_again() {
+    let rig = with_signals();
+    let json = r#"{"strategy":"canary","steps":["50%"],"interval":"10m","gates":[{"judge":"sequential"}]}"#;
+    start(&rig, json).unwrap();
+    {
+        let mut core = lock(&rig.reconciler.core);
+        let rollout = core.rollouts.get_mut("web").unwrap();
+        let spec = crate::rollout::spec::from_json(
+            r#"{"strategy":"canary","steps":["50%"],"interval":"10m","gates":[{"judge":"exec","file":"x"}]}"#,
+        );
+        rollout.spec.gates = spec.unwrap().gates;
+    }
+    let asks = |rig: &Rig| {
+        rig.clock.pass(SECOND);
+        rig.reconciler.tick_rollouts().asks.len()
+    };
+    assert_eq!(asks(&rig), 1);
+    assert_eq!(asks(&rig), 0, "it is under way");
+    rig.reconciler.forsake_rollouts();
+    assert_eq!(asks(&rig), 1);
 }
 
 #[test]
