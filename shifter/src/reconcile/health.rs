@@ -154,6 +154,8 @@ impl Watched for Reconciler {
             return true;
         };
         let mut core = lock(&self.core);
+        // A trip holds for its generation alone: a new one would arm it anew.
+        self.record_passed_dead_man(&mut core, service);
         let Some(entry) = core.services.get(service) else {
             return true;
         };
