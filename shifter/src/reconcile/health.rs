@@ -40,6 +40,8 @@ pub struct Standing {
     /// Of the last check, where it failed.
     pub reason: String,
     pub passed: u64,
+    /// When the last check that passed began, by the clock of the boot; 0: none has.
+    pub passed_began_ns: u64,
     /// By kind.
     pub failures: BTreeMap<&'static str, u64>,
     /// What the last check took.
@@ -63,7 +65,7 @@ impl Board {
         self.services.get(service)?.get(&backend)
     }
 
-    fn note(&mut self, checked: &Checked, now_unix_ms: i64) {
+    fn note(&mut self, checked: &Checked, now_unix_ms: i64, now_ns: u64) {
         let backends = match self.services.get_mut(&checked.service) {
             Some(backends) => backends,
             None => self.services.entry(checked.service.clone()).or_default(),
@@ -80,6 +82,8 @@ impl Board {
         match &checked.outcome {
             Outcome::Passed => {
                 standing.passed += 1;
+                let age_ns = checked.age.as_nanos() as u64;
+                standing.passed_began_ns = now_ns.saturating_sub(age_ns);
                 standing.reason.clear();
             }
             Outcome::Failed { kind, text } => {
@@ -142,7 +146,8 @@ impl Watched for Reconciler {
     }
 
     fn note(&self, checked: &Checked) {
-        lock(&self.health).note(checked, self.clock.unix_ms());
+        let (unix_ms, boot_ns) = (self.clock.unix_ms(), self.clock.boot_ns());
+        lock(&self.health).note(checked, unix_ms, boot_ns);
     }
 
     fn settle(&self, service: &str, down: &BTreeSet<SocketAddr>) -> bool {

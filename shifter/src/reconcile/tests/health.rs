@@ -40,6 +40,7 @@ fn fail(rig: &Rig, backend: &str) {
             text: "connection refused".into(),
         },
         took: Duration::from_millis(3),
+        age: Duration::from_millis(3),
         health: Health::Down,
         is_news: true,
     });

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::rig::{Rig, context, web};
 use crate::{
+    health::{Checked, Watched as _, probe::Outcome, state::Health},
     model::{BackendState, PoolName, signals::PoolSignals},
     reconcile::{
         Controller as _,
@@ -315,6 +316,73 @@ fn what_reaches_out_of_the_agent_cannot_come_over_the_api() {
     }
     assert!(lock(&rig.reconciler.core).rollouts.is_empty());
     assert_eq!(rig.reconciler.rollouts("", 10).unwrap().len(), 0);
+}
+
+/// A check of a backend that has just ended, and began so long ago.
+fn check_passes(rig: &Rig, backend: &str, age: Duration) {
+    rig.reconciler.note(&Checked {
+        service: "web".into(),
+        backend: backend.parse().unwrap(),
+        outcome: Outcome::Passed,
+        took: age,
+        age,
+        health: Health::Up,
+        is_news: false,
+    });
+}
+
+/// Rolls blue, whose second backend is 10.0.0.2, with checks of both.
+fn rolling() -> Rig {
+    let rig = Rig::new();
+    let mut spec = super::rig::specs(
+        "[[service]]\nname = \"web\"\nvip = \"203.0.113.10:443/tcp\"\n\
+         pools = { blue = [\"10.0.0.1:8443\", \"10.0.0.2:8443\"], green = [\"10.0.1.1:8443\"] }\n\
+         health = { type = \"tcp\" }\n",
+    );
+    rig.apply(&[spec.remove(0)]).unwrap();
+    let json = r#"{"strategy":"rolling","drain_deadline":"1s","health_deadline":"10s"}"#;
+    start(&rig, json).unwrap();
+    pass(&rig, 3);
+    assert!(view(&rig).why.contains("update it"), "{}", view(&rig).why);
+    rig
+}
+
+fn states(rig: &Rig) -> Vec<BackendState> {
+    let spec = rig.reconciler.get("web").unwrap().spec;
+    spec.blue_pool.iter().map(|b| b.state).collect()
+}
+
+#[test]
+fn a_backend_is_good_by_a_check_that_began_after_its_update() {
+    let rig = rolling();
+    let first = "10.0.0.1:8443";
+    // Up for long, and once more by a check that was under way at the update.
+    check_passes(&rig, first, Duration::from_millis(3));
+    rig.clock.pass(Duration::from_millis(400));
+    tell(&rig, RolloutCommand::Advance).unwrap();
+    rig.clock.pass(Duration::from_millis(100));
+    check_passes(&rig, first, Duration::from_millis(200));
+    pass(&rig, 3);
+    assert_eq!(states(&rig), [BackendState::Drain, BackendState::Ready]);
+    check_passes(&rig, first, Duration::from_millis(3));
+    pass(&rig, 2);
+    assert_eq!(states(&rig), [BackendState::Ready, BackendState::Drain]);
+}
+
+#[test]
+fn a_backend_that_no_check_finds_good_after_its_update_stays_drained() {
+    let rig = rolling();
+    check_passes(&rig, "10.0.0.1:8443", Duration::from_millis(3));
+    tell(&rig, RolloutCommand::Advance).unwrap();
+    pass(&rig, 15);
+    let over = view(&rig);
+    assert_eq!(over.state, "rolled back", "{over:?}");
+    assert!(
+        over.why.contains("10.0.0.1:8443 is not up by a check"),
+        "{}",
+        over.why
+    );
+    assert_eq!(states(&rig), [BackendState::Drain, BackendState::Ready]);
 }
 
 #[test]
