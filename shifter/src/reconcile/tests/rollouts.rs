@@ -386,6 +386,48 @@ fn a_backend_that_no_check_finds_good_after_its_update_stays_drained() {
 }
 
 #[test]
+fn the_way_back_of_backends_needs_neither_the_store_nor_the_host() {
+    let mut rig = Rig::new();
+    let mut spec = super::rig::specs(
+        "[[service]]\nname = \"web\"\nvip = \"203.0.113.10:443/tcp\"\n\
+         pools = { blue = [\"10.0.0.1:8443\", \"10.0.0.2:8443\"], green = [\"10.0.1.1:8443\"] }\n",
+    )
+    .remove(0);
+    spec.blue_pool[1].state = BackendState::Drain;
+    rig.apply(&[spec]).unwrap();
+    // The spare is brought in; it goes again with the way back.
+    let json = r#"{"strategy":"rolling","surge":1,"max_unavailable":0,"drain_deadline":"1s"}"#;
+    start(&rig, json).unwrap();
+    pass(&rig, 2);
+    tell(&rig, RolloutCommand::Advance).unwrap();
+    pass(&rig, 3);
+    assert_eq!(states(&rig), [BackendState::Drain, BackendState::Ready]);
+    let ring = |rig: &Rig| rig.datapath.with(|kernel| kernel.rings[&0][0].clone());
+    let with_spare = ring(&rig);
+    rig.disk_full(true);
+    let vip = "203.0.113.10".parse().unwrap();
+    lock(&rig.facts.lost).insert(vip);
+    tell(&rig, RolloutCommand::Abort).unwrap();
+    pass(&rig, 3);
+    assert_eq!(states(&rig), [BackendState::Drain, BackendState::Drain]);
+    assert_ne!(ring(&rig), with_spare);
+    let told = rig.reconciler.get("web").unwrap();
+    assert!(
+        told.warnings.iter().any(|w| w.starts_with("not durable")),
+        "{:?}",
+        told.warnings
+    );
+    rig.disk_full(false);
+    pass(&rig, 15);
+    assert_eq!(view(&rig).state, "rolled back");
+    assert_eq!(rig.actions()[0], "rollout apply");
+    let told = rig.reconciler.get("web").unwrap();
+    assert!(!told.warnings.iter().any(|w| w.starts_with("not durable")));
+    rig.restart();
+    assert_eq!(states(&rig), [BackendState::Drain, BackendState::Drain]);
+}
+
+#[test]
 fn its_way_back_undoes_no_earlier_promote() {
     let rig = with_signals();
     let json = r#"{"strategy":"blue-green","bake":"5s"}"#;
