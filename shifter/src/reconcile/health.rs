@@ -25,7 +25,7 @@ use crate::{
         probe::Outcome,
         state::Health,
     },
-    model::{BackendState, PoolName, ServiceSpec},
+    model::{BackendState, PoolName, ServiceSpec, cohort::Prefix},
 };
 
 /// Backends named one by one in a line of the log.
@@ -365,6 +365,46 @@ impl Reconciler {
         pool: PoolName,
         share: &str,
     ) -> Result<(), ControlError> {
+        self.check_up(spec, down, pool, &format!("{share} of new flows"))
+    }
+
+    /// The same for clients that cohorts give a pool which it did not have before.
+    pub(super) fn check_cohorts_healthy(
+        &self,
+        before: Option<&ServiceSpec>,
+        after: &ServiceSpec,
+        down: &BTreeSet<SocketAddr>,
+    ) -> Result<(), ControlError> {
+        if after.health.is_none() || after.active_cohorts().is_empty() {
+            return Ok(());
+        }
+        for pool in [PoolName::Blue, PoolName::Green] {
+            let mut cohorts = after.active_cohorts().iter();
+            let Some(first) = cohorts.find(|cohort| cohort.pool_when(after.live) == pool) else {
+                continue;
+            };
+            // What the other pool gives away falls to this one, as far as it holds it.
+            let gains = before.is_none_or(|before| {
+                let (had, has) = (forced(before, pool), forced(after, pool));
+                let (other_had, other_has) =
+                    (forced(before, pool.other()), forced(after, pool.other()));
+                !has.is_subset(&had) || !other_had.is_subset(&other_has)
+            });
+            if gains {
+                let clients = format!("the clients of cohort {:?}", first.name);
+                self.check_up(after, down, pool, &clients)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_up(
+        &self,
+        spec: &ServiceSpec,
+        down: &BTreeSet<SocketAddr>,
+        pool: PoolName,
+        gain: &str,
+    ) -> Result<(), ControlError> {
         let Some(health) = &spec.health else {
             return Ok(());
         };
@@ -386,11 +426,20 @@ impl Reconciler {
             );
         }
         Err(ControlError::Precondition(format!(
-            "service {name:?}: {pool} would get {share} of new flows but has {} of {} up{why}, and health.min_healthy is {min}: wait until they are up, or write a lower min_healthy",
+            "service {name:?}: {pool} would get {gain} but has {} of {} up{why}, and health.min_healthy is {min}: wait until they are up, or write a lower min_healthy",
             up,
             plural(spec.pool(pool).len() as u64, "backend"),
         )))
     }
+}
+
+/// Prefixes whose clients cohorts in force give a pool.
+fn forced(spec: &ServiceSpec, pool: PoolName) -> HashSet<Prefix> {
+    let cohorts = spec.active_cohorts().iter();
+    let cohorts = cohorts.filter(|cohort| cohort.pool_when(spec.live) == pool);
+    cohorts
+        .flat_map(|cohort| cohort.prefixes.iter().copied())
+        .collect()
 }
 
 /// The health of blue and green.

@@ -197,7 +197,7 @@ impl Reconciler {
                 self.check_healthy(spec, &step.down, pool, &weight.to_string())?;
             }
         }
-        Ok(())
+        self.check_cohorts_healthy(entry.map(|e| &e.spec), spec, &step.down)
     }
 
     /// Refuses what the host is not fit for.

@@ -84,6 +84,7 @@ impl Reconciler {
             return Ok(None);
         }
         self.check_gain(entry, green)?;
+        self.check_cohorts_on(entry, cohorts_on)?;
         let mut next = Split {
             green,
             dead_man: self.lease(entry, green, cohorts_on, lease_ms)?,

@@ -452,3 +452,29 @@ fn its_way_back_undoes_no_earlier_promote() {
     rig.rollback(0).unwrap();
     assert_eq!(rig.live(), PoolName::Blue);
 }
+
+#[test]
+fn cohorts_of_a_rollout_come_first_only_to_a_pool_that_is_up() {
+    let rig = Rig::new();
+    let mut spec = super::rig::specs(
+        "[[service]]\nname = \"web\"\nvip = \"203.0.113.10:443/tcp\"\n\
+         pools = { blue = [\"10.0.0.1:8443\"], green = [\"10.0.1.1:8443\"] }\n\
+         health = { type = \"tcp\" }\n\
+         [[service.cohort]]\nname = \"staff\"\nprefixes = [\"10.1.0.0/16\"]\n",
+    );
+    rig.apply(&[spec.remove(0)]).unwrap();
+    rig.rollback(0).unwrap();
+    let green = "10.0.1.1:8443".parse().unwrap();
+    assert!(rig.reconciler.settle("web", &[green].into()));
+    start(&rig, r#"{"strategy":"cohort-first","lease":"30s"}"#).unwrap();
+    pass(&rig, 3);
+    assert!(!rig.reconciler.get("web").unwrap().spec.cohorts_on);
+    assert!(
+        view(&rig).why.contains("the clients of cohort \"staff\""),
+        "{}",
+        view(&rig).why
+    );
+    assert!(rig.reconciler.settle("web", &Default::default()));
+    pass(&rig, 3);
+    assert!(rig.reconciler.get("web").unwrap().spec.cohorts_on);
+}
