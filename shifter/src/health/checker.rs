@@ -304,6 +304,7 @@ impl Checker {
             backend: backend.addr,
             outcome: ended.outcome,
             took: ended.took,
+            age: ended.began.elapsed(),
             health,
             is_news,
         });

@@ -45,6 +45,8 @@ pub struct Checked {
     pub backend: SocketAddr,
     pub outcome: Outcome,
     pub took: std::time::Duration,
+    /// Since it began.
+    pub age: std::time::Duration,
     /// What the backend is now.
     pub health: state::Health,
     /// It was something else before.

@@ -10,7 +10,7 @@ use super::{
     controller::{Change, ControlError, Receipt, WriteContext},
     entry::{Entry, local_backends},
     file_load::FILE_ACTOR,
-    plan::{Step, check_specs},
+    plan::{Rigour, Step, check_specs},
     reconciler::{
         Core, Reconciler, audit, check_etag, describe_spec, elapsed_ns, finish, lock,
         nothing_changed, store_failed,
@@ -22,7 +22,7 @@ use crate::{
     health::offer::offer,
     judge::Origin,
     model::{PoolName, ServiceSpec, weight::threshold_share},
-    store::Commit,
+    store::{Audit, Commit, StoreError},
 };
 
 /// What was made ready before the core was locked.
@@ -49,7 +49,7 @@ impl Reconciler {
             self.record_passed_dead_man(&mut core, &spec.name);
         }
         // A plan is not refused for what force would let through: it says so.
-        let steps = self.prepare(&core, specs, true, &asked, &census)?;
+        let steps = self.prepare(&core, specs, Rigour::Forced, &asked, &census)?;
         Ok(steps.into_iter().map(|step| step.change).collect())
     }
 
@@ -71,7 +71,11 @@ impl Reconciler {
             self.record_passed_dead_man(&mut core, &spec.name);
         }
         check_apply_etag(&core, specs, context)?;
-        let steps = self.prepare(&core, specs, context.force, &asked, &census)?;
+        let rigour = match context.force {
+            true => Rigour::Forced,
+            false => Rigour::Whole,
+        };
+        let steps = self.prepare(&core, specs, rigour, &asked, &census)?;
         for step in steps.iter().filter(|step| !step.is_unchanged()) {
             let name = &step.spec.name;
             Self::check_no_rollout(&core, name, &context.actor)?;
@@ -111,13 +115,19 @@ impl Reconciler {
         let changed: Vec<&Step> = steps.iter().filter(|s| !s.is_unchanged()).collect();
         let mut undo: Vec<Undo> = Vec::with_capacity(changed.len());
         let mut programmed = std::collections::HashMap::new();
+        let mut not_durable = None;
+        let is_way_back = steps.iter().all(|s| s.rigour == Rigour::WayBack);
         if !changed.is_empty() {
             check_limits(core, &changed)?;
             let noted: Vec<_> = changed
                 .iter()
                 .map(|s| (s.spec.name.as_str(), Some(&s.spec)))
                 .collect();
-            core.store.note_pending(&noted).map_err(nothing_changed)?;
+            match core.store.note_pending(&noted) {
+                // What is done all the same is told below.
+                Err(error) if is_way_back => tracing::warn!(%error, "not noted"),
+                other => other.map_err(nothing_changed)?,
+            }
             for step in &changed {
                 if let Err(error) = self.put(core, step, asked, &mut undo) {
                     self.undo(core, undo);
@@ -127,9 +137,16 @@ impl Reconciler {
                 programmed.insert(step.spec.name.clone(), elapsed_ns(context));
                 fault::point("apply");
             }
-            if let Err(error) = self.commit_steps(core, &changed, &undo, context) {
-                self.undo(core, undo);
-                return Err(store_failed(&error, "the change was taken back"));
+            match self.commit_steps(core, &changed, &undo, context) {
+                Ok(()) => {}
+                Err((error, records)) if is_way_back => {
+                    let names = changed.iter().map(|s| s.spec.name.as_str());
+                    not_durable = Some(core.keep_unstored(names, records, &error));
+                }
+                Err((error, _)) => {
+                    self.undo(core, undo);
+                    return Err(store_failed(&error, "the change was taken back"));
+                }
             }
             self.drop_replaced(core, &undo);
         }
@@ -137,6 +154,7 @@ impl Reconciler {
         for step in &steps {
             let mut receipt = preview(core, step, context);
             receipt.programmed_ns = programmed.get(&step.spec.name).copied().unwrap_or(0);
+            receipt.warnings.extend(not_durable.clone());
             receipts.push(receipt);
         }
         for step in steps.iter().filter(|s| !s.is_unchanged()) {
@@ -300,13 +318,14 @@ impl Reconciler {
         );
     }
 
+    /// What it could not store of the audit comes back.
     fn commit_steps(
         &self,
         core: &mut Core,
         steps: &[&Step],
         undo: &[Undo],
         context: &WriteContext,
-    ) -> Result<(), crate::store::StoreError> {
+    ) -> Result<(), (StoreError, Vec<Audit>)> {
         let at_unix_ms = self.clock.unix_ms();
         let mut commit = Commit {
             generation: core.generation,
@@ -324,7 +343,10 @@ impl Reconciler {
             commit.rows.push(entry.row(true));
             commit.audit.push(record);
         }
-        core.store.commit(&commit)
+        match core.store.commit(&commit) {
+            Ok(()) => Ok(()),
+            Err(error) => Err((error, commit.audit)),
+        }
     }
 
     /// Takes back what `put` did, newest first, under new generations.

@@ -6,7 +6,7 @@ use super::{
     apply::Resolved,
     asked::Asked,
     controller::{ControlError, DrainTarget, Receipt, WriteContext},
-    plan::check_specs,
+    plan::{Rigour, check_specs},
     reconciler::{Reconciler, find, lock},
 };
 use crate::model::{BackendState, PoolName, ServiceSpec};
@@ -50,7 +50,7 @@ impl Reconciler {
     }
 
     /// Changes backends of a service and leaves its weight and dead-man as they are.
-    /// A rollback is let through in a freeze.
+    /// A rollback is let through in a freeze, and whatever the host and the store say.
     pub(super) fn change_backends(
         &self,
         name: &str,
@@ -75,7 +75,11 @@ impl Reconciler {
             self.check_frozen(&core, name)?;
             check_specs(slice::from_ref(&spec))?;
         }
-        let mut steps = self.prepare(&core, &[spec], true, &asked, &census)?;
+        let rigour = match is_rollback {
+            true => Rigour::WayBack,
+            false => Rigour::Forced,
+        };
+        let mut steps = self.prepare(&core, &[spec], rigour, &asked, &census)?;
         for step in &mut steps {
             step.keep_dead_man = true;
         }

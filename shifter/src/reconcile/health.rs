@@ -25,7 +25,7 @@ use crate::{
         probe::Outcome,
         state::Health,
     },
-    model::{BackendState, PoolName, ServiceSpec},
+    model::{BackendState, PoolName, ServiceSpec, cohort::Prefix},
 };
 
 /// Backends named one by one in a line of the log.
@@ -40,6 +40,8 @@ pub struct Standing {
     /// Of the last check, where it failed.
     pub reason: String,
     pub passed: u64,
+    /// When the last check that passed began, by the clock of the boot; 0: none has.
+    pub passed_began_ns: u64,
     /// By kind.
     pub failures: BTreeMap<&'static str, u64>,
     /// What the last check took.
@@ -63,7 +65,7 @@ impl Board {
         self.services.get(service)?.get(&backend)
     }
 
-    fn note(&mut self, checked: &Checked, now_unix_ms: i64) {
+    fn note(&mut self, checked: &Checked, now_unix_ms: i64, now_ns: u64) {
         let backends = match self.services.get_mut(&checked.service) {
             Some(backends) => backends,
             None => self.services.entry(checked.service.clone()).or_default(),
@@ -80,6 +82,8 @@ impl Board {
         match &checked.outcome {
             Outcome::Passed => {
                 standing.passed += 1;
+                let age_ns = checked.age.as_nanos() as u64;
+                standing.passed_began_ns = now_ns.saturating_sub(age_ns);
                 standing.reason.clear();
             }
             Outcome::Failed { kind, text } => {
@@ -142,7 +146,8 @@ impl Watched for Reconciler {
     }
 
     fn note(&self, checked: &Checked) {
-        lock(&self.health).note(checked, self.clock.unix_ms());
+        let (unix_ms, boot_ns) = (self.clock.unix_ms(), self.clock.boot_ns());
+        lock(&self.health).note(checked, unix_ms, boot_ns);
     }
 
     fn settle(&self, service: &str, down: &BTreeSet<SocketAddr>) -> bool {
@@ -154,6 +159,8 @@ impl Watched for Reconciler {
             return true;
         };
         let mut core = lock(&self.core);
+        // A trip holds for its generation alone: a new one would arm it anew.
+        self.record_passed_dead_man(&mut core, service);
         let Some(entry) = core.services.get(service) else {
             return true;
         };
@@ -358,6 +365,46 @@ impl Reconciler {
         pool: PoolName,
         share: &str,
     ) -> Result<(), ControlError> {
+        self.check_up(spec, down, pool, &format!("{share} of new flows"))
+    }
+
+    /// The same for clients that cohorts give a pool which it did not have before.
+    pub(super) fn check_cohorts_healthy(
+        &self,
+        before: Option<&ServiceSpec>,
+        after: &ServiceSpec,
+        down: &BTreeSet<SocketAddr>,
+    ) -> Result<(), ControlError> {
+        if after.health.is_none() || after.active_cohorts().is_empty() {
+            return Ok(());
+        }
+        for pool in [PoolName::Blue, PoolName::Green] {
+            let mut cohorts = after.active_cohorts().iter();
+            let Some(first) = cohorts.find(|cohort| cohort.pool_when(after.live) == pool) else {
+                continue;
+            };
+            // What the other pool gives away falls to this one, as far as it holds it.
+            let gains = before.is_none_or(|before| {
+                let (had, has) = (forced(before, pool), forced(after, pool));
+                let (other_had, other_has) =
+                    (forced(before, pool.other()), forced(after, pool.other()));
+                !has.is_subset(&had) || !other_had.is_subset(&other_has)
+            });
+            if gains {
+                let clients = format!("the clients of cohort {:?}", first.name);
+                self.check_up(after, down, pool, &clients)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_up(
+        &self,
+        spec: &ServiceSpec,
+        down: &BTreeSet<SocketAddr>,
+        pool: PoolName,
+        gain: &str,
+    ) -> Result<(), ControlError> {
         let Some(health) = &spec.health else {
             return Ok(());
         };
@@ -379,11 +426,20 @@ impl Reconciler {
             );
         }
         Err(ControlError::Precondition(format!(
-            "service {name:?}: {pool} would get {share} of new flows but has {} of {} up{why}, and health.min_healthy is {min}: wait until they are up, or write a lower min_healthy",
+            "service {name:?}: {pool} would get {gain} but has {} of {} up{why}, and health.min_healthy is {min}: wait until they are up, or write a lower min_healthy",
             up,
             plural(spec.pool(pool).len() as u64, "backend"),
         )))
     }
+}
+
+/// Prefixes whose clients cohorts in force give a pool.
+fn forced(spec: &ServiceSpec, pool: PoolName) -> HashSet<Prefix> {
+    let cohorts = spec.active_cohorts().iter();
+    let cohorts = cohorts.filter(|cohort| cohort.pool_when(spec.live) == pool);
+    cohorts
+        .flat_map(|cohort| cohort.prefixes.iter().copied())
+        .collect()
 }
 
 /// The health of blue and green.

@@ -42,6 +42,17 @@ pub struct Step {
     pub warnings: Vec<String>,
     /// The dead-man stays as it is: only backends change.
     pub keep_dead_man: bool,
+    pub rigour: Rigour,
+}
+
+/// What a change is refused for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rigour {
+    Whole,
+    /// Not for what force lets through.
+    Forced,
+    /// Of a rollback: neither for the host nor for the store.
+    WayBack,
 }
 
 /// Rings whose slots hold 1 + the place of the backend in blue then green,
@@ -93,7 +104,7 @@ impl Reconciler {
         &self,
         core: &Core,
         specs: &[ServiceSpec],
-        force: bool,
+        rigour: Rigour,
         asked: &Asked,
         census: &Census,
     ) -> Result<Vec<Step>, ControlError> {
@@ -102,7 +113,7 @@ impl Reconciler {
             .iter()
             .map(|spec| {
                 check_neighbours(core, spec, &batch)?;
-                self.step(core, spec, force, asked, census)
+                self.step(core, spec, rigour, asked, census)
             })
             .collect()
     }
@@ -111,7 +122,7 @@ impl Reconciler {
         &self,
         core: &Core,
         spec: &ServiceSpec,
-        force: bool,
+        rigour: Rigour,
         asked: &Asked,
         census: &Census,
     ) -> Result<Step, ControlError> {
@@ -135,6 +146,7 @@ impl Reconciler {
             },
             warnings: Vec::new(),
             keep_dead_man: false,
+            rigour,
             spec,
         };
         if let Some(entry) = entry {
@@ -147,7 +159,7 @@ impl Reconciler {
         } else {
             step.change.action = "create";
         }
-        self.check_host(entry, &mut step, force, asked)?;
+        self.check_host(entry, &mut step, asked)?;
         self.check_health(entry, &step)?;
         step.whole = entry.is_none_or(|e| e.base_hash != step.base_hash);
         self.measure(core, entry, &mut step);
@@ -185,7 +197,7 @@ impl Reconciler {
                 self.check_healthy(spec, &step.down, pool, &weight.to_string())?;
             }
         }
-        Ok(())
+        self.check_cohorts_healthy(entry.map(|e| &e.spec), spec, &step.down)
     }
 
     /// Refuses what the host is not fit for.
@@ -193,16 +205,16 @@ impl Reconciler {
         &self,
         entry: Option<&Entry>,
         step: &mut Step,
-        force: bool,
         asked: &Asked,
     ) -> Result<(), ControlError> {
         let spec = &step.spec;
         let (name, vip) = (&spec.name, spec.vip);
         if !spec.vip_routed && !self.facts.is_local(vip.ip()) {
-            return Err(ControlError::Precondition(format!(
-                "service {name:?}: {}",
-                self.vip_not_local(vip.ip())
-            )));
+            let text = format!("service {name:?}: {}", self.vip_not_local(vip.ip()));
+            if step.rigour != Rigour::WayBack {
+                return Err(ControlError::Precondition(text));
+            }
+            step.warnings.push(text);
         }
         step.translated = asked.is_translated(&vip);
         let was = entry.map(Entry::adoption);
@@ -218,7 +230,7 @@ impl Reconciler {
                 live = spec.live,
                 addr = vip.addr,
             );
-            if !force {
+            if step.rigour == Rigour::Whole {
                 return Err(ControlError::Precondition(text));
             }
             step.warnings.push(text);

@@ -301,17 +301,10 @@ impl Reconciler {
         match (store.commit(&commit), write.durability) {
             (Ok(()), _) => entry.dirty = false,
             (Err(error), Durability::Wanted) => {
-                let room = UNSTORED.saturating_sub(unstored.len());
-                unstored.extend(commit.audit.into_iter().take(room));
+                keep_records(unstored, commit.audit);
                 entry.dirty = true;
                 tracing::warn!(service = name, %error, "not durable");
-                let again = match store.refused() {
-                    None => "it is tried again every second",
-                    Some(_) => "nothing is stored until the agent is started with a good store",
-                };
-                receipt.warnings.push(format!(
-                    "not durable: it is in force, but the store failed ({error}); {again}"
-                ));
+                receipt.warnings.push(not_durable(store, &error));
             }
             (Err(error), Durability::Required) => {
                 return Err(self.take_back(generation, entry, before, &error));
@@ -355,6 +348,39 @@ impl Reconciler {
         self.events.push(&entry.spec.name, false);
         store_failed(error, &outcome)
     }
+}
+
+impl Core {
+    /// Changes of a rollback that the store failed for: in force, and stored as soon
+    /// as that works. The warning says so.
+    pub(super) fn keep_unstored<'a>(
+        &mut self,
+        names: impl Iterator<Item = &'a str>,
+        records: Vec<Audit>,
+        error: &StoreError,
+    ) -> String {
+        for name in names {
+            if let Some(entry) = self.services.get_mut(name) {
+                entry.dirty = true;
+            }
+            tracing::warn!(service = name, %error, "not durable");
+        }
+        keep_records(&mut self.unstored, records);
+        not_durable(&self.store, error)
+    }
+}
+
+fn keep_records(unstored: &mut Vec<Audit>, records: Vec<Audit>) {
+    let room = UNSTORED.saturating_sub(unstored.len());
+    unstored.extend(records.into_iter().take(room));
+}
+
+fn not_durable(store: &Store, error: &StoreError) -> String {
+    let again = match store.refused() {
+        None => "it is tried again every second",
+        Some(_) => "nothing is stored until the agent is started with a good store",
+    };
+    format!("not durable: it is in force, but the store failed ({error}); {again}")
 }
 
 /// A write that the store refused before the kernel was asked.

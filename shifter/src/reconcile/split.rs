@@ -50,6 +50,7 @@ impl Reconciler {
         let green = green_weight(entry.spec.live, change.share);
         self.check_gain(entry, green)?;
         let cohorts_on = cohorts_wanted(entry, change.cohorts)?;
+        self.check_cohorts_on(entry, cohorts_on)?;
         let mut warnings = Vec::new();
         let dead_man = match change.revert_after {
             Some(after)
@@ -72,6 +73,16 @@ impl Reconciler {
             ..entry.split()
         };
         Ok((next, warnings))
+    }
+
+    /// Refuses to put cohorts in force whose pool has too few backends up.
+    pub(super) fn check_cohorts_on(&self, entry: &Entry, on: bool) -> Result<(), ControlError> {
+        if !on || entry.spec.cohorts_on {
+            return Ok(());
+        }
+        let mut spec = entry.spec.clone();
+        spec.cohorts_on = on;
+        self.check_cohorts_healthy(Some(&entry.spec), &spec, &entry.down)
     }
 
     /// Refuses when the pool that gains has nothing to carry it.

@@ -5,8 +5,11 @@ use std::net::SocketAddr;
 /// Health of a backend, as far as somebody checks it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Health {
+    /// By a check that began after the step was entered.
     Up,
     Down,
+    /// No check has told yet since the step was entered.
+    Awaited,
     /// Nobody checks it.
     #[default]
     Unknown,
@@ -38,12 +41,11 @@ impl Facts {
         self.backends.iter().filter(named).map(|b| b.flows).sum()
     }
 
-    /// Those of the backends that somebody checks and finds down.
-    pub fn down_of(&self, backends: &[SocketAddr]) -> Vec<SocketAddr> {
-        let down = |facts: &&BackendFacts| {
-            backends.contains(&facts.backend) && facts.health == Health::Down
-        };
-        let backends = self.backends.iter().filter(down);
+    /// Those of the backends whose health is this one.
+    pub fn those(&self, backends: &[SocketAddr], health: Health) -> Vec<SocketAddr> {
+        let are =
+            |facts: &&BackendFacts| backends.contains(&facts.backend) && facts.health == health;
+        let backends = self.backends.iter().filter(are);
         backends.map(|facts| facts.backend).collect()
     }
 }

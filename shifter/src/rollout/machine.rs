@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{
-    Facts, OnDoubt, Plan, Step,
+    Facts, Health, OnDoubt, Plan, Step,
     plan::list,
     state::{Action, Effect, Event, Outcome, Phase, Said, State, Verdict},
 };
@@ -77,6 +77,7 @@ pub fn step(plan: &Plan, mut state: State, event: Event, now_ms: i64) -> (State,
         plan,
         state,
         effects: Vec::new(),
+        now_ms,
     };
     machine.take(event, passed_ms);
     (machine.state, machine.effects)
@@ -93,6 +94,7 @@ struct Machine<'a> {
     plan: &'a Plan,
     state: State,
     effects: Vec<Effect>,
+    now_ms: i64,
 }
 
 impl Machine<'_> {
@@ -392,7 +394,8 @@ impl Machine<'_> {
         let state = &mut self.state;
         state.step = step;
         state.spent_ms = 0;
-        state.entered_ms = state.last_ms;
+        // Not by the last tick: what was seen between it and now was before this step.
+        state.entered_ms = state.last_ms.max(self.now_ms);
         state.holding = None;
         state.failed = None;
         state.judged.fill(None);
@@ -506,15 +509,18 @@ impl Ready {
 }
 
 fn await_health(facts: &Facts, backends: &[SocketAddr], spent_ms: u64, deadline_ms: u64) -> Ready {
-    let down = facts.down_of(backends);
-    match down.is_empty() {
-        true => Ready::Yes,
-        false if spent_ms < deadline_ms => Ready::No,
-        false => Ready::Doubt(
-            OnDoubt::Rollback,
-            format!("{} is down after its update", list(&down)),
+    let down = facts.those(backends, Health::Down);
+    let awaited = facts.those(backends, Health::Awaited);
+    let why = match (down.is_empty(), awaited.is_empty()) {
+        (true, true) => return Ready::Yes,
+        _ if spent_ms < deadline_ms => return Ready::No,
+        (false, _) => format!("{} is down after its update", list(&down)),
+        (true, false) => format!(
+            "{} is not up by a check that began after its update",
+            list(&awaited)
         ),
-    }
+    };
+    Ready::Doubt(OnDoubt::Rollback, why)
 }
 
 fn severity(policy: OnDoubt) -> u8 {

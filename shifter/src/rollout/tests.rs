@@ -452,6 +452,22 @@ fn a_backend_that_is_down_after_its_update_stays_drained_and_the_rest_comes_back
 }
 
 #[test]
+fn a_backend_that_no_check_has_told_of_since_its_update_is_waited_for() {
+    let plan = plan(r#"{"strategy":"rolling","hook":"update","health_deadline":"5s"}"#);
+    let mut run = Run::new(&plan);
+    run.pass_with(5, &facts(0, Health::Awaited));
+    assert_eq!((run.outcome(), run.world.drained.len()), (None, 1));
+    run.pass_with(20, &facts(0, Health::Awaited));
+    let Some(Outcome::RolledBack { reason }) = run.outcome() else {
+        panic!("{:?}", run.state);
+    };
+    assert!(
+        reason.contains("10.0.0.11:80 is not up by a check that began after its update"),
+        "{reason}"
+    );
+}
+
+#[test]
 fn a_surge_brings_spares_in_and_takes_them_out_again() {
     let plan = plan(r#"{"strategy":"rolling","surge":1,"max_unavailable":0,"hook":"update"}"#);
     let spare: SocketAddr = "10.0.0.14:80".parse().unwrap();

@@ -178,7 +178,7 @@ fn follow_lifeline(running: &Running) {
     // Nobody writes there.
     while io::stdin().read(&mut byte).is_ok_and(|n| n > 0) {}
     for group in lock(running).iter() {
-        run::kill_group(*group);
+        run::kill_all(*group);
     }
     std::process::exit(0);
 }

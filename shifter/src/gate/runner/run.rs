@@ -22,6 +22,8 @@ use super::{
 const OUTPUT: usize = 64 * 1024;
 /// Of which so many go into the answer.
 const SHOWN: usize = 4 * 1024;
+/// So long it is tried to end all that a program has started.
+const KILLING: Duration = Duration::from_secs(2);
 const PASSWD: &str = "/etc/passwd";
 
 /// Why a program was not run.
@@ -71,9 +73,7 @@ pub(super) fn run(
         .env("PATH", "/usr/local/bin:/usr/bin:/bin")
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .uid(uid)
-        .gid(gid);
+        .stdout(Stdio::piped());
     for (key, value) in &request.environment {
         if !key.starts_with("SHIFTER_") || key.contains(['=', '\0']) || value.contains('\0') {
             return Err(RunError::Variable(key.clone()));
@@ -81,10 +81,9 @@ pub(super) fn run(
         command.env(key, value);
     }
     let seconds = timeout.as_secs() + 1;
-    // SAFETY: every call in there is async-signal-safe. std has become the user and
-    // left all groups before.
+    // SAFETY: every call in there is async-signal-safe.
     unsafe {
-        command.pre_exec(move || confine(seconds));
+        command.pre_exec(move || become_user(uid, gid).and_then(|()| confine(seconds)));
     }
     let child = command.spawn().map_err(|error| RunError::Start {
         path: path.display().to_string(),
@@ -95,6 +94,29 @@ pub(super) fn run(
     let answer = follow(child, timeout, &request.file);
     lock(running).remove(&group);
     Ok(answer)
+}
+
+/// The group that marks a program and all that it starts: its pid is added. Without
+/// CAP_SETGID nobody leaves a group, so none of them gets rid of it. No file is its.
+const MARK: u32 = 0x7300_0000;
+
+fn mark(pid: i32) -> u32 {
+    MARK + pid as u32
+}
+
+/// In the child: the user, with no group but its own and the mark.
+fn become_user(uid: u32, gid: u32) -> io::Result<()> {
+    // SAFETY: numbers, and a list of one that lives over the call.
+    let failed = unsafe {
+        let groups = [mark(libc::getpid())];
+        libc::setgroups(groups.len(), groups.as_ptr()) != 0
+            || libc::setgid(gid) != 0
+            || libc::setuid(uid) != 0
+    };
+    match failed {
+        true => Err(io::Error::last_os_error()),
+        false => Ok(()),
+    }
 }
 
 /// In the child, as the user: a session of its own, no way to more rights, bounds.
@@ -113,6 +135,8 @@ fn confine(cpu_s: u64) -> io::Result<()> {
             // The end of the runner is the end of it, however the runner ends.
             || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) != 0
             || libc::dup2(1, 2) < 0
+            // Whatever the runner was started with is not the program's.
+            || libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0
             || bounds.into_iter().any(|(what, most)| {
                 let limit = libc::rlimit {
                     rlim_cur: most,
@@ -133,7 +157,7 @@ fn follow(mut child: Child, timeout: Duration, file: &str) -> Answer {
     let mut output = Vec::new();
     let mut pipe = child.stdout.take();
     let refused = |child: &mut Child, text: String| {
-        kill_group(group);
+        kill_all(group);
         let _ = child.wait();
         Answer::Refused { text }
     };
@@ -154,7 +178,7 @@ fn follow(mut child: Child, timeout: Duration, file: &str) -> Answer {
             Ok(false) => {}
             Ok(true) => {
                 // Before it is reaped: until then nobody else can have its number.
-                kill_group(group);
+                kill_all(group);
                 // What is left in the pipe, and nothing that comes later.
                 while read_some(&mut pipe, &mut output, Duration::ZERO) && output.len() <= OUTPUT {}
                 return ended(&mut child, output, file);
@@ -234,12 +258,48 @@ fn read_some(
     }
 }
 
-/// Ends a program and what it started in its group.
-pub(super) fn kill_group(group: i32) {
+/// Ends a program and all that it started, in whatever group or session that is.
+pub(super) fn kill_all(program: i32) {
     // SAFETY: takes numbers. A group that is gone is no fault.
     unsafe {
-        libc::kill(-group, libc::SIGKILL);
+        libc::kill(-program, libc::SIGKILL);
     }
+    let begun = Instant::now();
+    // Again until none is left: one may have started another meanwhile.
+    while kill_marked(mark(program)) && begun.elapsed() < KILLING {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Kills those that live in a group; false if there was none.
+fn kill_marked(group: u32) -> bool {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return false;
+    };
+    let mut found = false;
+    for process in processes.flatten() {
+        let pid = process.file_name().to_str().and_then(|n| n.parse().ok());
+        let Some(pid) = pid.filter(|pid: &i32| *pid > 1) else {
+            continue;
+        };
+        let status = fs::read_to_string(process.path().join("status")).unwrap_or_default();
+        if lives_in(&status, group) {
+            found = true;
+            // SAFETY: takes numbers.
+            unsafe {
+                libc::kill(pid, libc::SIGKILL);
+            }
+        }
+    }
+    found
+}
+
+/// Whether a /proc/PID/status is that of a process in a group that has not ended.
+fn lives_in(status: &str, group: u32) -> bool {
+    let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key));
+    let has_ended = value("State:").is_some_and(|s| s.trim_start().starts_with(['Z', 'X']));
+    let mut groups = value("Groups:").unwrap_or_default().split_whitespace();
+    !has_ended && groups.any(|number| number.parse() == Ok(group))
 }
 
 #[cfg(test)]

@@ -76,7 +76,17 @@ fn a_program_is_nobody_and_has_nothing() {
             "{output}"
         );
     }
-    assert_eq!(output.lines().nth(1).map(|g| g.split(' ').count()), Some(1));
+    let groups: Vec<u32> = output
+        .lines()
+        .nth(1)
+        .unwrap()
+        .split(' ')
+        .map(|g| g.parse().unwrap())
+        .collect();
+    assert!(
+        groups.len() == 2 && groups[1] > MARK,
+        "its own and its mark: {groups:?}"
+    );
     // SAFETY: a variable of this test's process alone.
     unsafe { std::env::set_var("SHIFTER_SECRET_OF_THE_TEST", "1") };
     let (_, output) = dir.output("env | sort; pwd; ls -l /proc/self/fd | wc -l");
@@ -123,17 +133,58 @@ fn a_program_that_hangs_is_ended_with_what_it_started() {
         "{answer:?}"
     );
     assert!(begun.elapsed() < Duration::from_secs(10));
-    let is_left = || {
-        let processes = fs::read_dir("/proc").unwrap().flatten();
-        processes
-            .filter_map(|p| fs::read(p.path().join("cmdline")).ok())
-            .any(|line| String::from_utf8_lossy(&line).contains(&mark))
-    };
     let begun = Instant::now();
-    while is_left() && begun.elapsed() < Duration::from_secs(5) {
+    while lives(&mark) && begun.elapsed() < Duration::from_secs(5) {
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(!is_left());
+    assert!(!lives(&mark));
+}
+
+/// Whether a process with this in its command line lives.
+fn lives(part: &str) -> bool {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|p| fs::read(p.path().join("cmdline")).ok())
+        .any(|line| String::from_utf8_lossy(&line).contains(part))
+}
+
+#[test]
+fn what_left_its_session_does_not_outlive_it() {
+    let Some(dir) = Dir::new("session") else {
+        return;
+    };
+    // Another of its user that the runner did not start; nor does it end it.
+    let own = format!("{}.7", 88_000 + std::process::id() % 1_000);
+    let mut other = Command::new("sleep").arg(&own).uid(65534).spawn().unwrap();
+    let mark = format!("{}.7", 87_000 + std::process::id() % 1_000);
+    let away = format!("(setsid sh -c 'env -i sleep {mark} & sleep {mark}' >/dev/null 2>&1 &)");
+    dir.script("it", &format!("{away}; sleep 0.2; {away}; sleep 60"));
+    dir.script("ends", &format!("{away}; sleep 0.2; exit 0"));
+    let answer = dir.run("it", 1_000).unwrap();
+    assert!(matches!(answer, Answer::Refused { .. }), "{answer:?}");
+    assert!(!lives(&mark));
+    let answer = dir.run("ends", 20_000).unwrap();
+    assert!(
+        matches!(answer, Answer::Ended { code: 0, .. }),
+        "{answer:?}"
+    );
+    assert!(!lives(&mark));
+    assert!(lives(&own));
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[test]
+fn what_the_runner_inherited_does_not_reach_a_program() {
+    let Some(dir) = Dir::new("fds") else { return };
+    let file = fs::File::open("/etc/hostname").unwrap();
+    // SAFETY: takes a number. A copy that an exec keeps.
+    let left = unsafe { libc::dup(file.as_raw_fd()) };
+    assert!(left > 2);
+    let (_, output) = dir.output(&format!("readlink /proc/self/fd/{left}; true"));
+    // SAFETY: it is this test's.
+    unsafe { libc::close(left) };
+    assert!(!output.contains("/etc/hostname"), "{output}");
 }
 
 #[test]

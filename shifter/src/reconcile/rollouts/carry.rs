@@ -87,6 +87,7 @@ impl Reconciler {
             self.check_frozen(core, name)?;
         }
         self.check_gain(entry, green)?;
+        self.check_cohorts_on(entry, cohorts_on)?;
         let mut next = Split {
             green,
             dead_man: self.lease(entry, green, cohorts_on, lease_ms)?,

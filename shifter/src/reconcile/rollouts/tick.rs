@@ -6,7 +6,9 @@ use super::{
 };
 use crate::{
     datapath::Census,
+    health::state::Health as Checks,
     judge::Judgement,
+    model::{BackendSpec, BackendState},
     reconcile::{
         controller::ControlError,
         reconciler::{Core, Reconciler, lock},
@@ -89,7 +91,7 @@ impl Reconciler {
         let frozen = self.check_frozen(core, name).err();
         let facts = Facts {
             frozen: frozen.map(|error| error.to_string()),
-            ..facts(core, name, census)
+            ..self.facts_of(core, name, census)
         };
         let before = core.rollouts.get(name).map(|r| r.state.clone());
         self.advance_rollout(core, name, Event::Tick(facts))?;
@@ -321,24 +323,36 @@ impl Reconciler {
     }
 }
 
-fn facts(core: &Core, name: &str, census: &Census) -> Facts {
-    let Some(entry) = core.services.get(name) else {
-        return Facts::default();
-    };
-    let pools = entry.pools.iter().flatten();
-    let specs = entry.spec.blue_pool.iter().chain(&entry.spec.green_pool);
-    let backends = pools.zip(specs).map(|(id, spec)| BackendFacts {
-        backend: spec.addr,
-        flows: census.backends.get(id).copied().unwrap_or(0),
-        health: match &entry.spec.health {
+impl Reconciler {
+    fn facts_of(&self, core: &Core, name: &str, census: &Census) -> Facts {
+        let (Some(entry), Some(rollout)) = (core.services.get(name), core.rollouts.get(name))
+        else {
+            return Facts::default();
+        };
+        let health = |spec: &BackendSpec| match self.standing(entry, spec.addr) {
+            _ if spec.state == BackendState::Maint => Health::Unknown,
             None => Health::Unknown,
-            Some(_) if entry.down.contains(&spec.addr) => Health::Down,
-            Some(_) => Health::Up,
-        },
-    });
-    Facts {
-        flows: census.services.get(&entry.id).copied().unwrap_or_default(),
-        backends: backends.collect(),
-        frozen: None,
+            Some(standing) => match standing.health {
+                Checks::Down => Health::Down,
+                Checks::Up
+                    if rollout.now_ms(standing.passed_began_ns) > rollout.state.entered_ms =>
+                {
+                    Health::Up
+                }
+                Checks::Up | Checks::Unknown => Health::Awaited,
+            },
+        };
+        let pools = entry.pools.iter().flatten();
+        let specs = entry.spec.blue_pool.iter().chain(&entry.spec.green_pool);
+        let backends = pools.zip(specs).map(|(id, spec)| BackendFacts {
+            backend: spec.addr,
+            flows: census.backends.get(id).copied().unwrap_or(0),
+            health: health(spec),
+        });
+        Facts {
+            flows: census.services.get(&entry.id).copied().unwrap_or_default(),
+            backends: backends.collect(),
+            frozen: None,
+        }
     }
 }

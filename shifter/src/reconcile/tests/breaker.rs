@@ -1,10 +1,11 @@
 //! A breaker that trips in the kernel is told, and recorded as a rollback.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::rig::{Rig, context, web};
 use crate::{
     datapath::{BreakerState, Trip},
+    health::Watched as _,
     model::{ServiceSpec, breaker::Breaker},
     reconcile::Controller as _,
 };
@@ -114,6 +115,31 @@ fn nothing_that_nobody_asked_for_arms_it_anew() {
     rig.reconciler.settle_again();
     assert_eq!(rig.green(), "0%");
     assert_eq!(rig.actions()[0], "breaker rollback");
+}
+
+#[test]
+fn a_change_of_health_does_not_arm_it_anew() {
+    let rig = Rig::new();
+    let mut spec = super::rig::specs(
+        "[[service]]\nname = \"web\"\nvip = \"203.0.113.10:443/tcp\"\n\
+         pools = { blue = [\"10.0.0.1:8443\", \"10.0.0.2:8443\"], green = [\"10.0.1.1:8443\"] }\n\
+         health = { type = \"tcp\" }\n",
+    )
+    .remove(0);
+    spec.breaker = guarded().breaker;
+    let lost = spec.blue_pool[1].addr;
+    rig.apply(&[spec]).unwrap();
+    rig.shift("50%").unwrap();
+    trip(&rig);
+    assert!(rig.reconciler.settle("web", &BTreeSet::from([lost])));
+    assert_eq!(rig.actions()[0], "breaker rollback");
+    assert_eq!(rig.green(), "0%");
+    rig.datapath.with(|kernel| {
+        assert_eq!(kernel.services[&0].threshold, 0);
+        let blue = &kernel.rings[&0][0];
+        let is_lost = |id| kernel.backends[id].addr == lost;
+        assert!(!blue.is_empty() && !blue.iter().any(is_lost));
+    });
 }
 
 #[test]

@@ -6,7 +6,10 @@ use super::rig::{Rig, context, specs, to_green};
 use crate::{
     health::{Checked, Watched as _, probe::Outcome, state::Health},
     model::{PoolName, ServiceSpec},
-    reconcile::{Controller as _, controller::ServiceView},
+    reconcile::{
+        Controller as _,
+        controller::{ControlError, ServiceView, WeightChange},
+    },
 };
 
 /// Blue 10.0.0.1 and 10.0.0.2, green 10.0.1.1.
@@ -40,6 +43,7 @@ fn fail(rig: &Rig, backend: &str) {
             text: "connection refused".into(),
         },
         took: Duration::from_millis(3),
+        age: Duration::from_millis(3),
         health: Health::Down,
         is_news: true,
     });
@@ -289,4 +293,43 @@ fn a_look_at_what_changed_names_only_that() {
     assert_eq!(some.targets.len(), 1);
     assert_eq!(some.targets[0].down, set(&["0.1"]));
     assert_eq!(some.without, ["api"]);
+}
+
+#[test]
+fn cohorts_do_not_get_around_min_healthy() {
+    let rig = Rig::new();
+    let cohort = |prefixes: &str| {
+        checked(&format!(
+            "{TCP}[[service.cohort]]\nname = \"staff\"\nprefixes = [{prefixes}]\n"
+        ))
+    };
+    let switch = |on: bool| {
+        let change = WeightChange {
+            cohorts: Some(on),
+            ..to_green("0%")
+        };
+        rig.reconciler.set_weight(&change, &context()).map(drop)
+    };
+    let refused = |result: Result<(), ControlError>| {
+        let error = result.unwrap_err().to_string();
+        let part = "green would get the clients of cohort \"staff\" but has 0 of 1 backend up";
+        assert!(error.contains(part), "{error}");
+    };
+    let two = "\"10.1.0.0/16\", \"10.2.0.0/16\"";
+    rig.apply(&[cohort(two)]).unwrap();
+    switch(false).unwrap();
+    assert!(down(&rig, &["1.1"]));
+    refused(switch(true));
+    assert!(!view(&rig).spec.cohorts_on);
+    assert!(down(&rig, &[]));
+    switch(true).unwrap();
+    // What they have already they may keep, or have less of.
+    assert!(down(&rig, &["1.1"]));
+    let apply = |prefixes: &str| rig.apply(&[cohort(prefixes)]).map(drop);
+    apply("\"10.1.0.0/16\"").unwrap();
+    refused(apply(two));
+    refused(apply("\"10.3.0.0/16\""));
+    assert_eq!(view(&rig).spec.cohorts[0].prefixes.len(), 1);
+    assert!(down(&rig, &[]));
+    apply(two).unwrap();
 }

@@ -30,6 +30,8 @@ use crate::{
 #[derive(Default)]
 pub struct FakeFacts {
     pub translated: Mutex<HashSet<SocketAddr>>,
+    /// Local no longer.
+    pub lost: Mutex<HashSet<IpAddr>>,
     pub filter_problem: Mutex<Option<String>>,
     pub placements: Mutex<HashMap<SocketAddr, Placement>>,
     pub warnings: Mutex<HashMap<SocketAddr, String>>,
@@ -59,6 +61,9 @@ impl FakeFacts {
 
 impl HostFacts for FakeFacts {
     fn is_local(&self, ip: IpAddr) -> bool {
+        if lock(&self.lost).contains(&ip) {
+            return false;
+        }
         match ip {
             IpAddr::V4(ip) => ip.octets()[..3] == [203, 0, 113],
             IpAddr::V6(ip) => ip.segments()[..4] == [0x2001, 0xdb8, 0, 0],

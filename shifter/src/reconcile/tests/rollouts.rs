@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::rig::{Rig, context, web};
 use crate::{
+    health::{Checked, Watched as _, probe::Outcome, state::Health},
     model::{BackendState, PoolName, signals::PoolSignals},
     reconcile::{
         Controller as _,
@@ -613,6 +614,115 @@ fn what_reaches_out_of_the_agent_cannot_come_over_the_api() {
     assert_eq!(rig.reconciler.rollouts("", 10).unwrap().len(), 0);
 }
 
+/// A check of a backend that has just ended, and began so long ago.
+fn check_passes(rig: &Rig, backend: &str, age: Duration) {
+    rig.reconciler.note(&Checked {
+        service: "web".into(),
+        backend: backend.parse().unwrap(),
+        outcome: Outcome::Passed,
+        took: age,
+        age,
+        health: Health::Up,
+        is_news: false,
+    });
+}
+
+/// Rolls blue, whose second backend is 10.0.0.2, with checks of both.
+fn rolling() -> Rig {
+    let rig = Rig::new();
+    let mut spec = super::rig::specs(
+        "[[service]]\nname = \"web\"\nvip = \"203.0.113.10:443/tcp\"\n\
+         pools = { blue = [\"10.0.0.1:8443\", \"10.0.0.2:8443\"], green = [\"10.0.1.1:8443\"] }\n\
+         health = { type = \"tcp\" }\n",
+    );
+    rig.apply(&[spec.remove(0)]).unwrap();
+    let json = r#"{"strategy":"rolling","drain_deadline":"1s","health_deadline":"10s"}"#;
+    start(&rig, json).unwrap();
+    pass(&rig, 3);
+    assert!(view(&rig).why.contains("update it"), "{}", view(&rig).why);
+    rig
+}
+
+fn states(rig: &Rig) -> Vec<BackendState> {
+    let spec = rig.reconciler.get("web").unwrap().spec;
+    spec.blue_pool.iter().map(|b| b.state).collect()
+}
+
+#[test]
+fn a_backend_is_good_by_a_check_that_began_after_its_update() {
+    let rig = rolling();
+    let first = "10.0.0.1:8443";
+    // Up for long, and once more by a check that was under way at the update.
+    check_passes(&rig, first, Duration::from_millis(3));
+    rig.clock.pass(Duration::from_millis(400));
+    tell(&rig, RolloutCommand::Advance).unwrap();
+    rig.clock.pass(Duration::from_millis(100));
+    check_passes(&rig, first, Duration::from_millis(200));
+    pass(&rig, 3);
+    assert_eq!(states(&rig), [BackendState::Drain, BackendState::Ready]);
+    check_passes(&rig, first, Duration::from_millis(3));
+    pass(&rig, 2);
+    assert_eq!(states(&rig), [BackendState::Ready, BackendState::Drain]);
+}
+
+#[test]
+fn a_backend_that_no_check_finds_good_after_its_update_stays_drained() {
+    let rig = rolling();
+    check_passes(&rig, "10.0.0.1:8443", Duration::from_millis(3));
+    tell(&rig, RolloutCommand::Advance).unwrap();
+    pass(&rig, 15);
+    let over = view(&rig);
+    assert_eq!(over.state, "rolled back", "{over:?}");
+    assert!(
+        over.why.contains("10.0.0.1:8443 is not up by a check"),
+        "{}",
+        over.why
+    );
+    assert_eq!(states(&rig), [BackendState::Drain, BackendState::Ready]);
+}
+
+#[test]
+fn the_way_back_of_backends_needs_neither_the_store_nor_the_host() {
+    let mut rig = Rig::new();
+    let mut spec = super::rig::specs(
+        "[[service]]\nname = \"web\"\nvip = \"203.0.113.10:443/tcp\"\n\
+         pools = { blue = [\"10.0.0.1:8443\", \"10.0.0.2:8443\"], green = [\"10.0.1.1:8443\"] }\n",
+    )
+    .remove(0);
+    spec.blue_pool[1].state = BackendState::Drain;
+    rig.apply(&[spec]).unwrap();
+    // The spare is brought in; it goes again with the way back.
+    let json = r#"{"strategy":"rolling","surge":1,"max_unavailable":0,"drain_deadline":"1s"}"#;
+    start(&rig, json).unwrap();
+    pass(&rig, 2);
+    tell(&rig, RolloutCommand::Advance).unwrap();
+    pass(&rig, 3);
+    assert_eq!(states(&rig), [BackendState::Drain, BackendState::Ready]);
+    let ring = |rig: &Rig| rig.datapath.with(|kernel| kernel.rings[&0][0].clone());
+    let with_spare = ring(&rig);
+    rig.disk_full(true);
+    let vip = "203.0.113.10".parse().unwrap();
+    lock(&rig.facts.lost).insert(vip);
+    tell(&rig, RolloutCommand::Abort).unwrap();
+    pass(&rig, 3);
+    assert_eq!(states(&rig), [BackendState::Drain, BackendState::Drain]);
+    assert_ne!(ring(&rig), with_spare);
+    let told = rig.reconciler.get("web").unwrap();
+    assert!(
+        told.warnings.iter().any(|w| w.starts_with("not durable")),
+        "{:?}",
+        told.warnings
+    );
+    rig.disk_full(false);
+    pass(&rig, 15);
+    assert_eq!(view(&rig).state, "rolled back");
+    assert_eq!(rig.actions()[0], "rollout apply");
+    let told = rig.reconciler.get("web").unwrap();
+    assert!(!told.warnings.iter().any(|w| w.starts_with("not durable")));
+    rig.restart();
+    assert_eq!(states(&rig), [BackendState::Drain, BackendState::Drain]);
+}
+
 #[test]
 fn its_way_back_undoes_no_earlier_promote() {
     let rig = with_signals();
@@ -637,4 +747,30 @@ fn its_way_back_undoes_no_earlier_promote() {
     // Without a rollout it means what it always does.
     rig.rollback(0).unwrap();
     assert_eq!(rig.live(), PoolName::Blue);
+}
+
+#[test]
+fn cohorts_of_a_rollout_come_first_only_to_a_pool_that_is_up() {
+    let rig = Rig::new();
+    let mut spec = super::rig::specs(
+        "[[service]]\nname = \"web\"\nvip = \"203.0.113.10:443/tcp\"\n\
+         pools = { blue = [\"10.0.0.1:8443\"], green = [\"10.0.1.1:8443\"] }\n\
+         health = { type = \"tcp\" }\n\
+         [[service.cohort]]\nname = \"staff\"\nprefixes = [\"10.1.0.0/16\"]\n",
+    );
+    rig.apply(&[spec.remove(0)]).unwrap();
+    rig.rollback(0).unwrap();
+    let green = "10.0.1.1:8443".parse().unwrap();
+    assert!(rig.reconciler.settle("web", &[green].into()));
+    start(&rig, r#"{"strategy":"cohort-first","lease":"30s"}"#).unwrap();
+    pass(&rig, 3);
+    assert!(!rig.reconciler.get("web").unwrap().spec.cohorts_on);
+    assert!(
+        view(&rig).why.contains("the clients of cohort \"staff\""),
+        "{}",
+        view(&rig).why
+    );
+    assert!(rig.reconciler.settle("web", &Default::default()));
+    pass(&rig, 3);
+    assert!(rig.reconciler.get("web").unwrap().spec.cohorts_on);
 }
