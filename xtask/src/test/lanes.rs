@@ -59,8 +59,8 @@ impl Programs {
     }
 }
 
-/// Runs each command, some at once, and shows what it printed when it has ended.
-pub fn side_by_side(commands: Vec<Command>) -> Vec<Heard> {
+/// Runs each command, some at once; `show` is given each that has ended, one at a time.
+pub fn side_by_side(commands: Vec<Command>, show: impl Fn(&Heard, &Command) + Sync) -> Vec<Heard> {
     let queue = Mutex::new(VecDeque::from(commands));
     let screen = Mutex::new(());
     let next = || {
@@ -74,7 +74,7 @@ pub fn side_by_side(commands: Vec<Command>) -> Vec<Heard> {
         while let Some(mut command) = next() {
             let heard = hear(&mut command);
             let turn = screen.lock().unwrap_or_else(PoisonError::into_inner);
-            heard.show(&command);
+            show(&heard, &command);
             drop(turn);
             all.push(heard);
         }
@@ -118,7 +118,8 @@ mod tests {
             echo("test b ... FAILED"),
             Command::new("false"),
         ];
-        let heard = side_by_side(commands);
+        // Not shown: whoever reads the output of this test takes it for its own.
+        let heard = side_by_side(commands, |_, _| {});
         let passed: usize = heard.iter().map(|heard| heard.report.passed).sum();
         let failed: Vec<&String> = heard.iter().flat_map(|h| &h.report.failed).collect();
         assert_eq!((passed, failed), (1, vec![&"b".to_owned()]));

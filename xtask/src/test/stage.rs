@@ -93,7 +93,7 @@ pub fn tests_side_by_side(name: &'static str, commands: Vec<Command>) -> Stage {
     let mut report = Report::default();
     let mut messages = Vec::new();
     let mut broken = Vec::new();
-    for heard in lanes::side_by_side(commands) {
+    for heard in lanes::side_by_side(commands, Heard::show) {
         if let Err(error) = &heard.ended
             && heard.report.failed.is_empty()
         {
