@@ -104,7 +104,7 @@ pub const DEMO_PACKAGES: [Package; 2] = [
 ];
 
 /// The scenarios' besides the demo's.
-pub const TEST_PACKAGES: [Package; 8] = [
+pub const TEST_PACKAGES: [Package; 9] = [
     Package {
         program: "nginx",
         name: "nginx-light",
@@ -144,6 +144,11 @@ pub const TEST_PACKAGES: [Package; 8] = [
         program: "strace",
         name: "strace",
         why: "the system calls that the unit has to allow",
+    },
+    Package {
+        program: "openssl",
+        name: "openssl",
+        why: "certificates of servers that are checked",
     },
 ];
 
