@@ -108,14 +108,13 @@ fn large_faults_are_always_found_and_soon() {
     }
 }
 
-/// The tables of docs/judges.md: `SHIFTER_TEST_LONG=1 cargo test --release -p shifter
-/// --lib tables_of_the_documentation -- --nocapture`, which takes minutes. Otherwise a few
-/// runs of each case.
+/// The tables of docs/judges.md: `cargo test --release -p shifter --lib
+/// tables_of_the_documentation -- --nocapture`, which takes minutes. A build for tests
+/// does a few runs of each case.
 #[test]
 fn tables_of_the_documentation() {
     let gate = &read(SEQUENTIAL)[0];
-    let is_long = std::env::var_os("SHIFTER_TEST_LONG").is_some();
-    let runs = if is_long { 1_000 } else { 4 };
+    let runs = if cfg!(debug_assertions) { 4 } else { 1_000 };
     println!("| candidate | weight | alarms | median flows | 95% | median time |");
     println!("|---|---|---|---|---|---|");
     let worse = |points: f64| Behaviour {
