@@ -90,6 +90,35 @@ impl GateState {
         }
     }
 
+    /// The same where the live pool is given no new flows. A judge that compares has
+    /// nothing to compare with then, and would wait for ever: it passes once the
+    /// candidate has enough samples. Thresholds judge as always.
+    pub fn judge_alone(&self, gate: &GateSpec) -> Judgement {
+        let judgement = self.judge(gate);
+        let compares = matches!(gate.judge, Judge::Sequential(_) | Judge::MannWhitney(_));
+        if !compares || judgement.outcome != Outcome::NoData {
+            return judgement;
+        }
+        let is_count = |name: &str| {
+            name.contains(".candidate.") && (name.ends_with(".flows") || name.ends_with(".samples"))
+        };
+        let counts = judgement.statistics.iter();
+        let least = counts
+            .filter(|(name, _)| is_count(name))
+            .map(|(_, count)| *count)
+            .fold(f64::INFINITY, f64::min);
+        if !least.is_finite() || least < gate.min_samples as f64 {
+            return judgement;
+        }
+        Judgement {
+            outcome: Outcome::Pass,
+            reason: format!(
+                "the live pool is given no new flows to compare with; the candidate has {least} samples"
+            ),
+            ..judgement
+        }
+    }
+
     /// For the store.
     pub fn to_json(&self) -> serde_json::Value {
         // Tables of whole numbers always have a JSON.

@@ -221,3 +221,37 @@ fn a_state_of_another_gate_is_refused() {
     broken["sequential"]["measures"][0]["failures"]["worse"]["stakes"] = serde_json::json!([]);
     assert!(GateState::from_json(&gates[0], &broken).is_err());
 }
+
+#[test]
+fn where_the_live_pool_has_no_new_flows_nothing_is_compared_and_enough_samples_pass() {
+    for text in [
+        r#"[{ judge = "sequential", min_samples = 50 }]"#,
+        r#"[{ judge = "mann-whitney", measure = "handshake", min_samples = 50 }]"#,
+    ] {
+        let gate = &read(text)[0];
+        let mut random = Random(7);
+        let mut state = GateState::new(gate).unwrap();
+        let none = state.judge_alone(gate);
+        assert_eq!(none.outcome, Outcome::NoData, "{text}: {}", none.reason);
+        for _ in 0..10 {
+            // The candidate has every flow.
+            let all = window(&GOOD, &GOOD, 100, 1.0, &mut random);
+            state.add(gate, &all);
+        }
+        assert_eq!(state.judge(gate).outcome, Outcome::NoData, "{text}");
+        let alone = state.judge_alone(gate);
+        assert_eq!(alone.outcome, Outcome::Pass, "{text}: {}", alone.reason);
+        assert!(alone.reason.contains("no new flows"), "{}", alone.reason);
+    }
+    let gate = &read(r#"[{ judge = "threshold", failure_ratio_max = "1%" }]"#)[0];
+    let mut random = Random(7);
+    let mut state = GateState::new(gate).unwrap();
+    let bad = Behaviour {
+        failures: 0.2,
+        ..GOOD
+    };
+    for _ in 0..10 {
+        state.add(gate, &window(&GOOD, &bad, 100, 1.0, &mut random));
+    }
+    assert_eq!(state.judge_alone(gate).outcome, Outcome::Fail);
+}

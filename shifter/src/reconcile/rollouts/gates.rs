@@ -143,8 +143,14 @@ impl Seen {
         }
     }
 
-    /// What a gate says of it.
-    pub fn judge(&self, index: usize, gate: &GateSpec, problem: Option<&str>) -> Judgement {
+    /// What a gate says of it; `alone`: the candidate is given every new flow.
+    pub fn judge(
+        &self,
+        index: usize,
+        gate: &GateSpec,
+        problem: Option<&str>,
+        alone: bool,
+    ) -> Judgement {
         let error = |reason: String| Judgement {
             outcome: Outcome::Error,
             reason,
@@ -152,6 +158,7 @@ impl Seen {
         };
         match (problem, self.0.get(index).and_then(Option::as_ref)) {
             (Some(problem), _) => error(format!("the signals cannot be read: {problem}")),
+            (None, Some(state)) if alone => state.judge_alone(gate),
             (None, Some(state)) => state.judge(gate),
             (None, None) => error(format!("judge {:?} needs to be asked", gate.judge.word())),
         }

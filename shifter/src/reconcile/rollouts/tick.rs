@@ -8,7 +8,7 @@ use crate::{
     datapath::Census,
     health::state::Health as Checks,
     judge::Judgement,
-    model::{BackendSpec, BackendState},
+    model::{BackendSpec, BackendState, Weight},
     reconcile::{
         controller::ControlError,
         reconciler::{Core, Reconciler, lock},
@@ -217,12 +217,13 @@ impl Reconciler {
                 candidate: rollout.plan.candidate.to_string(),
             });
         }
+        let alone = rollout.state.weight.threshold() == Weight::ONE.threshold();
         let judgements: Vec<(usize, Judgement)> = here
             .into_iter()
             .map(|gate| {
                 let spec = &rollout.spec.gates[gate];
                 let problem = rollout.sampler.problem.as_deref();
-                let judgement = rollout.seen.judge(gate, spec, problem);
+                let judgement = rollout.seen.judge(gate, spec, problem, alone);
                 (gate, judgement)
             })
             .collect();
