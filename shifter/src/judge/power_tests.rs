@@ -137,7 +137,7 @@ fn tables_of_the_documentation() {
             let found = alarms(gate, &candidate, weight, 600, runs, 1);
             let share = found.len() as f64 / runs as f64 * 100.0;
             if candidate.failures > LIVE.failures + 0.1 {
-                assert_eq!(found.len() as u64, runs as u64, "{name} is always found");
+                assert_eq!(found.len() as u64, runs, "{name} is always found");
             }
             let mut flows: Vec<u64> = found.iter().map(|(_, flows)| *flows).collect();
             let mut windows: Vec<u64> = found.iter().map(|(windows, _)| *windows).collect();
