@@ -1,6 +1,6 @@
 //! Replay: what other gates would have said of a rollout that was recorded.
 
-use super::{GateSpec, GateState, Outcome, Policy, Recording, When};
+use super::{GateSpec, GateState, Outcome, Policy, Recording, When, Window};
 
 /// A gate said something else than before.
 #[derive(Clone, PartialEq, Debug)]
@@ -29,6 +29,11 @@ pub struct Replay {
     pub skipped: Vec<usize>,
     /// Windows that were judged.
     pub windows: usize,
+}
+
+/// Weights are not recorded: that the candidate had every flow of a window says as much.
+fn has_no_live_flows(window: &Window) -> bool {
+    window.live.attempts == 0 && window.candidate.attempts > 0
 }
 
 /// Judges a recording by a list of gates. States begin anew with each step, as they
@@ -61,7 +66,10 @@ pub fn replay(recording: &Recording, gates: &[GateSpec]) -> Replay {
             if spec.when() == When::AtEnd && !is_last_of_step {
                 continue;
             }
-            let judgement = state.judge(spec);
+            let judgement = match has_no_live_flows(&window) {
+                true => state.judge_alone(spec),
+                false => state.judge(spec),
+            };
             let change = Change {
                 at_ms: recorded.at_ms,
                 step,
@@ -101,7 +109,7 @@ mod tests {
             simulate::{Behaviour, window},
             tests::read,
         },
-        model::PoolName,
+        model::{PoolName, signals::PoolSignals},
     };
 
     const GOOD: Behaviour = Behaviour {
@@ -184,5 +192,18 @@ mod tests {
         };
         let gates = read(r#"[{ judge = "sequential" }]"#);
         assert_eq!(replay(&recording, &gates), Replay::default());
+    }
+
+    #[test]
+    fn a_bake_of_which_the_live_pool_had_no_flows_holds_nothing_up() {
+        let mut recording = recording(PoolName::Blue);
+        recording.windows.truncate(120);
+        for window in recording.windows.iter_mut().filter(|it| it.step == 1) {
+            window.blue = PoolSignals::default();
+        }
+        let gates = read(r#"[{ judge = "sequential", min_samples = 50 }]"#);
+        let replay = replay(&recording, &gates);
+        assert_eq!((replay.rollback, replay.hold), (None, None));
+        assert_eq!(replay.windows, 120);
     }
 }
