@@ -1,6 +1,6 @@
 //! Shifter moves live traffic between two versions of a service in the kernel.
 //!
-//! `model`, `ring` and `judge` are pure; `datapath` is the only module with aya,
+//! `model`, `ring`, `rollout` and `judge` are pure; `datapath` is the only module with aya,
 //! `control` serves gRPC, `telemetry` metrics, `cli` is a gRPC client;
 //! `reconcile` is where they meet.
 

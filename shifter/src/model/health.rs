@@ -134,7 +134,7 @@ pub const KEYS: [&str; 17] = [
 ];
 
 /// Exact to the ms, as [`duration::parse`] reads it.
-pub(super) fn show(duration: Duration) -> String {
+pub(crate) fn show(duration: Duration) -> String {
     match duration.subsec_millis() {
         0 => duration::show(duration),
         _ => format!("{}ms", duration.as_millis()),

@@ -132,7 +132,7 @@ enum Moment {
     BeforeStart,
     Analysis,
     BeforePromotion,
-    /// It is told, and not asked.
+    /// Not at all: telling somebody is not built.
     Never,
 }
 

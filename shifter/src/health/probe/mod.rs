@@ -4,14 +4,17 @@ mod grpc;
 mod http;
 mod tls;
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr};
 
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
 };
 
-use crate::model::{HealthSpec, duration, health::Check};
+use crate::model::{
+    HealthSpec,
+    health::{self, Check},
+};
 
 /// How a check ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,7 +72,7 @@ impl Prober {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return failed(connect_fault(&error)),
             Err(_) => {
-                let text = format!("no connection within {}", span(spec.timeout));
+                let text = format!("no connection within {}", health::show(spec.timeout));
                 return failed(Fault::new("timeout", text));
             }
         };
@@ -77,7 +80,7 @@ impl Prober {
             Ok(Ok(())) => Outcome::Passed,
             Ok(Err(fault)) => failed(fault),
             Err(_) => {
-                let text = format!("no answer within {}", span(spec.timeout));
+                let text = format!("no answer within {}", health::show(spec.timeout));
                 failed(Fault::new("timeout", text))
             }
         }
@@ -114,10 +117,6 @@ impl Prober {
 
 fn failed(Fault { kind, text }: Fault) -> Outcome {
     Outcome::Failed { kind, text }
-}
-
-fn span(timeout: Duration) -> String {
-    duration::show(timeout)
 }
 
 fn connect_fault(error: &io::Error) -> Fault {

@@ -14,14 +14,11 @@ pub fn time(ns: f64) -> String {
 
 /// Seconds with the unit that fits.
 pub fn span(seconds: f64) -> String {
-    match seconds {
-        s if s < 60.0 => format!("{s:.1} s"),
-        s if s < 3_600.0 => format!("{:.0} min {:02.0} s", (s / 60.0).floor(), s % 60.0),
-        s => format!(
-            "{:.0} h {:02.0} min",
-            (s / 3_600.0).floor(),
-            s % 3_600.0 / 60.0
-        ),
+    // Cut, not rounded: no minute has 60 seconds.
+    match seconds as u64 {
+        0..60 => format!("{:.1} s", (seconds * 10.0).floor() / 10.0),
+        whole @ 60..3_600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        whole => format!("{} h {:02} min", whole / 3_600, whole % 3_600 / 60),
     }
 }
 
@@ -184,4 +181,21 @@ pub fn pool_cells(report: &Report, pool: &PoolReport) -> Vec<String> {
         times(&pool.handshake_ns),
         times(&pool.first_byte_ns),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_minute_has_sixty_seconds() {
+        for (seconds, text) in [
+            (5.25, "5.2 s"),
+            (59.97, "59.9 s"),
+            (119.7, "1 min 59 s"),
+            (7_199.0, "1 h 59 min"),
+        ] {
+            assert_eq!(span(seconds), text);
+        }
+    }
 }
