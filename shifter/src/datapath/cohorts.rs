@@ -133,7 +133,7 @@ impl Cohorts {
                     DatapathError::Full {
                         what: "prefixes of cohorts, those being replaced among them",
                         limit: u64::from(MAX_COHORT_ELEMENTS),
-                        remedy: "write fewer prefixes, or wait a second: those that were replaced are freed then",
+                        remedy: "write fewer prefixes, or apply them one after the other",
                     }
                 } else {
                     let what = format!("writing the cohort prefix {}", rule.prefix);
@@ -149,6 +149,11 @@ impl Cohorts {
         if set != NO_COHORT_SET {
             lock(&self.sets).dropped.insert(set);
         }
+    }
+
+    /// Whether sets that were given up still take room.
+    pub fn has_dropped(&self) -> bool {
+        !lock(&self.sets).dropped.is_empty()
     }
 
     /// What a set holds, sorted.

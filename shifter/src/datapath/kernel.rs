@@ -86,6 +86,8 @@ pub struct KernelDatapath {
     alarms: Mutex<Vec<String>>,
     /// What follows from a grace period that was refused.
     barrier: Mutex<Option<String>>,
+    /// One at a time: what ripens before a grace period is reclaimed after that one.
+    reclaiming: Mutex<()>,
     /// Flows that have still to come from another table.
     migration: Mutex<Option<Box<Migration>>>,
     flow_capacity: u32,
@@ -214,6 +216,7 @@ impl KernelDatapath {
             identities: Mutex::default(),
             alarms: Mutex::default(),
             barrier: Mutex::default(),
+            reclaiming: Mutex::default(),
             migration: Mutex::default(),
             flow_capacity: setup.flow_capacity,
             timeouts,
@@ -246,6 +249,7 @@ impl KernelDatapath {
 
     /// Lets what was replaced be used again, after a grace period of some ms.
     pub fn reclaim(&self) {
+        let _turn = lock(&self.reclaiming);
         {
             let mut tables = lock(&self.tables);
             tables.services.ripen();
@@ -318,7 +322,15 @@ impl Datapath for KernelDatapath {
     }
 
     fn write_cohorts(&self, rules: &[Rule]) -> Result<CohortSet, DatapathError> {
-        self.cohorts.write(rules)
+        match self.cohorts.write(rules) {
+            // Applies that follow each other within a second fill the map with sets that
+            // were replaced: no reason to refuse what fits without them.
+            Err(DatapathError::Full { .. }) if self.cohorts.has_dropped() => {
+                self.reclaim();
+                self.cohorts.write(rules)
+            }
+            written => written,
+        }
     }
 
     fn drop_cohorts(&self, set: CohortSet) {
