@@ -4,7 +4,7 @@ use crate::proto::{DeadMan, Observed, Service, Weights};
 
 pub(super) use crate::model::text::{count, plural};
 
-use super::span;
+use crate::model::duration;
 
 /// A share as a percentage with up to 4 decimals.
 pub(super) fn percent(share: f64) -> String {
@@ -100,7 +100,7 @@ pub(super) fn dead_man(dead_man: &DeadMan) -> String {
     let safe = percent(dead_man.safe_share);
     match dead_man.passed {
         true => format!("{safe} since the deadline"),
-        false => format!("{safe} in {}", span::show(dead_man.remaining_seconds)),
+        false => format!("{safe} in {}", duration::about(dead_man.remaining_seconds)),
     }
 }
 

@@ -8,8 +8,8 @@ use std::{
 
 use super::{
     controller::{
-        AuditQuery, Change, ControlError, Controller, DrainTarget, Explanation, FlowQuery,
-        FlowView, InfoView, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutFigures,
+        AuditQuery, Change, ControlError, Controller, Explanation, FlowQuery, FlowView, InfoView,
+        NamedBackends, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutFigures,
         RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange, WriteContext,
     },
     entry::hash_text,
@@ -286,12 +286,12 @@ impl Controller for Reconciler {
 
     fn drain(
         &self,
-        target: &DrainTarget,
+        named: &NamedBackends,
         drain: bool,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
-        self.once("drain", &target.service, context, || {
-            self.do_drain(target, drain, context)
+        self.once("drain", &named.service, context, || {
+            self.do_drain(named, drain, context)
         })
     }
 

@@ -120,7 +120,7 @@ pub enum ReportFormat {
 
 /// Backends to be drained, or to be offered new flows again.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DrainTarget {
+pub struct NamedBackends {
     pub service: String,
     /// `None`: of both pools.
     pub pool: Option<PoolName>,
@@ -369,7 +369,7 @@ pub trait Controller: Send + Sync + 'static {
     /// Takes backends out of the choice of new flows, or puts them back.
     fn drain(
         &self,
-        target: &DrainTarget,
+        named: &NamedBackends,
         drain: bool,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError>;

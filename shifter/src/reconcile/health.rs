@@ -20,7 +20,7 @@ use super::{
 use crate::{
     datapath::{BackendId, Datapath, DatapathError, ServiceImage, plural},
     health::{
-        Checked, Look, Target, Watched,
+        Checked, CheckedService, Look, Watched,
         offer::{PoolHealth, healthy, offer, ready_count},
         probe::Outcome,
         state::Health,
@@ -97,13 +97,13 @@ impl Board {
         for name in &look.without {
             self.services.remove(name);
         }
-        for target in &look.targets {
-            if let Some(backends) = self.services.get_mut(&target.service) {
-                backends.retain(|addr, _| target.backends.contains(addr));
+        for checked in &look.services {
+            if let Some(backends) = self.services.get_mut(&checked.service) {
+                backends.retain(|addr, _| checked.backends.contains(addr));
             }
         }
         if look.is_whole {
-            let named: HashSet<&str> = look.targets.iter().map(|t| t.service.as_str()).collect();
+            let named: HashSet<&str> = look.services.iter().map(|t| t.service.as_str()).collect();
             self.services
                 .retain(|name, _| named.contains(name.as_str()));
         }
@@ -126,11 +126,11 @@ impl Watched for Reconciler {
         {
             let core = lock(&self.core);
             match names {
-                None => look.targets = core.services.values().filter_map(target).collect(),
+                None => look.services = core.services.values().filter_map(checked).collect(),
                 Some(names) => {
                     for name in names {
-                        match core.services.get(&name).and_then(target) {
-                            Some(target) => look.targets.push(target),
+                        match core.services.get(&name).and_then(checked) {
+                            Some(checked) => look.services.push(checked),
                             None => look.without.push(name),
                         }
                     }
@@ -178,11 +178,11 @@ impl Watched for Reconciler {
     }
 }
 
-fn target(entry: &Entry) -> Option<Target> {
+fn checked(entry: &Entry) -> Option<CheckedService> {
     let spec = &entry.spec;
     let backends = spec.blue_pool.iter().chain(&spec.green_pool);
     let checked = backends.filter(|backend| backend.state != BackendState::Maint);
-    Some(Target {
+    Some(CheckedService {
         service: spec.name.clone(),
         spec: spec.health.clone()?,
         backends: checked.map(|backend| backend.addr).collect(),

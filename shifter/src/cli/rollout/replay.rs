@@ -1,10 +1,11 @@
 //! `shifter rollout replay`: judges a recording here, without the agent.
 
+use crate::model::duration;
 use std::path::PathBuf;
 
 use super::{EXIT_NOT_VERIFIED, EXIT_ROLLED_BACK, get};
 use crate::{
-    cli::{EXIT_DONE, client::Client, failure::Failure, screen::Screen, span, text},
+    cli::{EXIT_DONE, client::Client, failure::Failure, screen::Screen, text},
     judge::{self, GateSpec, Recording},
     proto::GetReportRequest,
     rollout::spec,
@@ -74,7 +75,7 @@ impl Replay {
 
 fn replay_lines(replay: &judge::Replay, gates: &[GateSpec], id: u64) -> Vec<String> {
     let name = |gate: usize| gates.get(gate).map_or("", |spec| spec.name.as_str());
-    let at = |ms: u64| span::show(ms as f64 / 1e3);
+    let at = |ms: u64| duration::about(ms as f64 / 1e3);
     let windows = text::plural(replay.windows as u64, "window");
     let mut lines = vec![format!("rollout {id} judged again: {windows}")];
     for change in &replay.changes {

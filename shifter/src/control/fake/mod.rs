@@ -16,9 +16,10 @@ use crate::{
     reconcile::{
         Controller,
         controller::{
-            AuditQuery, Change, ControlError, DeadManView, DrainTarget, Explanation, FlowQuery,
-            FlowView, InfoView, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutFigures,
-            RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange, WriteContext,
+            AuditQuery, Change, ControlError, DeadManView, Explanation, FlowQuery, FlowView,
+            InfoView, NamedBackends, Receipt, Recorded, ReportFormat, RolloutCommand,
+            RolloutFigures, RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange,
+            WriteContext,
         },
     },
 };
@@ -342,14 +343,14 @@ impl Controller for FakeAgent {
 
     fn drain(
         &self,
-        target: &DrainTarget,
+        named: &NamedBackends,
         drain: bool,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
-        self.write(&target.service, context, |view| {
+        self.write(&named.service, context, |view| {
             for backend in &mut view.backends {
-                let named = target.backend.is_none_or(|addr| addr == backend.spec.addr)
-                    && target.pool.is_none_or(|pool| pool == backend.pool);
+                let named = named.backend.is_none_or(|addr| addr == backend.spec.addr)
+                    && named.pool.is_none_or(|pool| pool == backend.pool);
                 if named {
                     backend.spec.state = match drain {
                         true => BackendState::Drain,

@@ -9,7 +9,7 @@ use crate::{
     reconcile::{
         Controller as _,
         controller::{
-            ControlError, DrainTarget, ReportFormat, RolloutCommand, RolloutView, StartRollout,
+            ControlError, NamedBackends, ReportFormat, RolloutCommand, RolloutView, StartRollout,
             WriteContext,
         },
         reconciler::lock,
@@ -575,20 +575,20 @@ fn a_drain_keeps_the_weight_and_its_dead_man() {
     spec.green_pool.push(second);
     rig.apply(&[spec]).unwrap();
     rig.shift_for("20%", Duration::from_secs(600));
-    let target = DrainTarget {
+    let named = NamedBackends {
         service: "web".into(),
         pool: None,
         backend: Some(second.addr),
     };
-    rig.reconciler.drain(&target, true, &context()).unwrap();
+    rig.reconciler.drain(&named, true, &context()).unwrap();
     let after = rig.reconciler.get("web").unwrap();
     assert_eq!(after.spec.green_pool[1].state, BackendState::Drain);
     assert_eq!(after.spec.green.to_string(), "20%");
     assert!(after.dead_man.is_some());
-    rig.reconciler.drain(&target, false, &context()).unwrap();
-    let wrong = DrainTarget {
+    rig.reconciler.drain(&named, false, &context()).unwrap();
+    let wrong = NamedBackends {
         backend: Some("10.0.9.9:80".parse().unwrap()),
-        ..target
+        ..named
     };
     let refused = rig.reconciler.drain(&wrong, true, &context()).unwrap_err();
     assert!(
