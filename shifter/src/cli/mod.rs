@@ -151,7 +151,7 @@ fn name_not_by_alias(error: &mut clap::Error) {
     let mut names: Vec<String> = near
         .iter()
         .map(|word| match word.as_str() {
-            "service" | "backend" | "flow" | "rollout" => format!("{word}s"),
+            "service" | "backend" | "flow" | "rollout" | "event" => format!("{word}s"),
             name => name.to_owned(),
         })
         .collect();

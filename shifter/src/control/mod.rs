@@ -1,6 +1,7 @@
 //! The gRPC server: `shifter.v1`, `grpc.health.v1` and reflection on a unix socket.
 
 mod convert;
+mod events;
 #[cfg(test)]
 pub(crate) mod fake;
 mod gate;

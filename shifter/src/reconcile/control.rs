@@ -8,9 +8,10 @@ use std::{
 
 use super::{
     controller::{
-        AuditQuery, Change, ControlError, Controller, Explanation, FlowQuery, FlowView, InfoView,
-        NamedBackends, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutFigures,
-        RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange, WriteContext,
+        AuditQuery, Change, ControlError, Controller, EventQuery, Events, Explanation, FlowQuery,
+        FlowView, InfoView, NamedBackends, Receipt, Recorded, ReportFormat, RolloutCommand,
+        RolloutFigures, RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange,
+        WriteContext,
     },
     entry::hash_text,
     reconciler::{Reconciler, find, lock},
@@ -316,6 +317,14 @@ impl Controller for Reconciler {
         let core = lock(&self.core);
         let records = core.store.audit(query);
         records.map_err(|error| ControlError::Internal(error.to_string()))
+    }
+
+    fn events(&self, query: &EventQuery) -> Result<Events, ControlError> {
+        self.do_events(query)
+    }
+
+    fn events_stored(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.event_queue.stored()
     }
 
     fn store_problem(&self) -> Option<String> {

@@ -18,7 +18,7 @@ use crate::{
 
 pub use super::health::Standing;
 pub use super::rollouts::RolloutView;
-pub use crate::store::{Audit, AuditQuery, Recorded, RolloutFigures};
+pub use crate::store::{Audit, AuditQuery, Event, EventQuery, Events, Recorded, RolloutFigures};
 
 /// Who asks, since when, and under which conditions.
 #[derive(Clone, Debug)]
@@ -384,6 +384,10 @@ pub trait Controller: Send + Sync + 'static {
     fn info(&self) -> Result<InfoView, ControlError>;
     /// Audit records, newest first.
     fn audit(&self, query: &AuditQuery) -> Result<Vec<Recorded>, ControlError>;
+    /// Events in their order.
+    fn events(&self, query: &EventQuery) -> Result<Events, ControlError>;
+    /// Changes whenever there may be new ones.
+    fn events_stored(&self) -> tokio::sync::watch::Receiver<u64>;
     /// What keeps writes from being stored, if anything does.
     fn store_problem(&self) -> Option<String>;
     /// `(generation, ns)` once a flow was chosen under `generation` or a later one.

@@ -46,7 +46,11 @@ impl Reconciler {
                 }
             }
         };
-        self.change_backends(&named.service, set, false, context)
+        let action = match drain {
+            true => "drain",
+            false => "undrain",
+        };
+        self.change_backends(&named.service, action, set, false, context)
     }
 
     /// Changes backends of a service and leaves its weight and dead-man as they are.
@@ -54,6 +58,7 @@ impl Reconciler {
     pub(super) fn change_backends(
         &self,
         name: &str,
+        action: &'static str,
         set: impl Fn(&mut ServiceSpec),
         is_rollback: bool,
         context: &WriteContext,
@@ -82,6 +87,7 @@ impl Reconciler {
         let mut steps = self.prepare(&core, &[spec], rigour, &asked, &census)?;
         for step in &mut steps {
             step.keep_dead_man = true;
+            step.action = action;
         }
         let resolved = Resolved { asked, sets };
         let (receipts, _) = self.carry_out(&mut core, steps, &resolved, context)?;

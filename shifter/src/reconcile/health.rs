@@ -320,17 +320,28 @@ impl Reconciler {
         let gone: Vec<SocketAddr> = after.down.difference(&before.down).copied().collect();
         let back: Vec<SocketAddr> = before.down.difference(&after.down).copied().collect();
         if !gone.is_empty() {
-            tracing::warn!(service, generation, "down: {}", name(gone));
+            let text = name(gone);
+            tracing::warn!(service, generation, "down: {text}");
+            self.tell_event("health", "down", service, text);
         }
         if !back.is_empty() {
-            tracing::info!(service, generation, "up again: {}", name(back));
+            let text = name(back);
+            tracing::info!(service, generation, "up again: {text}");
+            self.tell_event("health", "up", service, text);
         }
         let (was, is) = (pools(before), pools(after));
         for pool in [PoolName::Blue, PoolName::Green] {
             if was[pool.index()] != is[pool.index()] {
                 match pool_warning(after, pool) {
-                    Some(text) => tracing::warn!(service, generation, "{text}"),
-                    None => tracing::info!(service, generation, "{pool} has backends that are up"),
+                    Some(text) => {
+                        tracing::warn!(service, generation, "{text}");
+                        self.tell_event("health", "pool down", service, text);
+                    }
+                    None => {
+                        let text = format!("{pool} has backends that are up");
+                        tracing::info!(service, generation, "{text}");
+                        self.tell_event("health", "pool up", service, text);
+                    }
                 }
             }
         }

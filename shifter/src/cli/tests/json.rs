@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{TWO_SERVICES, ask, file};
-use crate::control::testbed::Testbed;
+use crate::{control::testbed::Testbed, reconcile::controller::Event};
 
 #[track_caller]
 fn value(testbed: &Testbed, line: &str, code: u8) -> Value {
@@ -104,4 +104,30 @@ fn every_verb_answers_in_json() {
     ] {
         assert_eq!(value(&testbed, verb, 0)["service"], "web", "{verb}");
     }
+}
+
+#[test]
+fn events_are_told_whole() {
+    let testbed = Testbed::with_web();
+    testbed.agent.happen(Event {
+        at_unix_ms: 1_800_000_061_250,
+        kind: "change".into(),
+        what: "rollback".into(),
+        service: "web".into(),
+        actor: "dead-man".into(),
+        text: "nobody confirmed".into(),
+        before: "blue live, green 5%".into(),
+        after: "blue live, green 0%".into(),
+        generation: 4,
+        ..Event::default()
+    });
+    assert_eq!(
+        value(&testbed, "get events", 0),
+        json!({"events": [{
+            "number": 1, "at_unix_seconds": 1_800_000_061.25, "kind": "change",
+            "what": "rollback", "service": "web", "actor": "dead-man",
+            "text": "nobody confirmed", "before": "blue live, green 5%",
+            "after": "blue live, green 0%", "generation": 4, "rollout": 0,
+        }]})
+    );
 }

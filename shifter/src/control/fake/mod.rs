@@ -16,10 +16,10 @@ use crate::{
     reconcile::{
         Controller,
         controller::{
-            AuditQuery, Change, ControlError, DeadManView, Explanation, FlowQuery, FlowView,
-            InfoView, NamedBackends, Receipt, Recorded, ReportFormat, RolloutCommand,
-            RolloutFigures, RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange,
-            WriteContext,
+            AuditQuery, Change, ControlError, DeadManView, Event, EventQuery, Events, Explanation,
+            FlowQuery, FlowView, InfoView, NamedBackends, Receipt, Recorded, ReportFormat,
+            RolloutCommand, RolloutFigures, RolloutView, ServiceEvent, ServiceView, StartRollout,
+            WeightChange, WriteContext,
         },
     },
 };
@@ -31,12 +31,14 @@ const KEPT: usize = 4;
 pub struct FakeAgent {
     state: Mutex<State>,
     version: watch::Sender<u64>,
+    happened: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct State {
     services: BTreeMap<String, ServiceView>,
     events: Vec<ServiceEvent>,
+    happened: Vec<Event>,
     generation: u32,
     /// From this generation on there is a first flow.
     first_flow: Option<u32>,
@@ -51,6 +53,7 @@ impl FakeAgent {
         Self {
             state: Mutex::default(),
             version: watch::Sender::new(100),
+            happened: watch::Sender::new(0),
         }
     }
 
@@ -77,6 +80,15 @@ impl FakeAgent {
     /// The conditions under which the last write came.
     pub fn last_context(&self) -> WriteContext {
         self.state().last_context.clone().unwrap()
+    }
+
+    /// Lets something happen.
+    pub fn happen(&self, event: Event) {
+        let mut state = self.state();
+        let number = state.happened.len() as u64 + 1;
+        state.happened.push(Event { number, ..event });
+        drop(state);
+        self.happened.send_replace(number);
     }
 
     fn tell(&self, name: &str, deleted: bool) {
@@ -415,6 +427,29 @@ impl Controller for FakeAgent {
                 && (query.before == 0 || record.number < query.before)
         });
         Ok(matching.take(query.limit as usize).collect())
+    }
+
+    fn events(&self, query: &EventQuery) -> Result<Events, ControlError> {
+        let state = self.state();
+        let matching = state.happened.iter().filter(|event| {
+            (query.service.is_empty() || event.service == query.service)
+                && (query.kind.is_empty() || event.kind == query.kind || event.what == query.kind)
+                && event.number > query.after.unwrap_or(0)
+        });
+        let mut events: Vec<Event> = matching.cloned().collect();
+        let limit = query.limit as usize;
+        match query.after {
+            Some(_) => events.truncate(limit),
+            None => drop(events.drain(..events.len().saturating_sub(limit))),
+        }
+        Ok(Events {
+            events,
+            newest: state.happened.len() as u64,
+        })
+    }
+
+    fn events_stored(&self) -> watch::Receiver<u64> {
+        self.happened.subscribe()
     }
 
     fn store_problem(&self) -> Option<String> {

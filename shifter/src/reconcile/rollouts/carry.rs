@@ -269,6 +269,10 @@ impl Reconciler {
             _ => return None,
         };
         let is_rollback = matches!(effect.action, Action::Rollback { .. });
+        let verb = match effect.action {
+            Action::Drain { .. } => "drain",
+            _ => "undrain",
+        };
         let context = {
             let core = lock(&self.core);
             self.rollout_context(&core, name, &effect, String::new())
@@ -281,7 +285,7 @@ impl Reconciler {
                 }
             }
         };
-        let done = self.change_backends(name, set, is_rollback, &context);
+        let done = self.change_backends(name, verb, set, is_rollback, &context);
         fault::point("rollout_effect");
         Some(match done {
             Ok(_) => Event::Done { id },

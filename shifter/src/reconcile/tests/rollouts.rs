@@ -9,8 +9,8 @@ use crate::{
     reconcile::{
         Controller as _,
         controller::{
-            ControlError, NamedBackends, ReportFormat, RolloutCommand, RolloutView, StartRollout,
-            WriteContext,
+            ControlError, EventQuery, NamedBackends, ReportFormat, RolloutCommand, RolloutView,
+            StartRollout, WriteContext,
         },
         reconciler::lock,
         rollouts::HookRun,
@@ -716,7 +716,7 @@ fn the_way_back_of_backends_needs_neither_the_store_nor_the_host() {
     rig.disk_full(false);
     pass(&rig, 15);
     assert_eq!(view(&rig).state, "rolled back");
-    assert_eq!(rig.actions()[0], "rollout apply");
+    assert_eq!(rig.actions()[0], "rollout undrain");
     let told = rig.reconciler.get("web").unwrap();
     assert!(!told.warnings.iter().any(|w| w.starts_with("not durable")));
     rig.restart();
@@ -795,4 +795,44 @@ fn an_experiment_on_cohorts_alone_puts_them_in_force_and_takes_them_out_again() 
     let after = rig.reconciler.get("web").unwrap();
     assert!(!after.spec.cohorts_on && after.dead_man.is_none());
     assert_eq!(rig.green(), "0%");
+}
+
+#[test]
+fn the_list_of_events_tells_a_rollout_whole_with_its_gates_and_survives_a_restart() {
+    let mut rig = Rig::with_web();
+    start(
+        &rig,
+        r#"{"strategy":"canary","steps":["10%"],"interval":"10s","gates":[{"judge":"threshold","failure_ratio_max":"1%"}]}"#,
+    )
+    .unwrap();
+    pass(&rig, 2);
+    tell(&rig, RolloutCommand::Abort).unwrap();
+    pass(&rig, 5);
+    let events = |rig: &Rig| {
+        let query = EventQuery {
+            service: "web".into(),
+            limit: 100,
+            ..EventQuery::default()
+        };
+        rig.reconciler.events(&query).unwrap().events
+    };
+    let before = events(&rig);
+    let words: Vec<&str> = before.iter().map(|event| event.what.as_str()).collect();
+    for what in [
+        "apply",
+        "rollout start",
+        "weight",
+        "gate",
+        "rollback",
+        "rolling back",
+        "over",
+    ] {
+        assert!(words.contains(&what), "{what}: {words:?}");
+    }
+    let gate = before.iter().find(|event| event.what == "gate").unwrap();
+    assert_eq!((gate.kind.as_str(), gate.rollout), ("rollout", 1));
+    assert!(gate.text.starts_with("threshold: no data"), "{}", gate.text);
+    assert!(before.is_sorted_by_key(|event| event.number));
+    rig.restart();
+    assert_eq!(events(&rig)[..before.len()], before[..]);
 }
