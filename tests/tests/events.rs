@@ -1,5 +1,5 @@
 //! The list of events with a real agent: a canary's whole story, streamed as it happens,
-//! whole after a kill.
+//! whole after a kill; and what gates say of traffic that was recorded.
 
 use std::{fs::File, process::Stdio, time::Duration};
 
@@ -146,4 +146,64 @@ fn events_tell_a_canary_that_its_judge_rolled_back_and_survive_a_kill() {
         "started",
         "adopted 1 service in force",
     );
+}
+
+#[test]
+fn what_was_recorded_is_judged_against_itself_and_again() {
+    let name = "what_was_recorded_is_judged_against_itself_and_again";
+    if !need::ready(name, &[]) {
+        return;
+    }
+    let lab = Lab::new(Placement::Container).unwrap();
+    let _blue = server::start(&lab, Side::Blue).unwrap();
+    let agent = Agent::start(&lab, Settings::hook("tc")).unwrap();
+    agent
+        .apply(&[Service::of(&lab, "tcp", Family::V4)])
+        .unwrap();
+    let requests = Requests::start(&lab.client, &[lab.vip(Family::V4)], 4, 500).unwrap();
+    // Of a service that runs, before any rollout.
+    let kept = lab.dir().join("recording").display().to_string();
+    let live = [
+        "rollout", "aa", NAME, "--for", "5s", "--runs", "100", "--to", &kept,
+    ];
+    let answer = agent.json(&live).unwrap();
+    assert!(number(&answer["flows"]) > 1_000, "{answer}");
+    let rows = answer["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 3, "a row a size of clumps: {answer}");
+    // Every connection of blue is answered: a test has nothing to alarm for.
+    assert!(
+        rows.iter()
+            .all(|row| row["gate"] == "sequential" && row["above"] == false)
+    );
+    let words = ["rollout", "aa", "--file", &kept, "--runs", "100"];
+    println!("{}", agent.done(&words).unwrap());
+    let again = agent
+        .json(&["rollout", "aa", "--file", &kept, "--runs", "100"])
+        .unwrap();
+    assert_eq!(again["flows"], answer["flows"]);
+
+    roll_back(&agent);
+    drop(requests);
+    let replayed = agent
+        .cli(&["-o", "json", "rollout", "replay", NAME])
+        .unwrap();
+    assert_eq!(replayed.status.code(), Some(5));
+    let replayed: Value = serde_json::from_slice(&replayed.stdout).unwrap();
+    assert_eq!(replayed["outcome"], "rollback", "{replayed}");
+    assert_eq!(replayed["rollback"]["outcome"], "fail", "{replayed}");
+    // Blue alone is well, whatever green did.
+    let of_rollout = agent.json(&["rollout", "aa", NAME, "--runs", "100", "--weight", "30%"]);
+    let of_rollout = of_rollout.unwrap();
+    let alarms: u64 = of_rollout["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| number(&row["alarms"]))
+        .sum();
+    assert_eq!(
+        of_rollout["rows"].as_array().unwrap().len(),
+        6,
+        "{of_rollout}"
+    );
+    assert!(alarms <= 30, "{of_rollout}");
 }

@@ -8,6 +8,7 @@ mod gate;
 mod health;
 mod observe;
 mod peer;
+mod recording;
 mod rollouts;
 mod services;
 mod socket;

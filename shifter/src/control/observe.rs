@@ -13,6 +13,7 @@ use super::{
     Context, convert, events,
     gate::leaving,
     peer::Peer,
+    recording,
     services::{long, write_context},
     stopped,
 };
@@ -174,6 +175,20 @@ impl Observe for ObserveApi {
         request: Request<proto::StreamEventsRequest>,
     ) -> Answer<Self::StreamEventsStream> {
         let stream = events::start(&self.0, events::stream_query(request.into_inner()));
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    type StreamRecordingStream =
+        Pin<Box<dyn Stream<Item = Result<proto::RecordingLine, Status>> + Send>>;
+
+    async fn stream_recording(
+        &self,
+        request: Request<proto::StreamRecordingRequest>,
+    ) -> Answer<Self::StreamRecordingStream> {
+        let message = request.into_inner();
+        let interval = interval(message.interval_seconds)?;
+        self.0.controller.vip(&message.service)?;
+        let stream = recording::start(&self.0, message.service, interval);
         Ok(Response::new(Box::pin(stream)))
     }
 }

@@ -1,12 +1,16 @@
-//! Events: listed, streamed as they happen, resumed.
+//! Events: listed, streamed as they happen, resumed; and recordings of what pools do.
 
 use std::time::Duration;
 
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
+use super::assert_refused;
 use crate::{
     control::testbed::Testbed,
-    proto::{self, ListEventsRequest, StreamEventsRequest, observe_client::ObserveClient},
+    proto::{
+        self, ListEventsRequest, StreamEventsRequest, StreamRecordingRequest, error::Reason,
+        observe_client::ObserveClient,
+    },
     reconcile::controller::Event,
 };
 
@@ -90,5 +94,51 @@ fn more_events_than_a_page_come_all_once_and_in_order() {
         let listed = observe.list_events(ListEventsRequest::default()).await;
         let listed = listed.unwrap().into_inner().events;
         assert_eq!((listed.len(), listed[0].number), (100, 2_401));
+    });
+}
+
+#[test]
+fn a_recording_is_a_header_and_windows_and_ends_when_another_pool_is_live() {
+    let testbed = Testbed::with_web();
+    testbed.runtime.block_on(async {
+        let mut observe = ObserveClient::new(testbed.channel());
+        let request = |service: &str| StreamRecordingRequest {
+            service: service.into(),
+            interval_seconds: 0.1,
+        };
+        let refused = observe.stream_recording(request("dns")).await.unwrap_err();
+        assert_refused(
+            &refused,
+            Code::NotFound,
+            Reason::ServiceNotFound,
+            "there is no service",
+        );
+        let lines = observe.stream_recording(request("web")).await;
+        let mut lines = lines.unwrap().into_inner();
+        let mut text = String::new();
+        for _ in 0..3 {
+            text += &next(&mut lines).await.line;
+            text.push('\n');
+        }
+        let recording = crate::judge::Recording::parse(&text).unwrap();
+        assert_eq!(
+            (recording.service.as_str(), recording.windows.len()),
+            ("web", 2)
+        );
+        testbed
+            .agent
+            .edit("web", |view| view.spec.live = view.spec.live.other());
+        let ended = loop {
+            match lines.message().await {
+                Ok(line) => assert!(line.is_some(), "it says why it ends"),
+                Err(status) => break status,
+            }
+        };
+        assert_refused(
+            &ended,
+            Code::FailedPrecondition,
+            Reason::Precondition,
+            "green is live now",
+        );
     });
 }
