@@ -32,7 +32,7 @@ use crate::{
     model::config::AgentConfig,
     network::Network,
     reconcile::{Reconciler, Settings},
-    store::Store,
+    store::{EventQueue, Store},
 };
 
 /// The locks of the agent of this host; free when dropped.
@@ -67,6 +67,7 @@ pub struct Engine {
     /// Asks gates that reach out of the agent; for who walks rollouts.
     #[allow(dead_code)]
     pub asker: Arc<Asker>,
+    events: Arc<EventQueue>,
     state_dir: PathBuf,
     pub took: Took,
 }
@@ -112,13 +113,15 @@ impl Engine {
             Arc::clone(&network),
             pins,
             config.hook,
+            supervisor.events(),
         ));
         hooks.check_interfaces()?;
         datapath.set_next_hops(&network.next_hops())?;
 
         let open = begun.elapsed();
         manager.status("bringing the kernel and the stored state together");
-        let store = Store::open_or_refuse(&config.state_dir)?;
+        let mut store = Store::open_or_refuse(&config.state_dir)?;
+        store.set_event_queue(supervisor.events());
         let settings = Settings {
             settle: config.settle,
             bake: config.bake,
@@ -142,6 +145,7 @@ impl Engine {
             reconciler,
             keeper: Arc::new(Mutex::new(Keeper::new(Pins::new(&config.bpffs))?)),
             asker,
+            events: supervisor.events(),
             state_dir: config.state_dir.clone(),
             took: Took {
                 open,
@@ -165,7 +169,9 @@ impl Engine {
         let begun = Instant::now();
         self.datapath.before_attach()?;
         let had_gap = self.hooks.attach_all()?;
-        self.datapath.after_attach()?;
+        if let Some(moved) = self.datapath.after_attach()? {
+            self.events.tell("agent", "migrated", "", moved);
+        }
         note_installation(&self.state_dir, &self.datapath.tag());
         if had_gap {
             self.reconciler.settle_again();

@@ -23,6 +23,7 @@ use crate::{
     doctor::{Hook, choose_hook},
     model::config::{HookChoice, HookEgress},
     network::{Link, LinkEvent, Network},
+    store::EventQueue,
 };
 
 use super::left_over::LeftOver;
@@ -33,6 +34,7 @@ pub struct Hooks {
     network: Arc<Network>,
     pins: Pins,
     asked: Hook,
+    events: Arc<EventQueue>,
     tended: Mutex<Tended>,
     /// Some next hops could not be written.
     lacks_next_hops: AtomicBool,
@@ -80,6 +82,7 @@ impl Hooks {
         network: Arc<Network>,
         pins: Pins,
         asked: HookChoice,
+        events: Arc<EventQueue>,
     ) -> Self {
         let asked = match asked {
             HookChoice::Auto => Hook::Auto,
@@ -91,6 +94,7 @@ impl Hooks {
             network,
             pins,
             asked,
+            events,
             tended: Mutex::default(),
             lacks_next_hops: AtomicBool::new(false),
         }
@@ -219,6 +223,15 @@ impl Hooks {
     fn attached(&self, link: &Link, hook: &str, why: &str) {
         self.datapath.interface_up(link.index, link.running);
         tracing::info!(interface = %link.name, hook, why, "attached");
+        self.tell("attached", &link.name, &format!("{hook}: {why}"));
+    }
+
+    fn tell(&self, what: &str, interface: &str, text: &str) {
+        let text = match text {
+            "" => interface.to_owned(),
+            text => format!("{interface}: {text}"),
+        };
+        self.events.tell("interface", what, "", text);
     }
 
     /// Follows one change of an interface; returns whether services shall settle
@@ -229,14 +242,23 @@ impl Hooks {
             LinkEvent::Appeared { name, .. } | LinkEvent::XdpChanged { name, .. } => {
                 // What kept the programs off may be gone: no pause is waited for.
                 self.tended().failed.remove(name);
+                if matches!(event, LinkEvent::Appeared { .. }) {
+                    self.tell("appeared", name, "");
+                }
             }
             LinkEvent::Vanished { name, .. } => {
-                tracing::warn!(interface = %name, "is gone; it is attached again when it comes back");
+                let text = "is gone; it is attached again when it comes back";
+                tracing::warn!(interface = %name, "{text}");
+                self.tell("gone", name, text);
             }
-            LinkEvent::Up { .. } => {}
-            LinkEvent::Down { name, .. } => tracing::warn!(interface = %name, "is down"),
+            LinkEvent::Up { name, .. } => self.tell("up", name, ""),
+            LinkEvent::Down { name, .. } => {
+                tracing::warn!(interface = %name, "is down");
+                self.tell("down", name, "");
+            }
             LinkEvent::Renamed { from, to, .. } => {
                 tracing::warn!(%from, %to, "an interface was renamed: programs are on what bears a configured name");
+                self.tell("renamed", from, &format!("is {to} now"));
             }
         }
         self.tend()
@@ -325,6 +347,11 @@ impl Hooks {
         if let Some(other) = programs.iter().find(|p| p.state == ProgramState::Other) {
             if tended.taken.insert(name.clone()) {
                 tracing::warn!(interface = %name, program = other.id, direction = other.direction, at = other.at, "another's program has taken the place of ours");
+                let text = format!(
+                    "program {} of another runs at {} in the place of ours",
+                    other.id, other.direction
+                );
+                self.tell("taken", name, &text);
             }
             return Err(format!(
                 "interface {name} runs {} (program {}, tag {}) at {}, which this agent did not load: start the agent again to replace it, or see `bpftool prog show id {}` for whose it is",
@@ -370,6 +397,7 @@ impl Hooks {
             None => {
                 let why = "it was detached by `shifter detach`; start the agent again to attach it";
                 tracing::warn!(interface = %name, "{why}");
+                self.tell("detached", name, "by `shifter detach`");
                 self.datapath.hook_off(name, link.index, why);
                 tended.detached.insert(name.clone(), link.index);
             }
@@ -400,6 +428,9 @@ impl Hooks {
             return Err(text);
         }
         tracing::warn!(interface = %name, "is without {missing}; putting it back");
+        if before.is_none() {
+            self.tell("missing", name, &format!("is without {missing}"));
+        }
         let done = self
             .datapath
             .attach_egress(name, link.index)

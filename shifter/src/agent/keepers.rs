@@ -85,6 +85,7 @@ fn maintain(engine: &Engine, manager: &Manager, stopped: &Stopped) {
         passes += 1;
         let due = Instant::now() + MAINTAIN_EVERY;
         while Instant::now() < due && !is_over(stopped) {
+            engine.reconciler.flush_events();
             std::thread::sleep(Duration::from_millis(50));
         }
     }

@@ -173,6 +173,7 @@ impl Life {
             api = %self.config.unix.display(),
             "serving"
         );
+        self.tell_started(&run.reconciler);
         self.manager.ready();
         let (manager, until) = (Arc::clone(&self.manager), stopped.clone());
         self.supervisor.run(KEEP_ALIVE, stopped.clone(), move || {
@@ -191,6 +192,8 @@ impl Life {
                 Next::Again => run = self.take_back(run, &doors).await?,
                 Next::Stop => {
                     tracing::info!("stopping; the datapath stays in place");
+                    let text = "by a signal; the datapath stays in place";
+                    self.supervisor.events().tell("agent", "stopping", "", text);
                     self.manager.stopping();
                     run.rest.send_replace(true);
                     run.serving.end().await;
@@ -215,6 +218,18 @@ impl Life {
         }
         stop.send_replace(true);
         Ok(())
+    }
+
+    /// The first event of each agent: what it found, and what it is.
+    fn tell_started(&self, reconciler: &Reconciler) {
+        let text = format!(
+            "version {}, process {}; {}",
+            env!("CARGO_PKG_VERSION"),
+            std::process::id(),
+            reconciler.found()
+        );
+        self.supervisor.events().tell("agent", "started", "", text);
+        reconciler.flush_events();
     }
 
     fn run(&self, engine: Engine, claim: Claim, doors: &Doors) -> Result<Run> {
@@ -259,6 +274,8 @@ impl Life {
         tracing::info!(to = pid, "a new agent takes over: writes wait");
         self.manager
             .status(&format!("handing over to process {pid}"));
+        let text = format!("a new agent, process {pid}, takes over");
+        self.supervisor.events().tell("agent", "handover", "", text);
         let gate = Arc::clone(&run.serving.gate);
         gate.hold();
         if tokio::time::timeout(WRITES_WAIT, gate.quiet())
@@ -312,6 +329,10 @@ impl Life {
         engine.attach()?;
         let run = self.run(engine, claim, doors)?;
         tracing::info!(took_ms = ms(begun.elapsed()), "serving again");
+        let text = "the new agent did not take over: this one goes on";
+        self.supervisor
+            .events()
+            .tell("agent", "serving again", "", text);
         // What it has under way is answered beside the rest.
         tokio::spawn(before.serving.end());
         Ok(run)

@@ -15,7 +15,7 @@ use tokio::{
     task::{JoinError, JoinHandle},
 };
 
-use crate::{control::Components, datapath::plural};
+use crate::{control::Components, datapath::plural, store::EventQueue};
 
 /// The API on its unix socket.
 pub const API: &str = "api";
@@ -52,6 +52,8 @@ pub type Stopped = watch::Receiver<bool>;
 pub struct Supervisor {
     components: watch::Sender<Components>,
     failing: Mutex<BTreeMap<&'static str, String>>,
+    /// Where events of this process are told, whatever engine it runs.
+    events: Arc<EventQueue>,
     /// A second, but for tests.
     second: Duration,
 }
@@ -66,12 +68,18 @@ impl Supervisor {
             second,
             components: watch::Sender::new(ALL.iter().map(|name| (*name, true)).collect()),
             failing: Mutex::default(),
+            events: Arc::default(),
         })
     }
 
     /// Every task by name, and whether it does its work.
     pub fn components(&self) -> watch::Receiver<Components> {
         self.components.subscribe()
+    }
+
+    /// Where events of the agent are told.
+    pub fn events(&self) -> Arc<EventQueue> {
+        Arc::clone(&self.events)
     }
 
     /// One line for each task that fails.
@@ -129,13 +137,16 @@ impl Supervisor {
             plural(u64::from(failures), "time"),
         );
         tracing::error!("{text}");
+        self.events.tell("agent", "task failed", "", text.clone());
         lock(&self.failing).insert(name, text);
         self.tell(name, false);
     }
 
     fn recovered(&self, name: &'static str) {
         if lock(&self.failing).remove(name).is_some() {
-            tracing::info!("the agent's task {name:?} works again");
+            let text = format!("the agent's task {name:?} works again");
+            tracing::info!("{text}");
+            self.events.tell("agent", "task works", "", text);
             self.tell(name, true);
         }
     }

@@ -1,5 +1,6 @@
 //! `shifter apply`: services from a file, all or nothing.
 
+use crate::model::duration;
 use std::path::PathBuf;
 
 use crate::proto::{ApplyRequest, Receipt};
@@ -10,7 +11,7 @@ use super::{
     failure::Failure,
     file, plan,
     screen::{Screen, Style},
-    span, text,
+    text,
 };
 
 /// Put the services of a file in force, all of them or none.
@@ -85,8 +86,8 @@ fn print_receipts(receipts: &[Receipt], screen: &mut Screen<'_>) -> Result<(), F
             "{what} in force, {} changed, generation {}, programmed in {}, answered in {}",
             changed.len(),
             last.generation,
-            span::show_ns(longest(|receipt| receipt.programmed_ns)),
-            span::show_ns(longest(|receipt| receipt.total_ns)),
+            duration::short(longest(|receipt| receipt.programmed_ns) as f64),
+            duration::short(longest(|receipt| receipt.total_ns) as f64),
         ),
     })?;
     Ok(())

@@ -1,5 +1,6 @@
 //! `shifter delete`: takes a service out.
 
+use crate::model::duration;
 use std::time::Duration;
 
 use crate::proto::DeleteServiceRequest;
@@ -9,7 +10,6 @@ use super::{
     client::Client,
     failure::Failure,
     screen::{Screen, Style},
-    span,
 };
 
 /// Take a service out; its traffic then passes untouched.
@@ -53,7 +53,7 @@ impl Delete {
                 "{}: deleted, generation {}, in {}",
                 self.service,
                 receipt.generation,
-                span::show_ns(receipt.total_ns)
+                duration::short(receipt.total_ns as f64)
             ),
         })?;
         for warning in &receipt.warnings {

@@ -10,7 +10,7 @@ use super::{
     screen::{Screen, Style},
 };
 use crate::{
-    doctor::{self, Hook, Level, Target},
+    doctor::{self, Hook, Level, Wanted},
     model::config::{HookChoice, parse_config_with},
 };
 
@@ -27,8 +27,8 @@ pub(super) struct Doctor {
 
 impl Doctor {
     pub fn run(self, screen: &mut Screen<'_>) -> Result<u8, Failure> {
-        let target = self.target().map_err(Failure::Local)?;
-        let findings = doctor::run(target.as_ref());
+        let wanted = self.wanted().map_err(Failure::Local)?;
+        let findings = doctor::run(wanted.as_ref());
         if screen.json() {
             screen.json_value(&findings)?;
         } else {
@@ -39,7 +39,7 @@ impl Doctor {
         Ok(if unfit { EXIT_UNFIT } else { EXIT_DONE })
     }
 
-    fn target(&self) -> anyhow::Result<Option<Target>> {
+    fn wanted(&self) -> anyhow::Result<Option<Wanted>> {
         let Some(path) = &self.config else {
             return Ok(None);
         };
@@ -52,7 +52,7 @@ impl Doctor {
             let pools = service.blue_pool.iter().chain(&service.green_pool);
             pools.map(|backend| (backend.addr, service.vip.protocol))
         });
-        Ok(Some(Target {
+        Ok(Some(Wanted {
             hook: match config.hook {
                 HookChoice::Auto => Hook::Auto,
                 HookChoice::Xdp => Hook::Xdp,

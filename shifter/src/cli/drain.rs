@@ -1,25 +1,26 @@
 //! `shifter drain` and `shifter undrain`: whether backends are offered new flows.
 
+use crate::model::duration;
 use std::time::{Duration, Instant};
 
 use crate::proto::{BackendStatus, DrainRequest, Pool, UndrainRequest};
 
-use super::{EXIT_DONE, client::Client, failure::Failure, receipt, screen::Screen, span, text};
+use super::{EXIT_DONE, client::Client, failure::Failure, receipt, screen::Screen, text};
 
 /// Flows were left when the time was over.
 const EXIT_NOT_VERIFIED: u8 = 4;
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// SERVICE, SERVICE/POOL or SERVICE/POOL/BACKEND.
+/// The backends that a word names: SERVICE, SERVICE/POOL or SERVICE/POOL/BACKEND.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Target {
+struct Named {
     service: String,
     pool: Pool,
     backend: String,
 }
 
-fn parse_target(text: &str) -> Result<Target, String> {
+fn parse_named(text: &str) -> Result<Named, String> {
     let mut parts = text.splitn(3, '/');
     let service = parts.next().unwrap_or_default().to_owned();
     let pool = match parts.next() {
@@ -36,7 +37,7 @@ fn parse_target(text: &str) -> Result<Target, String> {
     if service.is_empty() {
         return Err("the name of the service is missing: write SERVICE/POOL/BACKEND".to_owned());
     }
-    Ok(Target {
+    Ok(Named {
         service,
         pool,
         backend,
@@ -47,13 +48,13 @@ fn parse_target(text: &str) -> Result<Target, String> {
 #[derive(clap::Args, Debug)]
 pub(super) struct Drain {
     /// SERVICE, SERVICE/POOL or SERVICE/POOL/BACKEND.
-    #[arg(value_name = "TARGET", value_parser = parse_target)]
-    target: Target,
+    #[arg(value_name = "SERVICE[/POOL[/BACKEND]]", value_parser = parse_named)]
+    named: Named,
     /// Wait until they carry no flow; exits with 4 if some are left at the deadline.
     #[arg(long)]
     wait: bool,
     /// How long to wait.
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = span::parse)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
     deadline: Duration,
     /// What becomes of flows that are left then: they are kept.
     #[arg(long, value_name = "keep", default_value = "keep", value_parser = ["keep"])]
@@ -70,8 +71,8 @@ pub(super) struct Drain {
 #[derive(clap::Args, Debug)]
 pub(super) struct Undrain {
     /// SERVICE, SERVICE/POOL or SERVICE/POOL/BACKEND.
-    #[arg(value_name = "TARGET", value_parser = parse_target)]
-    target: Target,
+    #[arg(value_name = "SERVICE[/POOL[/BACKEND]]", value_parser = parse_named)]
+    named: Named,
     /// Why, for the history.
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
@@ -83,9 +84,9 @@ pub(super) struct Undrain {
 impl Drain {
     pub async fn run(self, client: &Client, screen: &mut Screen<'_>) -> Result<u8, Failure> {
         let request = DrainRequest {
-            service: self.target.service.clone(),
-            pool: self.target.pool.into(),
-            backend: self.target.backend.clone(),
+            service: self.named.service.clone(),
+            pool: self.named.pool.into(),
+            backend: self.named.backend.clone(),
             on_deadline: self.on_deadline,
             reason: self.reason,
             etag: self.if_match,
@@ -99,7 +100,7 @@ impl Drain {
             .await?;
         let code = receipt::print(answer, client, screen).await?;
         match self.wait {
-            true => wait(client, &self.target, self.deadline, screen).await,
+            true => wait(client, &self.named, self.deadline, screen).await,
             false => Ok(code),
         }
     }
@@ -108,9 +109,9 @@ impl Drain {
 impl Undrain {
     pub async fn run(self, client: &Client, screen: &mut Screen<'_>) -> Result<u8, Failure> {
         let request = UndrainRequest {
-            service: self.target.service.clone(),
-            pool: self.target.pool.into(),
-            backend: self.target.backend.clone(),
+            service: self.named.service.clone(),
+            pool: self.named.pool.into(),
+            backend: self.named.backend.clone(),
             reason: self.reason,
             etag: self.if_match,
             ..Default::default()
@@ -125,10 +126,10 @@ impl Undrain {
     }
 }
 
-/// Waits until the target carries no flow.
+/// Waits until the named backends carry no flow.
 async fn wait(
     client: &Client,
-    target: &Target,
+    named: &Named,
     deadline: Duration,
     screen: &mut Screen<'_>,
 ) -> Result<u8, Failure> {
@@ -136,14 +137,14 @@ async fn wait(
     loop {
         // Counts are a second old at most: the first look waits for fresh ones.
         tokio::time::sleep(PAUSE + PAUSE / 5).await;
-        let services = client.read(Some(&target.service)).await?;
+        let services = client.read(Some(&named.service)).await?;
         let backends = services.iter().flat_map(|service| &service.backends);
-        let named = |b: &&BackendStatus| {
-            (target.pool == Pool::Unspecified || b.pool() == target.pool)
-                && (target.backend.is_empty() || b.address == target.backend)
+        let is_named = |b: &&BackendStatus| {
+            (named.pool == Pool::Unspecified || b.pool() == named.pool)
+                && (named.backend.is_empty() || b.address == named.backend)
         };
-        let left: u64 = backends.filter(named).map(|b| b.live_flows).sum();
-        let after = span::show(begun.elapsed().as_secs_f64());
+        let left: u64 = backends.filter(is_named).map(|b| b.live_flows).sum();
+        let after = duration::about(begun.elapsed().as_secs_f64());
         if left == 0 {
             screen.message(&format!("drained after {after}"));
             return Ok(EXIT_DONE);
@@ -163,12 +164,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_are_services_pools_and_backends() {
-        let target = parse_target("web/green/[2001:db8::1]:80").unwrap();
-        assert_eq!((target.service.as_str(), target.pool), ("web", Pool::Green));
-        assert_eq!(target.backend, "[2001:db8::1]:80");
-        assert_eq!(parse_target("web").unwrap().pool, Pool::Unspecified);
-        assert!(parse_target("web/red").is_err());
-        assert!(parse_target("/blue").is_err());
+    fn services_pools_and_backends_are_named() {
+        let named = parse_named("web/green/[2001:db8::1]:80").unwrap();
+        assert_eq!((named.service.as_str(), named.pool), ("web", Pool::Green));
+        assert_eq!(named.backend, "[2001:db8::1]:80");
+        assert_eq!(parse_named("web").unwrap().pool, Pool::Unspecified);
+        assert!(parse_named("web/red").is_err());
+        assert!(parse_named("/blue").is_err());
     }
 }

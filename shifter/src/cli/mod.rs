@@ -25,7 +25,6 @@ mod runner;
 mod screen;
 mod share;
 mod shift;
-mod span;
 mod status;
 mod table;
 #[cfg(test)]
@@ -36,6 +35,7 @@ use std::{ffi::OsString, time::Duration};
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+use crate::model::duration;
 use client::Client;
 use failure::Failure;
 pub use screen::Screen;
@@ -80,7 +80,7 @@ struct Global {
     #[arg(short, long, global = true, value_enum, default_value = "table")]
     output: Output,
     /// How long to wait for the agent, as in 10s or 500ms.
-    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = span::parse)]
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
     timeout: Duration,
     /// No colours; NO_COLOR in the environment says the same.
     #[arg(long, global = true)]
@@ -151,7 +151,7 @@ fn name_not_by_alias(error: &mut clap::Error) {
     let mut names: Vec<String> = near
         .iter()
         .map(|word| match word.as_str() {
-            "service" | "backend" | "flow" | "rollout" => format!("{word}s"),
+            "service" | "backend" | "flow" | "rollout" | "event" => format!("{word}s"),
             name => name.to_owned(),
         })
         .collect();

@@ -1,5 +1,6 @@
 //! The answer to a write on one service: receipt, the four numbers, the dead-man.
 
+use crate::model::duration;
 use serde::Serialize;
 
 use crate::proto::{DeadMan, Receipt, Service, Weights};
@@ -9,7 +10,7 @@ use super::{
     client::Client,
     failure::Failure,
     screen::{Screen, Style},
-    span, text,
+    text,
 };
 
 /// A receipt beside the service as it stands.
@@ -74,7 +75,7 @@ fn lines(receipt: &Receipt, service: Option<&Service>, screen: &Screen<'_>) -> V
     }
     say("programmed", programmed(receipt, weights));
     if let Some(first) = &receipt.first_flow {
-        let after = span::show_ns(first.after_ns);
+        let after = duration::short(first.after_ns as f64);
         say("first flow", format!("after {after}"));
     }
     if let Some(weights) = weights {
@@ -105,8 +106,8 @@ fn programmed(receipt: &Receipt, weights: Option<&Weights>) -> String {
         true => share,
         false => format!(
             "{share} in {}, answered in {}",
-            span::show_ns(receipt.programmed_ns),
-            span::show_ns(receipt.total_ns)
+            duration::short(receipt.programmed_ns as f64),
+            duration::short(receipt.total_ns as f64)
         ),
     }
 }

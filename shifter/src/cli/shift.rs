@@ -1,10 +1,11 @@
 //! `shifter shift`: changes the share of new flows that green gets.
 
+use crate::model::duration;
 use std::time::Duration;
 
 use crate::proto::{SetWeightRequest, set_weight_request::ShareOf};
 
-use super::{client::Client, failure::Failure, receipt, screen::Screen, share, span};
+use super::{client::Client, failure::Failure, receipt, screen::Screen, share};
 
 /// Change a service's weight: which share of NEW connections goes where.
 #[derive(clap::Args, Debug)]
@@ -15,13 +16,13 @@ pub(super) struct Shift {
     share: Share,
     /// Give the live pool all new connections again after this time, as in 10m, unless
     /// confirmed; in the kernel, agent alive or not.
-    #[arg(long, value_name = "TIME", value_parser = span::parse)]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     revert_after: Option<Duration>,
     /// Put the service's cohorts in force, or suspend them; as they are where this is not given.
     #[arg(long, value_name = "ON|OFF", value_enum)]
     cohorts: Option<Switch>,
     /// Wait up to this time for the first flow under the new weight.
-    #[arg(long, value_name = "TIME", value_parser = span::parse, num_args = 0..=1, default_missing_value = "10s")]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, num_args = 0..=1, default_missing_value = "10s")]
     wait_first_flow: Option<Duration>,
     /// Why, for the history.
     #[arg(long, value_name = "TEXT", default_value = "")]

@@ -1,5 +1,6 @@
 //! `shifter status`: the agent, its hooks, limits, table, and what is loud.
 
+use crate::model::duration;
 use serde::Serialize;
 
 use crate::proto::{GetInfoRequest, Info, Interface, Service};
@@ -9,7 +10,6 @@ use super::{
     client::Client,
     failure::Failure,
     screen::{Screen, Style},
-    span,
     table::{Cell, Table, styled},
     text,
 };
@@ -98,7 +98,7 @@ fn print_agent(info: &Info, services: usize, screen: &mut Screen<'_>) -> Result<
                 "{}, pid {}, up {}, {}",
                 info.version,
                 info.pid,
-                span::show(info.uptime_seconds),
+                duration::about(info.uptime_seconds),
                 text::plural(services as u64, "service")
             ),
         ),

@@ -4,7 +4,7 @@ use crate::proto::{DeadMan, Observed, Service, Weights};
 
 pub(super) use crate::model::text::{count, plural};
 
-use super::span;
+use crate::model::duration;
 
 /// A share as a percentage with up to 4 decimals.
 pub(super) fn percent(share: f64) -> String {
@@ -12,7 +12,7 @@ pub(super) fn percent(share: f64) -> String {
 }
 
 /// A measured share: as many decimals as mean something.
-fn about(share: f64) -> String {
+pub(super) fn percent_about(share: f64) -> String {
     let percent = share * 100.0;
     trimmed(match percent {
         p if p < 0.1 => format!("{p:.3}"),
@@ -68,9 +68,9 @@ pub(super) fn observed(observed: &Observed) -> String {
     let weighed = match (observed.share, observed.low, observed.high) {
         (Some(share), Some(low), Some(high)) => format!(
             "{} ({}–{}) of {} in {window}s",
-            about(share),
-            about(low).trim_end_matches('%'),
-            about(high),
+            percent_about(share),
+            percent_about(low).trim_end_matches('%'),
+            percent_about(high),
             count(observed.total),
         ),
         _ => format!("none in {window}s"),
@@ -100,7 +100,7 @@ pub(super) fn dead_man(dead_man: &DeadMan) -> String {
     let safe = percent(dead_man.safe_share);
     match dead_man.passed {
         true => format!("{safe} since the deadline"),
-        false => format!("{safe} in {}", span::show(dead_man.remaining_seconds)),
+        false => format!("{safe} in {}", duration::about(dead_man.remaining_seconds)),
     }
 }
 
@@ -129,8 +129,8 @@ mod tests {
         assert_eq!(percent(1.0 / 3.0), "33.3333%");
         assert_eq!(percent(0.0), "0%");
         assert_eq!(percent(1.0), "100%");
-        assert_eq!(about(0.0514), "5.1%");
-        assert_eq!(about(0.000512), "0.051%");
+        assert_eq!(percent_about(0.0514), "5.1%");
+        assert_eq!(percent_about(0.000512), "0.051%");
         assert_eq!(bytes(134_217_728), "128 MiB");
         assert_eq!(bytes(1_234_567), "1.2 MiB");
         assert_eq!(bytes(12), "12 B");

@@ -14,8 +14,8 @@ use crate::{
     },
     proto,
     reconcile::controller::{
-        BackendView, Change, ControlError, Explanation, FlowView, InfoView, Receipt, Recorded,
-        RolloutView, ServiceView, ShareOf, WeightChange,
+        BackendView, Change, ControlError, Event, Explanation, FlowView, InfoView, Receipt,
+        Recorded, RolloutView, ServiceView, ShareOf, WeightChange,
     },
     telemetry::is_drop,
 };
@@ -54,6 +54,22 @@ pub(super) fn audit(record: Recorded) -> proto::AuditRecord {
         before: audit.before,
         after: audit.after,
         generation: audit.generation,
+    }
+}
+
+pub(super) fn event(event: Event) -> proto::Event {
+    proto::Event {
+        number: event.number,
+        at_unix_seconds: event.at_unix_ms as f64 / 1e3,
+        kind: event.kind,
+        what: event.what,
+        service: event.service,
+        actor: event.actor,
+        text: event.text,
+        before: event.before,
+        after: event.after,
+        generation: event.generation,
+        rollout: event.rollout,
     }
 }
 

@@ -1,12 +1,14 @@
 //! The gRPC server: `shifter.v1`, `grpc.health.v1` and reflection on a unix socket.
 
 mod convert;
+mod events;
 #[cfg(test)]
 pub(crate) mod fake;
 mod gate;
 mod health;
 mod observe;
 mod peer;
+mod recording;
 mod rollouts;
 mod services;
 mod socket;

@@ -10,9 +10,10 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
 use super::{
-    Context, convert,
+    Context, convert, events,
     gate::leaving,
     peer::Peer,
+    recording,
     services::{long, write_context},
     stopped,
 };
@@ -94,6 +95,17 @@ fn stats(controller: &dyn Controller, service: &str) -> Result<proto::Stats, Con
     })
 }
 
+/// Of a stream that tells something again and again.
+fn interval(seconds: f64) -> Result<Duration, ControlError> {
+    match convert::seconds(seconds, "interval_seconds")? {
+        Duration::ZERO => Ok(Duration::from_secs(1)),
+        short if short < MIN_INTERVAL => Err(ControlError::Invalid(format!(
+            "interval_seconds is {seconds}: write 0.1 or more, or 0 for 1"
+        ))),
+        interval => Ok(interval),
+    }
+}
+
 #[tonic::async_trait]
 impl Observe for ObserveApi {
     async fn list_flows(
@@ -116,17 +128,7 @@ impl Observe for ObserveApi {
         request: Request<proto::StreamStatsRequest>,
     ) -> Answer<Self::StreamStatsStream> {
         let message = request.into_inner();
-        let interval = match convert::seconds(message.interval_seconds, "interval_seconds")? {
-            Duration::ZERO => Duration::from_secs(1),
-            short if short < MIN_INTERVAL => {
-                return Err(ControlError::Invalid(format!(
-                    "interval_seconds is {}: write 0.1 or more, or 0 for 1",
-                    message.interval_seconds
-                ))
-                .into());
-            }
-            interval => interval,
-        };
+        let interval = interval(message.interval_seconds)?;
         if !message.service.is_empty() {
             self.0.controller.vip(&message.service)?;
         }
@@ -154,6 +156,40 @@ impl Observe for ObserveApi {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    async fn list_events(
+        &self,
+        request: Request<proto::ListEventsRequest>,
+    ) -> Answer<proto::ListEventsResponse> {
+        let query = events::list_query(request.into_inner());
+        let found = long(&self.0.controller, move |c| c.events(&query)).await?;
+        let events = found.events.into_iter().map(convert::event).collect();
+        Ok(Response::new(proto::ListEventsResponse { events }))
+    }
+
+    type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<proto::Event, Status>> + Send>>;
+
+    async fn stream_events(
+        &self,
+        request: Request<proto::StreamEventsRequest>,
+    ) -> Answer<Self::StreamEventsStream> {
+        let stream = events::start(&self.0, events::stream_query(request.into_inner()));
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    type StreamRecordingStream =
+        Pin<Box<dyn Stream<Item = Result<proto::RecordingLine, Status>> + Send>>;
+
+    async fn stream_recording(
+        &self,
+        request: Request<proto::StreamRecordingRequest>,
+    ) -> Answer<Self::StreamRecordingStream> {
+        let message = request.into_inner();
+        let interval = interval(message.interval_seconds)?;
+        self.0.controller.vip(&message.service)?;
+        let stream = recording::start(&self.0, message.service, interval);
+        Ok(Response::new(Box::pin(stream)))
     }
 }
 

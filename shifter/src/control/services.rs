@@ -17,7 +17,7 @@ use crate::{
     proto::{self, services_server::Services},
     reconcile::{
         Controller,
-        controller::{ControlError, DrainTarget, Receipt, WriteContext},
+        controller::{ControlError, NamedBackends, Receipt, WriteContext},
     },
 };
 
@@ -86,11 +86,11 @@ impl ServicesApi {
     async fn change_backends(
         &self,
         verb: &'static str,
-        target: Result<DrainTarget, ControlError>,
+        named: Result<NamedBackends, ControlError>,
         drain: bool,
         context: WriteContext,
     ) -> Answer<proto::Receipt> {
-        let change = move |controller: &dyn Controller| controller.drain(&target?, drain, &context);
+        let change = move |controller: &dyn Controller| controller.drain(&named?, drain, &context);
         let result = long(&self.0.controller, change).await;
         self.answer(verb, result)
     }
@@ -279,8 +279,8 @@ impl Services for ServicesApi {
         }
         let mut context = write_context(peer, message.reason, message.request_id, message.etag);
         context.validate_only = message.validate_only;
-        let target = drain_target(message.service, message.pool, &message.backend);
-        self.change_backends("drain", target, true, context).await
+        let named = named_backends(message.service, message.pool, &message.backend);
+        self.change_backends("drain", named, true, context).await
     }
 
     async fn undrain(&self, request: Request<proto::UndrainRequest>) -> Answer<proto::Receipt> {
@@ -288,9 +288,8 @@ impl Services for ServicesApi {
         let message = request.into_inner();
         let mut context = write_context(peer, message.reason, message.request_id, message.etag);
         context.validate_only = message.validate_only;
-        let target = drain_target(message.service, message.pool, &message.backend);
-        self.change_backends("undrain", target, false, context)
-            .await
+        let named = named_backends(message.service, message.pool, &message.backend);
+        self.change_backends("undrain", named, false, context).await
     }
 
     async fn explain(
@@ -334,14 +333,18 @@ impl Services for ServicesApi {
 }
 
 /// Which backends a drain names.
-fn drain_target(service: String, pool: i32, backend: &str) -> Result<DrainTarget, ControlError> {
+fn named_backends(
+    service: String,
+    pool: i32,
+    backend: &str,
+) -> Result<NamedBackends, ControlError> {
     let backend = match backend {
         "" => None,
         text => Some(
             parse_backend_addr(text).map_err(|error| ControlError::Invalid(error.to_string()))?,
         ),
     };
-    Ok(DrainTarget {
+    Ok(NamedBackends {
         service,
         pool: convert::pool(pool),
         backend,

@@ -14,7 +14,7 @@ use crate::model::{Protocol, Vip};
 
 /// What doctor shall look at beside the host itself.
 #[derive(Clone, Debug, Default)]
-pub struct Target {
+pub struct Wanted {
     /// Interfaces that have or shall get a hook; empty: those that are up.
     pub interfaces: Vec<String>,
     pub hook: Hook,
@@ -70,12 +70,12 @@ impl Finding {
     }
 }
 
-/// Looks at the host, and at `target` where one is given. Changes nothing.
+/// Looks at the host, and at `wanted` where one is given. Changes nothing.
 /// Runs nft and iptables-save where they are installed: blocks for some ms.
-pub fn run(target: Option<&Target>) -> Vec<Finding> {
+pub fn run(wanted: Option<&Wanted>) -> Vec<Finding> {
     let mut findings = Vec::new();
     host::check(&mut findings);
-    network::check(target, &mut findings);
+    network::check(wanted, &mut findings);
     findings
 }
 

@@ -2,12 +2,12 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Finding, Hook, Target, choose_hook};
+use super::{Finding, Hook, Wanted, choose_hook};
 use crate::network::{Link, Network, forwarding_off, sysctl};
 
 /// Looks at the network of the namespace that this thread is in.
-pub(super) fn check(target: Option<&Target>, findings: &mut Vec<Finding>) {
-    let attached = target.map_or_else(Vec::new, |target| target.interfaces.clone());
+pub(super) fn check(wanted: Option<&Wanted>, findings: &mut Vec<Finding>) {
+    let attached = wanted.map_or_else(Vec::new, |wanted| wanted.interfaces.clone());
     let network = match Network::start(attached) {
         Ok(network) => network,
         Err(error) => {
@@ -18,14 +18,14 @@ pub(super) fn check(target: Option<&Target>, findings: &mut Vec<Finding>) {
             return;
         }
     };
-    let default = Target::default();
-    let target = target.unwrap_or(&default);
-    let interfaces = match target.interfaces.is_empty() {
+    let default = Wanted::default();
+    let wanted = wanted.unwrap_or(&default);
+    let interfaces = match wanted.interfaces.is_empty() {
         true => candidates(&network),
-        false => target.interfaces.clone(),
+        false => wanted.interfaces.clone(),
     };
     for name in &interfaces {
-        interface(&network, name, target, findings);
+        interface(&network, name, wanted, findings);
     }
     forwarding(findings);
     for name in &interfaces {
@@ -38,7 +38,7 @@ pub(super) fn check(target: Option<&Target>, findings: &mut Vec<Finding>) {
             "run doctor as root, and see that nft (or iptables-save) works",
         ));
     }
-    services(&network, target, findings);
+    services(&network, wanted, findings);
     findings.push(Finding::ok(
         "connections from this host itself are not shifted: they do not cross an interface",
     ));
@@ -53,7 +53,7 @@ fn candidates(network: &Network) -> Vec<String> {
         .collect()
 }
 
-fn interface(network: &Arc<Network>, name: &str, target: &Target, findings: &mut Vec<Finding>) {
+fn interface(network: &Arc<Network>, name: &str, wanted: &Wanted, findings: &mut Vec<Finding>) {
     let Some(mut link) = network.link(name) else {
         let known: Vec<String> = network.links().into_iter().map(|link| link.name).collect();
         findings.push(Finding::error(
@@ -74,11 +74,11 @@ fn interface(network: &Arc<Network>, name: &str, target: &Target, findings: &mut
         ));
     }
     if let Some(slot) = link.xdp
-        && target.own_programs.contains(&slot.program_id)
+        && wanted.own_programs.contains(&slot.program_id)
     {
         link.xdp = None;
     }
-    hook(&link, target.hook, findings);
+    hook(&link, wanted.hook, findings);
 }
 
 /// Which hook the interface gets, and what that brings.
@@ -172,8 +172,8 @@ fn conntrack(findings: &mut Vec<Finding>) {
 }
 
 /// VIPs and backends that were named.
-fn services(network: &Network, target: &Target, findings: &mut Vec<Finding>) {
-    for vip in &target.vips {
+fn services(network: &Network, wanted: &Wanted, findings: &mut Vec<Finding>) {
+    for vip in &wanted.vips {
         let ip = vip.addr.ip();
         if !network.is_local(ip) {
             let prefix = if ip.is_ipv4() { 32 } else { 128 };
@@ -190,7 +190,7 @@ fn services(network: &Network, target: &Target, findings: &mut Vec<Finding>) {
             ));
         }
     }
-    for (backend, protocol) in &target.backends {
+    for (backend, protocol) in &wanted.backends {
         for obstacle in network.backend_obstacles(*backend, *protocol) {
             findings.push(Finding::warning(obstacle.what, obstacle.remedy));
         }

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Checked, Target, Watched,
+    Checked, CheckedService, Watched,
     probe::{Outcome, Prober},
     schedule::Lots,
     state::{Health, State},
@@ -158,7 +158,7 @@ impl Checker {
         self.version = look.version;
         let mut gone = look.without;
         if look.is_whole {
-            let named: BTreeSet<&str> = look.targets.iter().map(|t| t.service.as_str()).collect();
+            let named: BTreeSet<&str> = look.services.iter().map(|t| t.service.as_str()).collect();
             let is_gone = |name: &&String| !named.contains(name.as_str());
             gone.extend(self.services.keys().filter(is_gone).cloned());
         }
@@ -168,15 +168,15 @@ impl Checker {
                 self.forget(service.backends);
             }
         }
-        for target in look.targets {
-            let old = self.services.remove(&target.service);
-            let service = self.follow(&target, old);
-            if self.down(&service.backends) == target.down {
-                self.dirty.remove(&target.service);
+        for checked in look.services {
+            let old = self.services.remove(&checked.service);
+            let service = self.follow(&checked, old);
+            if self.down(&service.backends) == checked.down {
+                self.dirty.remove(&checked.service);
             } else {
-                self.dirty.insert(target.service.clone());
+                self.dirty.insert(checked.service.clone());
             }
-            self.services.insert(target.service, service);
+            self.services.insert(checked.service, service);
         }
     }
 
@@ -186,45 +186,45 @@ impl Checker {
         }
     }
 
-    fn follow(&mut self, target: &Target, old: Option<Service>) -> Service {
+    fn follow(&mut self, checked: &CheckedService, old: Option<Service>) -> Service {
         let now = Instant::now();
         let settle_from = old.as_ref().map_or(now, |old| old.settle_from);
         let mut known = HashMap::new();
         if let Some(old) = old {
-            if old.spec.asks_the_same(&target.spec) {
+            if old.spec.asks_the_same(&checked.spec) {
                 known = old.backends;
             } else {
                 self.forget(old.backends);
             }
         }
         let mut backends = HashMap::new();
-        for addr in &target.backends {
+        for addr in &checked.backends {
             let number = match known.remove(addr) {
                 Some(number) => number,
-                None => self.add(target, *addr, now),
+                None => self.add(checked, *addr, now),
             };
             backends.insert(*addr, number);
         }
         self.forget(known);
         Service {
-            spec: Arc::new(target.spec.clone()),
+            spec: Arc::new(checked.spec.clone()),
             backends,
             settle_from,
         }
     }
 
-    fn add(&mut self, target: &Target, addr: SocketAddr, now: Instant) -> Number {
+    fn add(&mut self, checked: &CheckedService, addr: SocketAddr, now: Instant) -> Number {
         self.given += 1;
-        let health = if target.down.contains(&addr) {
+        let health = if checked.down.contains(&addr) {
             Health::Down
         } else {
             Health::Unknown
         };
         let mut lots = Lots::new([self.seed, self.given]);
-        let first = lots.first(target.spec.interval);
+        let first = lots.first(checked.spec.interval);
         self.due.push(Reverse((now + first, self.given)));
         let backend = Backend {
-            service: target.service.clone(),
+            service: checked.service.clone(),
             addr,
             state: State::new(health),
             lots,

@@ -9,7 +9,7 @@ use crate::model::health::Written;
 
 /// Keeps what it is told.
 struct Teller {
-    targets: Mutex<Vec<Target>>,
+    services: Mutex<Vec<CheckedService>>,
     changes: watch::Sender<u64>,
     told: Mutex<Vec<(String, BTreeSet<SocketAddr>)>>,
     checks: Mutex<HashMap<SocketAddr, u64>>,
@@ -18,9 +18,9 @@ struct Teller {
 }
 
 impl Teller {
-    fn new(targets: Vec<Target>) -> Arc<Self> {
+    fn new(services: Vec<CheckedService>) -> Arc<Self> {
         Arc::new(Self {
-            targets: Mutex::new(targets),
+            services: Mutex::new(services),
             changes: watch::Sender::new(0),
             told: Mutex::default(),
             checks: Mutex::default(),
@@ -32,8 +32,8 @@ impl Teller {
         self.told.lock().unwrap().clone()
     }
 
-    fn set(&self, targets: Vec<Target>) {
-        *self.targets.lock().unwrap() = targets;
+    fn set(&self, services: Vec<CheckedService>) {
+        *self.services.lock().unwrap() = services;
         self.changes.send_modify(|version| *version += 1);
     }
 
@@ -46,7 +46,7 @@ impl Watched for Teller {
     fn look(&self, _since: u64) -> Look {
         Look {
             is_whole: true,
-            targets: self.targets.lock().unwrap().clone(),
+            services: self.services.lock().unwrap().clone(),
             ..Look::default()
         }
     }
@@ -70,9 +70,9 @@ impl Watched for Teller {
             *failing -= 1;
             return false;
         }
-        let mut targets = self.targets.lock().unwrap();
-        if let Some(target) = targets.iter_mut().find(|t| t.service == service) {
-            target.down = down.clone();
+        let mut services = self.services.lock().unwrap();
+        if let Some(checked) = services.iter_mut().find(|t| t.service == service) {
+            checked.down = down.clone();
         }
         self.told
             .lock()
@@ -82,14 +82,14 @@ impl Watched for Teller {
     }
 }
 
-fn target(service: &str, backends: &[SocketAddr]) -> Target {
+fn checked(service: &str, backends: &[SocketAddr]) -> CheckedService {
     let written = Written {
         kind: Some("tcp".into()),
         interval: Some("100ms".into()),
         timeout: Some("100ms".into()),
         ..Written::default()
     };
-    Target {
+    CheckedService {
         service: service.into(),
         spec: written.read().unwrap(),
         backends: backends.iter().copied().collect(),
@@ -124,7 +124,7 @@ async fn what_refuses_is_told_once_and_what_listens_again_too() {
         good.local_addr().map(|a| (good, a)).unwrap(),
         closed_port().await,
     );
-    let teller = Teller::new(vec![target("web", &[good.1, bad])]);
+    let teller = Teller::new(vec![checked("web", &[good.1, bad])]);
     let (stop, task) = start(&teller);
     until("it is down", || !teller.told().is_empty()).await;
     assert_eq!(teller.told(), [("web".to_owned(), BTreeSet::from([bad]))]);
@@ -143,7 +143,7 @@ async fn what_refuses_is_told_once_and_what_listens_again_too() {
 #[tokio::test]
 async fn a_change_that_fails_is_tried_again() {
     let bad = closed_port().await;
-    let teller = Teller::new(vec![target("web", &[bad])]);
+    let teller = Teller::new(vec![checked("web", &[bad])]);
     *teller.failing.lock().unwrap() = 1;
     let (_stop, _task) = start(&teller);
     until("it is told", || !teller.told().is_empty()).await;
@@ -153,10 +153,10 @@ async fn a_change_that_fails_is_tried_again() {
 #[tokio::test]
 async fn a_service_that_goes_is_checked_no_more_and_one_that_comes_is() {
     let (first, second) = (closed_port().await, closed_port().await);
-    let teller = Teller::new(vec![target("web", &[first])]);
+    let teller = Teller::new(vec![checked("web", &[first])]);
     let (_stop, _task) = start(&teller);
     until("the first", || teller.told().len() == 1).await;
-    teller.set(vec![target("api", &[second])]);
+    teller.set(vec![checked("api", &[second])]);
     until("the second", || teller.told().len() == 2).await;
     assert_eq!(
         teller.told()[1],
@@ -173,9 +173,9 @@ async fn what_was_down_at_the_start_is_so_until_its_checks_pass() {
     let (was_down, listener) = (closed_port().await, TcpListener::bind("127.0.0.1:0").await);
     let listener = listener.unwrap();
     let healed = listener.local_addr().unwrap();
-    let mut target = target("web", &[was_down, healed]);
-    target.down = BTreeSet::from([was_down, healed]);
-    let teller = Teller::new(vec![target]);
+    let mut checked = checked("web", &[was_down, healed]);
+    checked.down = BTreeSet::from([was_down, healed]);
+    let teller = Teller::new(vec![checked]);
     let (_stop, _task) = start(&teller);
     until("one is healed", || !teller.told().is_empty()).await;
     assert_eq!(teller.told()[0].1, BTreeSet::from([was_down]));
@@ -190,7 +190,7 @@ async fn backends_that_go_together_leave_in_few_changes() {
     }
     let addr = |listener: TcpListener| listener.local_addr().unwrap();
     let backends: Vec<SocketAddr> = listeners.into_iter().map(addr).collect();
-    let teller = Teller::new(vec![target("web", &backends)]);
+    let teller = Teller::new(vec![checked("web", &backends)]);
     let (_stop, _task) = start(&teller);
     until("all are down", || {
         teller

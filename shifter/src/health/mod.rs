@@ -17,7 +17,7 @@ use probe::Outcome;
 
 /// The backends of a service that are checked.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Target {
+pub struct CheckedService {
     pub service: String,
     pub spec: HealthSpec,
     /// Those in maint are left alone.
@@ -33,7 +33,7 @@ pub struct Look {
     pub version: u64,
     /// All services with checks are here; otherwise those that changed.
     pub is_whole: bool,
-    pub targets: Vec<Target>,
+    pub services: Vec<CheckedService>,
     /// Changed services that have no checks, or are there no more.
     pub without: Vec<String>,
 }

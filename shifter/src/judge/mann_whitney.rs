@@ -13,11 +13,8 @@
 
 use shifter_common::histogram::{BUCKETS, lower_bound_ns};
 
-use super::{
-    Direction, Effect, Judgement, MannWhitney, Outcome, normal,
-    words::{Word as _, show_ns},
-};
-use crate::model::signals::Histogram;
+use super::{Direction, Effect, Judgement, MannWhitney, Outcome, normal, words::Word as _};
+use crate::model::{duration::short, signals::Histogram};
 
 /// What the test found.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -165,7 +162,7 @@ pub(super) fn judge(
 
 fn signed(ns: f64) -> String {
     let sign = if ns < 0.0 { "-" } else { "" };
-    format!("{sign}{}", show_ns(ns.abs()))
+    format!("{sign}{}", short(ns.abs()))
 }
 
 fn classify(spec: &MannWhitney, found: &Found) -> (&'static str, Outcome) {

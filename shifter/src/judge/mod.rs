@@ -37,6 +37,19 @@ pub use replay::{Change, Replay, replay};
 pub use sparse::{signals_from_json, signals_to_json};
 pub use state::{GateState, StateError, Window};
 
+/// The probability of a wrong alarm that a gate keeps to, where it is a test that does.
+pub fn alpha(gate: &GateSpec) -> Option<f64> {
+    match &gate.judge {
+        Judge::Sequential(it) => Some(it.alpha.share()),
+        _ => None,
+    }
+}
+
+/// Whether what it looks at is recorded: not of gates that reach out of the agent.
+pub fn is_recorded(gate: &GateSpec) -> bool {
+    GateState::new(gate).is_some()
+}
+
 /// What a gate found.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Outcome {

@@ -7,8 +7,9 @@ use super::{
     failures::Failures,
     state::histogram_of,
     times::Times,
-    words::{Word as _, show_evidence, show_ns, show_share},
+    words::{Word as _, show_evidence, show_share},
 };
+use crate::model::duration::short;
 
 /// What each measure has seen, in the order of the gate's measures.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -154,11 +155,11 @@ fn times_said(
     let evidence = it.peak();
     let text = format!(
         "{word}: median of candidate {} of {} flows, of live {} of {}, at most {} or {} more; evidence {} of {alarm:.0}",
-        show_ns(medians[0]),
+        short(medians[0]),
         it.candidate.count(),
-        show_ns(medians[1]),
+        short(medians[1]),
         it.live.count(),
-        show_ns(spec.min_effect.time.as_nanos() as f64),
+        short(spec.min_effect.time.as_nanos() as f64),
         spec.min_effect.time_relative,
         show_evidence(evidence),
     );

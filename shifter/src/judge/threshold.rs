@@ -3,9 +3,9 @@
 use super::{
     Bound, Judgement, Outcome, RatioSignal, Threshold,
     state::histogram_of,
-    words::{Word as _, show_ns, show_share},
+    words::{Word as _, show_share},
 };
-use crate::model::signals::PoolSignals;
+use crate::model::{duration::short, signals::PoolSignals};
 
 /// Compares what the candidate did with its bounds.
 pub(super) fn judge(spec: &Threshold, min_samples: u64, candidate: &PoolSignals) -> Judgement {
@@ -25,7 +25,7 @@ pub(super) fn judge(spec: &Threshold, min_samples: u64, candidate: &PoolSignals)
                 let count = times.map_or(0, |times| times.count());
                 let q = f64::from(*per_mille) / 1_000.0;
                 let value = times.and_then(|times| times.quantile_ns(q));
-                (count, name, value, most.as_nanos() as f64, show_ns)
+                (count, name, value, most.as_nanos() as f64, short)
             }
         };
         let Some(value) = value.filter(|_| samples >= min_samples) else {

@@ -201,15 +201,6 @@ pub(super) fn show_share(share: f64) -> String {
     format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// A time in reasons: `3.1 ms`.
-pub(super) fn show_ns(ns: f64) -> String {
-    match ns {
-        _ if ns < 1e6 => format!("{:.0} us", ns / 1e3),
-        _ if ns < 1e9 => format!("{:.3} ms", ns / 1e6),
-        _ => format!("{:.3} s", ns / 1e9),
-    }
-}
-
 /// A factor of evidence in reasons.
 pub(super) fn show_evidence(evidence: f64) -> String {
     if evidence < 1e6 {

@@ -1,4 +1,10 @@
-//! Durations as people write them: `75s`, `2h4m`, `5d`.
+//! Durations as people write and read them: the one place for both.
+//!
+//! | | |
+//! |---|---|
+//! | [`parse`], [`show`] | as they are written in files and options: `75s`, `2h4m`, `250ms` |
+//! | [`about`] | how long something takes or took, in its two largest units: `1m05s` |
+//! | [`short`] | what was measured in the kernel's times: `214 µs`, `3.1 ms` |
 
 use std::time::Duration;
 
@@ -68,9 +74,63 @@ pub fn show(duration: Duration) -> String {
     text
 }
 
+/// Seconds in their two largest units, cut and not rounded: no minute has 60 seconds.
+pub fn about(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0 if seconds <= 0.0 => "0s".to_owned(),
+        0..10 => format!("{:.1}s", (seconds * 10.0).floor() / 10.0),
+        10..60 => format!("{whole}s"),
+        60..3_600 => format!("{}m{:02}s", whole / 60, whole % 60),
+        3_600..86_400 => format!("{}h{:02}m", whole / 3_600, whole % 3_600 / 60),
+        _ => format!("{}d{:02}h", whole / 86_400, whole % 86_400 / 3_600),
+    }
+}
+
+/// A short time in ns with the unit that fits.
+pub fn short(ns: f64) -> String {
+    match ns.abs() {
+        size if size < 1e3 => format!("{ns:.0} ns"),
+        size if size < 1e6 => format!("{:.0} µs", ns / 1e3),
+        size if size < 1e9 => format!("{:.1} ms", ns / 1e6),
+        _ => format!("{:.1} s", ns / 1e9),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_that_passed_are_shown_in_their_two_largest_units() {
+        for (seconds, text) in [
+            (0.0, "0s"),
+            (0.25, "0.2s"),
+            (5.25, "5.2s"),
+            (9.99, "9.9s"),
+            (59.97, "59s"),
+            (119.7, "1m59s"),
+            (598.0, "9m58s"),
+            (5_400.0, "1h30m"),
+            (7_199.0, "1h59m"),
+            (200_000.0, "2d07h"),
+        ] {
+            assert_eq!(about(seconds), text);
+        }
+    }
+
+    #[test]
+    fn short_times_have_the_unit_that_fits() {
+        for (ns, text) in [
+            (999.0, "999 ns"),
+            (214_000.0, "214 µs"),
+            (1_200_000.0, "1.2 ms"),
+            (-8_000_000.0, "-8.0 ms"),
+            (2.5e9, "2.5 s"),
+        ] {
+            assert_eq!(short(ns), text);
+        }
+    }
 
     #[test]
     fn durations_are_read_and_shown() {

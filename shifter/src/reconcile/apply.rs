@@ -338,7 +338,7 @@ impl Reconciler {
             };
             let before = undo.before.as_ref();
             let described = before.map_or_else(String::new, |b| describe_spec(&b.spec));
-            let mut record = audit(at_unix_ms, context, entry, "apply", &described);
+            let mut record = audit(at_unix_ms, context, entry, step.action, &described);
             record.after = format!("{}: {}", step.change.action, step.change.details.join("; "));
             commit.rows.push(entry.row(true));
             commit.audit.push(record);

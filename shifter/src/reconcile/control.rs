@@ -8,9 +8,10 @@ use std::{
 
 use super::{
     controller::{
-        AuditQuery, Change, ControlError, Controller, DrainTarget, Explanation, FlowQuery,
-        FlowView, InfoView, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutFigures,
-        RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange, WriteContext,
+        AuditQuery, Change, ControlError, Controller, EventQuery, Events, Explanation, FlowQuery,
+        FlowView, InfoView, NamedBackends, Receipt, Recorded, ReportFormat, RolloutCommand,
+        RolloutFigures, RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange,
+        WriteContext,
     },
     entry::hash_text,
     reconciler::{Reconciler, find, lock},
@@ -286,12 +287,12 @@ impl Controller for Reconciler {
 
     fn drain(
         &self,
-        target: &DrainTarget,
+        named: &NamedBackends,
         drain: bool,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
-        self.once("drain", &target.service, context, || {
-            self.do_drain(target, drain, context)
+        self.once("drain", &named.service, context, || {
+            self.do_drain(named, drain, context)
         })
     }
 
@@ -316,6 +317,14 @@ impl Controller for Reconciler {
         let core = lock(&self.core);
         let records = core.store.audit(query);
         records.map_err(|error| ControlError::Internal(error.to_string()))
+    }
+
+    fn events(&self, query: &EventQuery) -> Result<Events, ControlError> {
+        self.do_events(query)
+    }
+
+    fn events_stored(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.event_queue.stored()
     }
 
     fn store_problem(&self) -> Option<String> {

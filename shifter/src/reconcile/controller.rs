@@ -18,7 +18,7 @@ use crate::{
 
 pub use super::health::Standing;
 pub use super::rollouts::RolloutView;
-pub use crate::store::{Audit, AuditQuery, Recorded, RolloutFigures};
+pub use crate::store::{Audit, AuditQuery, Event, EventQuery, Events, Recorded, RolloutFigures};
 
 /// Who asks, since when, and under which conditions.
 #[derive(Clone, Debug)]
@@ -120,7 +120,7 @@ pub enum ReportFormat {
 
 /// Backends to be drained, or to be offered new flows again.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DrainTarget {
+pub struct NamedBackends {
     pub service: String,
     /// `None`: of both pools.
     pub pool: Option<PoolName>,
@@ -369,7 +369,7 @@ pub trait Controller: Send + Sync + 'static {
     /// Takes backends out of the choice of new flows, or puts them back.
     fn drain(
         &self,
-        target: &DrainTarget,
+        named: &NamedBackends,
         drain: bool,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError>;
@@ -384,6 +384,10 @@ pub trait Controller: Send + Sync + 'static {
     fn info(&self) -> Result<InfoView, ControlError>;
     /// Audit records, newest first.
     fn audit(&self, query: &AuditQuery) -> Result<Vec<Recorded>, ControlError>;
+    /// Events in their order.
+    fn events(&self, query: &EventQuery) -> Result<Events, ControlError>;
+    /// Changes whenever there may be new ones.
+    fn events_stored(&self) -> tokio::sync::watch::Receiver<u64>;
     /// What keeps writes from being stored, if anything does.
     fn store_problem(&self) -> Option<String>;
     /// `(generation, ns)` once a flow was chosen under `generation` or a later one.

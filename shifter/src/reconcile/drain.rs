@@ -5,7 +5,7 @@ use std::{net::SocketAddr, slice};
 use super::{
     apply::Resolved,
     asked::Asked,
-    controller::{ControlError, DrainTarget, Receipt, WriteContext},
+    controller::{ControlError, NamedBackends, Receipt, WriteContext},
     plan::{Rigour, check_specs},
     reconciler::{Reconciler, find, lock},
 };
@@ -15,15 +15,15 @@ impl Reconciler {
     /// Takes backends out of the choice of new flows, or puts them back.
     pub(super) fn do_drain(
         &self,
-        target: &DrainTarget,
+        named: &NamedBackends,
         drain: bool,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
         {
             let core = lock(&self.core);
-            let spec = &find(&core.services, &target.service)?.spec;
-            if let Some(backend) = target.backend {
-                check_backend(spec, target.pool, backend)?;
+            let spec = &find(&core.services, &named.service)?.spec;
+            if let Some(backend) = named.backend {
+                check_backend(spec, named.pool, backend)?;
             }
         }
         let state = match drain {
@@ -32,7 +32,7 @@ impl Reconciler {
         };
         let set = |spec: &mut ServiceSpec| {
             for pool in [PoolName::Blue, PoolName::Green] {
-                if target.pool.is_some_and(|wanted| wanted != pool) {
+                if named.pool.is_some_and(|wanted| wanted != pool) {
                     continue;
                 }
                 let backends = match pool {
@@ -40,13 +40,17 @@ impl Reconciler {
                     PoolName::Green => &mut spec.green_pool,
                 };
                 for backend in backends {
-                    if target.backend.is_none_or(|wanted| wanted == backend.addr) {
+                    if named.backend.is_none_or(|wanted| wanted == backend.addr) {
                         backend.state = state;
                     }
                 }
             }
         };
-        self.change_backends(&target.service, set, false, context)
+        let action = match drain {
+            true => "drain",
+            false => "undrain",
+        };
+        self.change_backends(&named.service, action, set, false, context)
     }
 
     /// Changes backends of a service and leaves its weight and dead-man as they are.
@@ -54,6 +58,7 @@ impl Reconciler {
     pub(super) fn change_backends(
         &self,
         name: &str,
+        action: &'static str,
         set: impl Fn(&mut ServiceSpec),
         is_rollback: bool,
         context: &WriteContext,
@@ -82,6 +87,7 @@ impl Reconciler {
         let mut steps = self.prepare(&core, &[spec], rigour, &asked, &census)?;
         for step in &mut steps {
             step.keep_dead_man = true;
+            step.action = action;
         }
         let resolved = Resolved { asked, sets };
         let (receipts, _) = self.carry_out(&mut core, steps, &resolved, context)?;

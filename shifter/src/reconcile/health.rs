@@ -20,7 +20,7 @@ use super::{
 use crate::{
     datapath::{BackendId, Datapath, DatapathError, ServiceImage, plural},
     health::{
-        Checked, Look, Target, Watched,
+        Checked, CheckedService, Look, Watched,
         offer::{PoolHealth, healthy, offer, ready_count},
         probe::Outcome,
         state::Health,
@@ -97,13 +97,13 @@ impl Board {
         for name in &look.without {
             self.services.remove(name);
         }
-        for target in &look.targets {
-            if let Some(backends) = self.services.get_mut(&target.service) {
-                backends.retain(|addr, _| target.backends.contains(addr));
+        for checked in &look.services {
+            if let Some(backends) = self.services.get_mut(&checked.service) {
+                backends.retain(|addr, _| checked.backends.contains(addr));
             }
         }
         if look.is_whole {
-            let named: HashSet<&str> = look.targets.iter().map(|t| t.service.as_str()).collect();
+            let named: HashSet<&str> = look.services.iter().map(|t| t.service.as_str()).collect();
             self.services
                 .retain(|name, _| named.contains(name.as_str()));
         }
@@ -126,11 +126,11 @@ impl Watched for Reconciler {
         {
             let core = lock(&self.core);
             match names {
-                None => look.targets = core.services.values().filter_map(target).collect(),
+                None => look.services = core.services.values().filter_map(checked).collect(),
                 Some(names) => {
                     for name in names {
-                        match core.services.get(&name).and_then(target) {
-                            Some(target) => look.targets.push(target),
+                        match core.services.get(&name).and_then(checked) {
+                            Some(checked) => look.services.push(checked),
                             None => look.without.push(name),
                         }
                     }
@@ -178,11 +178,11 @@ impl Watched for Reconciler {
     }
 }
 
-fn target(entry: &Entry) -> Option<Target> {
+fn checked(entry: &Entry) -> Option<CheckedService> {
     let spec = &entry.spec;
     let backends = spec.blue_pool.iter().chain(&spec.green_pool);
     let checked = backends.filter(|backend| backend.state != BackendState::Maint);
-    Some(Target {
+    Some(CheckedService {
         service: spec.name.clone(),
         spec: spec.health.clone()?,
         backends: checked.map(|backend| backend.addr).collect(),
@@ -320,17 +320,28 @@ impl Reconciler {
         let gone: Vec<SocketAddr> = after.down.difference(&before.down).copied().collect();
         let back: Vec<SocketAddr> = before.down.difference(&after.down).copied().collect();
         if !gone.is_empty() {
-            tracing::warn!(service, generation, "down: {}", name(gone));
+            let text = name(gone);
+            tracing::warn!(service, generation, "down: {text}");
+            self.tell_event("health", "down", service, text);
         }
         if !back.is_empty() {
-            tracing::info!(service, generation, "up again: {}", name(back));
+            let text = name(back);
+            tracing::info!(service, generation, "up again: {text}");
+            self.tell_event("health", "up", service, text);
         }
         let (was, is) = (pools(before), pools(after));
         for pool in [PoolName::Blue, PoolName::Green] {
             if was[pool.index()] != is[pool.index()] {
                 match pool_warning(after, pool) {
-                    Some(text) => tracing::warn!(service, generation, "{text}"),
-                    None => tracing::info!(service, generation, "{pool} has backends that are up"),
+                    Some(text) => {
+                        tracing::warn!(service, generation, "{text}");
+                        self.tell_event("health", "pool down", service, text);
+                    }
+                    None => {
+                        let text = format!("{pool} has backends that are up");
+                        tracing::info!(service, generation, "{text}");
+                        self.tell_event("health", "pool up", service, text);
+                    }
                 }
             }
         }

@@ -43,7 +43,9 @@ impl Reconciler {
             self.tend_store(&mut core);
             self.follow_clock(&mut core);
             self.save_dirty(&mut core);
+            self.tell_of_store(&core);
         }
+        self.flush_events();
         self.free_unused();
         self.release_gone();
         self.follow_filter_problem();
@@ -159,6 +161,11 @@ impl Reconciler {
             jump_s = jump_ms as f64 / 1e3,
             "the wall clock was set: dead-men and the time to undo a promote are not changed by it; records of the audit keep their order"
         );
+        let text = format!(
+            "by {} s; events keep their order by their numbers",
+            jump_ms / 1_000
+        );
+        self.tell_event("agent", "clock set", "", text);
         for entry in core.services.values_mut() {
             if let Some(dead_man) = &mut entry.dead_man {
                 dead_man.stored.deadline_unix_ms += jump_ms;

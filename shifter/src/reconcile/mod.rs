@@ -30,6 +30,7 @@ pub mod rollouts;
 mod shed;
 mod split;
 mod start;
+mod told;
 mod view;
 
 pub use clock::{Clock, SystemClock};

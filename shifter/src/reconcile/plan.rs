@@ -42,6 +42,8 @@ pub struct Step {
     pub warnings: Vec<String>,
     /// The dead-man stays as it is: only backends change.
     pub keep_dead_man: bool,
+    /// As the audit calls it.
+    pub action: &'static str,
     pub rigour: Rigour,
 }
 
@@ -146,6 +148,7 @@ impl Reconciler {
             },
             warnings: Vec::new(),
             keep_dead_man: false,
+            action: "apply",
             rigour,
             spec,
         };

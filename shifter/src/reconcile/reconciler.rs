@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -28,7 +28,7 @@ use crate::{
     datapath::{Census, Datapath, DatapathError, ServiceId, ServiceImage},
     judge::Allowed,
     model::{Protocol, ServiceSpec, config, weight::threshold_share},
-    store::{Audit, Commit, Frozen, Store, StoreError},
+    store::{Audit, Commit, EventFile, EventQueue, Frozen, Store, StoreError},
 };
 
 /// Audit records kept until the store can be written again.
@@ -107,6 +107,14 @@ pub struct Reconciler {
     pub(super) carrying: Mutex<()>,
     /// What rollouts have to ask of others.
     pub(super) rollout_work: Mutex<Work>,
+    /// Services that were in force in the kernel when this began.
+    pub(super) adopted: usize,
+    /// Where events are told…
+    pub(super) event_queue: Arc<EventQueue>,
+    /// …and where they are stored.
+    pub(super) event_file: Mutex<Option<EventFile>>,
+    /// The store failed when it was last looked at.
+    pub(super) store_failed: AtomicBool,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
 }
 
@@ -179,7 +187,6 @@ impl Reconciler {
             clock,
             settings,
             started: Instant::now(),
-            core: Mutex::new(core),
             observer: Mutex::default(),
             events: Events::new(base),
             answered: Answered::default(),
@@ -191,6 +198,11 @@ impl Reconciler {
             health: Mutex::default(),
             carrying: Mutex::default(),
             rollout_work: Mutex::default(),
+            adopted: 0,
+            event_queue: core.store.event_queue(),
+            event_file: Mutex::new(core.store.event_file()),
+            store_failed: AtomicBool::new(false),
+            core: Mutex::new(core),
             census: Mutex::new(None),
         }
     }

@@ -97,7 +97,8 @@ impl Reconciler {
                 core.ids.retired.insert(id);
             }
         }
-        let reconciler = Self::assemble(datapath, facts, clock, settings, core);
+        let mut reconciler = Self::assemble(datapath, facts, clock, settings, core);
+        reconciler.adopted = kernel.len();
         let start = Start {
             reconciler: &reconciler,
             kernel,

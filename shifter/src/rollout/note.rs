@@ -4,13 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Plan, State,
-    state::{Action, Phase},
+    state::{Action, Phase, Said},
 };
 
 /// One line of a rollout's history.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Note {
-    /// "step", "weight", "holding", "goes on", "paused", "resumed", "failed",
+    /// "gate", "step", "weight", "holding", "goes on", "paused", "resumed", "failed",
     /// "rolling back" or "over".
     pub kind: &'static str,
     pub text: String,
@@ -33,6 +33,11 @@ pub fn notes(plan: &Plan, before: &State, after: &State) -> Vec<Note> {
             "weight",
             format!("{} has {} of new flows", plan.candidate, after.weight),
         );
+    }
+    for (gate, said) in newly_judged(before, after) {
+        let name = plan.gates.get(gate).map_or("", |gate| gate.name.as_str());
+        let text = format!("{name}: {}: {}", said.verdict.word(), said.reason);
+        tell("gate", text);
     }
     let turned = before.phase != after.phase;
     match &after.phase {
@@ -67,6 +72,15 @@ pub fn notes(plan: &Plan, before: &State, after: &State) -> Vec<Note> {
         tell("step", "every step is done: the weight is kept".into());
     }
     notes
+}
+
+/// Gates that say something else than before, in the same step.
+fn newly_judged<'a>(before: &State, after: &'a State) -> Vec<(usize, &'a Said)> {
+    let verdict = |gate: usize| before.judged.get(gate)?.as_ref().map(|said| said.verdict);
+    let said = after.judged.iter().enumerate();
+    let said = said.filter_map(|(gate, said)| Some((gate, said.as_ref()?)));
+    said.filter(|(gate, said)| verdict(*gate) != Some(said.verdict))
+        .collect()
 }
 
 /// A reason that only counts on is told once.

@@ -63,6 +63,10 @@ pub enum PlanError {
         "service {service:?} has no cohort that could see the candidate first: write [[service.cohort]], or take the strategy \"canary\""
     )]
     NoCohort { service: String },
+    #[error(
+        "service {service:?} has no cohort, so with split = \"0%\" nobody would see the candidate: write [[service.cohort]], or a split between 0 and 100%"
+    )]
+    NobodySees { service: String },
     #[error("these steps would be more than {MAX_GROWN}: take larger ones")]
     TooMany,
 }
@@ -106,7 +110,7 @@ pub fn plan(spec: &RolloutSpec, service: &ServiceSpec) -> Result<Plan, PlanError
             plan.ends(spec);
         }
         Strategy::Ab => {
-            plan.weight(spec.split);
+            plan.weight(split(spec, service)?);
             plan.analyse(spec.duration);
             plan.weight(Weight::ZERO);
             plan.end = plan.steps.len();
@@ -114,6 +118,33 @@ pub fn plan(spec: &RolloutSpec, service: &ServiceSpec) -> Result<Plan, PlanError
         Strategy::Rolling => plan.rolls(spec, service)?,
     }
     Ok(plan)
+}
+
+/// The candidate's share in an experiment: none where its cohorts alone see it.
+fn split(spec: &RolloutSpec, service: &ServiceSpec) -> Result<Weight, PlanError> {
+    let has_cohorts = !service.cohorts.is_empty();
+    let half = Weight::from_threshold(1 << 31);
+    match spec.split {
+        Some(weight) if weight.threshold() == 0 && !has_cohorts => Err(PlanError::NobodySees {
+            service: service.name.clone(),
+        }),
+        Some(weight) => Ok(weight),
+        None if has_cohorts => Ok(Weight::ZERO),
+        None => Ok(half),
+    }
+}
+
+/// Whether a weight of this step puts the service's cohorts in force, or suspends
+/// them; `None`: it leaves them as they are.
+pub fn cohorts_at(strategy: Strategy, plan: &Plan, step: usize) -> Option<bool> {
+    let gives =
+        |step: &Step| matches!(step, Step::Weight { candidate } if candidate.threshold() != 0);
+    match strategy {
+        Strategy::CohortFirst => Some(true),
+        // An experiment on cohorts alone takes them out of force at its end.
+        Strategy::Ab if !plan.steps.iter().any(gives) => Some(step + 1 < plan.steps.len()),
+        _ => None,
+    }
 }
 
 fn policy(gate: &GateSpec) -> GatePolicy {

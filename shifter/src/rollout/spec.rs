@@ -132,8 +132,8 @@ pub struct RolloutSpec {
     pub promote: bool,
     pub lease: Duration,
     pub progress_deadline: Option<Duration>,
-    /// Of "ab".
-    pub split: Weight,
+    /// Of "ab"; 0: only cohorts get the candidate. `None`: as its service has cohorts.
+    pub split: Option<Weight>,
     pub duration: Duration,
     /// Of "rolling".
     pub pool: Option<PoolName>,
@@ -298,11 +298,15 @@ fn count(table: &Table<'_>, key: &str, default: u32) -> Result<u32, Fault> {
     Ok(table.integer(key, 0, 1_000)?.map_or(default, |n| n as u32))
 }
 
-fn split(table: &Table<'_>) -> Result<Weight, Fault> {
+fn split(table: &Table<'_>) -> Result<Option<Weight>, Fault> {
     let Some((text, at)) = table.string("split")? else {
-        return Ok(Weight::from_threshold(1 << 31));
+        return Ok(None);
     };
-    share(text, at)
+    let weight: Weight = text.parse().map_err(|error| place(at, error))?;
+    match weight.threshold() {
+        0 => Ok(Some(Weight::ZERO)),
+        _ => share(text, at).map(Some),
+    }
 }
 
 /// A share between nothing and all, both left out.

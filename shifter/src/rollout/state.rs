@@ -146,6 +146,19 @@ pub enum Verdict {
     Error,
 }
 
+impl Verdict {
+    /// As it is shown.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Fail => "fail",
+            Self::Inconclusive => "inconclusive",
+            Self::NoData => "no data",
+            Self::Error => "error",
+        }
+    }
+}
+
 /// A judgement as it is kept.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Said {

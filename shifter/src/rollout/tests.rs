@@ -322,6 +322,42 @@ fn an_ab_test_gives_everything_back_and_promotes_nothing() {
 }
 
 #[test]
+fn an_ab_test_by_cohorts_alone_gives_no_share_and_takes_them_out_of_force_at_its_end() {
+    for json in [
+        r#"{"strategy":"ab","duration":"5s"}"#,
+        r#"{"strategy":"ab","split":"0%","duration":"5s"}"#,
+    ] {
+        let plan = plan(json);
+        let cohorts = |step| preset::cohorts_at(spec::Strategy::Ab, &plan, step);
+        assert_eq!([cohorts(0), cohorts(2)], [Some(true), Some(false)]);
+        let mut run = Run::new(&plan);
+        run.pass(3);
+        assert_eq!((run.world.candidate(), run.state.step), (Weight::ZERO, 1));
+        assert!(run.state.wrote_weight, "the lease guards the cohorts");
+        run.pass(20);
+        assert_eq!(run.outcome(), Some(&Outcome::Completed));
+    }
+    let with_split = plan(r#"{"strategy":"ab","split":"50%","duration":"5s"}"#);
+    assert_eq!(preset::cohorts_at(spec::Strategy::Ab, &with_split, 0), None);
+}
+
+#[test]
+fn an_ab_test_needs_somebody_to_see_the_candidate() {
+    let mut without = service();
+    without.cohorts.clear();
+    let of = |json: &str| preset::plan(&spec::from_json(json).unwrap(), &without);
+    let refused = of(r#"{"strategy":"ab","split":"0%"}"#).unwrap_err();
+    assert!(
+        refused.to_string().contains("nobody would see"),
+        "{refused}"
+    );
+    let half = of(r#"{"strategy":"ab","duration":"5s"}"#).unwrap();
+    let mut run = Run::new(&half);
+    run.pass(3);
+    assert_eq!(run.world.candidate().to_string(), "50%");
+}
+
+#[test]
 fn blue_green_switches_at_once_and_returns_at_once() {
     let plan = plan(r#"{"strategy":"blue-green","bake":"1m"}"#);
     let mut run = Run::new(&plan);
@@ -686,6 +722,7 @@ fn whatever_happens_effects_are_made_once_and_it_ends_in_one_outcome() {
         ),
         plan(r#"{"strategy":"canary","linear":"30%","interval":"2s"}"#),
         plan(r#"{"strategy":"blue-green","bake":"5s","gates":[{"judge":"sequential"}]}"#),
+        plan(r#"{"strategy":"ab","split":"1/2","duration":"5s"}"#),
         plan(r#"{"strategy":"ab","duration":"5s"}"#),
         plan(r#"{"strategy":"cohort-first","steps":["5%"],"interval":"2s"}"#),
         plan(

@@ -5,11 +5,12 @@
 
 mod audit;
 mod error;
+mod event;
 mod place;
 mod rollout;
 mod schema;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension as _, Transaction, config::DbConfig, params,
@@ -22,6 +23,7 @@ use crate::{
 pub use audit::{Audit, AuditQuery, Recorded};
 pub use error::StoreError;
 use error::sql;
+pub use event::{Event, EventFile, EventQuery, EventQueue, Events};
 use place::Place;
 pub use rollout::{Ended, Frozen, NewRollout, Progress, ROLLOUT_LOST, RolloutFigures, RolloutRow};
 
@@ -105,6 +107,8 @@ pub struct Store {
     refused: Option<String>,
     /// Why the last write failed.
     failing: Option<String>,
+    /// Events that the next write takes along.
+    events: Arc<EventQueue>,
 }
 
 impl Store {
@@ -160,6 +164,7 @@ impl Store {
             place,
             refused: None,
             failing: None,
+            events: Arc::default(),
         }
     }
 
@@ -318,11 +323,21 @@ impl Store {
         body: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>,
     ) -> Result<(), StoreError> {
         self.check()?;
+        // They happened before what is written now.
+        let told = self.events.take_along();
         let done = self
             .connection
             .transaction()
-            .and_then(|tx| body(&tx).and_then(|()| tx.commit()))
+            .and_then(|tx| {
+                event::insert(&tx, &told)?;
+                body(&tx)?;
+                tx.commit()
+            })
             .map_err(sql(operation));
+        match &done {
+            Ok(()) => self.events.note_stored(),
+            Err(_) => self.events.give_back(told),
+        }
         if done.is_ok() && self.failing.is_some() {
             self.keep_log(false);
         }
@@ -409,6 +424,7 @@ impl Store {
                 [HISTORY_PER_SERVICE],
             )?;
             rollout::prune(tx)?;
+            event::prune(tx)?;
             Ok(())
         })
     }

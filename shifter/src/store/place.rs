@@ -64,6 +64,11 @@ impl Place {
         Ok(place)
     }
 
+    /// Where it lies.
+    pub fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+
     /// Whether the file is still the one that was opened, and whole as far as
     /// a look at it tells.
     pub fn check(&mut self) -> Result<(), StoreError> {

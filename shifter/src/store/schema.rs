@@ -8,7 +8,7 @@ use super::{StoreError, error::sql};
 
 /// Each entry brings a file from the version of its index to the next; an
 /// entry that was released is never changed.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
     CREATE TABLE host (generation INTEGER NOT NULL);
     INSERT INTO host VALUES (0);
@@ -94,6 +94,34 @@ const MIGRATIONS: [&str; 4] = [
         actor TEXT NOT NULL,
         reason TEXT NOT NULL
     ) STRICT;
+",
+    // An event is a record of the audit, a note of a rollout, or has words of its own.
+    "
+    CREATE TABLE event (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_unix_ms INTEGER NOT NULL,
+        service TEXT NOT NULL,
+        audit INTEGER,
+        note INTEGER,
+        kind TEXT,
+        what TEXT,
+        text TEXT
+    ) STRICT;
+    CREATE INDEX event_service ON event (service, id);
+    INSERT INTO event (at_unix_ms, service, audit, note)
+        SELECT at_unix_ms, service, audit, note FROM (
+            SELECT at_unix_ms, service, id AS audit, NULL AS note FROM audit
+            UNION ALL
+            SELECT n.at_unix_ms, r.service, NULL, n.id
+            FROM rollout_note n JOIN rollout r ON r.id = n.rollout)
+        ORDER BY at_unix_ms, audit, note;
+    CREATE TRIGGER event_of_audit AFTER INSERT ON audit BEGIN
+        INSERT INTO event (at_unix_ms, service, audit) VALUES (NEW.at_unix_ms, NEW.service, NEW.id);
+    END;
+    CREATE TRIGGER event_of_note AFTER INSERT ON rollout_note BEGIN
+        INSERT INTO event (at_unix_ms, service, note)
+        SELECT NEW.at_unix_ms, service, NEW.id FROM rollout WHERE id = NEW.rollout;
+    END;
 ",
 ];
 

@@ -237,6 +237,7 @@ fn a_file_of_the_first_format_is_brought_up_to_date_and_keeps_its_audit() {
             "ALTER TABLE audit DROP COLUMN request_id;
              ALTER TABLE service DROP COLUMN cohorts_on; DROP TABLE rollout;
              DROP TABLE rollout_note; DROP TABLE rollout_window; DROP TABLE frozen;
+             DROP TRIGGER event_of_audit; DROP TABLE event;
              PRAGMA user_version = 1",
         )
         .unwrap();
@@ -246,6 +247,13 @@ fn a_file_of_the_first_format_is_brought_up_to_date_and_keeps_its_audit() {
     assert_eq!(records[0].audit.action, "one");
     assert_eq!(records[0].audit.request_id, "");
     assert!(store.open_rollouts().unwrap().is_empty());
+    let events = store.events(&EventQuery {
+        limit: 9,
+        ..EventQuery::default()
+    });
+    let events = events.unwrap().events;
+    assert_eq!(events.len(), 1, "what was audited before is in the list");
+    assert_eq!(events[0].what, "one");
 }
 
 fn audited<'a>(actions: &[&str]) -> Commit<'a> {

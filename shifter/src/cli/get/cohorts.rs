@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::proto::{Cohort, Pool, Service};
 
-use super::{Client, Failure, Screen, print};
+use super::{Client, Failure, PAUSE, Page, Screen, print};
 use crate::cli::{
     screen::Style,
     table::{self, Cell, Table, styled},
@@ -21,6 +21,9 @@ use crate::cli::{
 pub(super) struct Cohorts {
     /// Name of a service; all where none is given.
     service: Option<String>,
+    /// Go on and read again every second.
+    #[arg(short, long)]
+    watch: bool,
 }
 
 #[derive(Serialize)]
@@ -28,10 +31,10 @@ struct Answer {
     cohorts: Vec<Row>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, PartialEq)]
 struct Row {
     service: String,
-    /// "on" or "suspended".
+    /// "on" or "suspended"; in a watch "gone", once.
     state: String,
     /// The pool that it forces now.
     forces: String,
@@ -41,12 +44,39 @@ struct Row {
 
 impl Cohorts {
     pub async fn run(self, client: &Client, screen: &mut Screen<'_>) -> Result<(), Failure> {
-        let services = client.read(self.service.as_deref()).await?;
-        let cohorts = services.iter().flat_map(rows).collect();
-        if screen.json() {
-            return Ok(screen.json_value(&Answer { cohorts })?);
+        let mut page = Page::default();
+        let mut last: Vec<Row> = Vec::new();
+        loop {
+            let services = client.read(self.service.as_deref()).await?;
+            let cohorts: Vec<Row> = services.iter().flat_map(rows).collect();
+            if screen.json() && !self.watch {
+                return Ok(screen.json_value(&Answer { cohorts })?);
+            }
+            if screen.json() {
+                for row in cohorts.iter().filter(|row| !last.contains(row)) {
+                    screen.json_line(row)?;
+                }
+                for mut row in last.into_iter().filter(|row| !row.is_among(&cohorts)) {
+                    row.state = "gone".to_owned();
+                    screen.json_line(&row)?;
+                }
+                last = cohorts;
+            } else {
+                let lines = lines(&cohorts, screen);
+                if !self.watch {
+                    return print(&lines, screen);
+                }
+                page.show(lines, screen)?;
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        print(&lines(&cohorts, screen), screen)
+    }
+}
+
+impl Row {
+    fn is_among(&self, rows: &[Self]) -> bool {
+        let same = |row: &Self| row.service == self.service && row.cohort.name == self.cohort.name;
+        rows.iter().any(same)
     }
 }
 

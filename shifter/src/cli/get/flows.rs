@@ -1,12 +1,12 @@
 //! `shifter get flows`: the flow table, row by row.
 
+use crate::model::duration;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::proto::{Flow, ListFlowsRequest, ListFlowsResponse, Pool};
 
 use super::{Client, Failure, PAUSE, Page, Screen, print};
 use crate::cli::{
-    span,
     table::{self, Table},
     text,
 };
@@ -130,8 +130,8 @@ fn lines(answer: &ListFlowsResponse, hidden: u64, screen: &Screen<'_>) -> Vec<St
             flow.state.clone().into(),
             pinned.into(),
             flow.generation.to_string().into(),
-            span::show(flow.age_seconds).into(),
-            span::show(flow.idle_seconds).into(),
+            duration::about(flow.age_seconds).into(),
+            duration::about(flow.idle_seconds).into(),
             text::bytes(flow.bytes).into(),
         ]);
     }

@@ -1,8 +1,9 @@
-//! `shifter get`: services, backends, flows, cohorts, signals, rollouts, audit, once or again and again.
+//! `shifter get`: services, backends, flows, cohorts, signals, rollouts, events, audit, once or again and again.
 
 mod audit;
 mod backends;
 mod cohorts;
+mod events;
 mod flows;
 mod rollouts;
 mod services;
@@ -15,7 +16,7 @@ use super::{EXIT_DONE, client::Client, failure::Failure, screen::Screen};
 /// How often a watch reads again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Show services, backends, flows, cohorts, how pools do, rollouts or who changed what.
+/// Show services, backends, flows, cohorts, how pools do, rollouts, what happened or who changed what.
 #[derive(clap::Args, Debug)]
 pub(super) struct Get {
     #[command(subcommand)]
@@ -36,6 +37,8 @@ enum What {
     Cohorts(cohorts::Cohorts),
     #[command(visible_alias = "rollout")]
     Rollouts(rollouts::Rollouts),
+    #[command(visible_alias = "event")]
+    Events(events::EventsOf),
     Audit(audit::Audit),
 }
 
@@ -48,6 +51,7 @@ impl Get {
             What::Flows(what) => what.run(client, screen).await?,
             What::Signals(what) => what.run(client, screen).await?,
             What::Rollouts(what) => what.run(client, screen).await?,
+            What::Events(what) => what.run(client, screen).await?,
             What::Audit(what) => what.run(client, screen).await?,
         }
         Ok(EXIT_DONE)

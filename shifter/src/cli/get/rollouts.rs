@@ -1,9 +1,10 @@
 //! `shifter get rollouts`: what runs and what has run.
 
+use crate::model::duration;
 use crate::proto::{ListRolloutsRequest, Rollout};
 
 use super::{Client, Failure, PAUSE, Page, Screen, print};
-use crate::cli::{span, table::Table, text};
+use crate::cli::{table::Table, text};
 
 /// Show rollouts, newest first.
 #[derive(clap::Args, Debug)]
@@ -58,7 +59,7 @@ fn lines(rollouts: &[Rollout], screen: &Screen<'_>) -> Vec<String> {
     for rollout in rollouts {
         let took = match rollout.ended_unix_seconds {
             0.0 => "-".to_owned(),
-            ended => span::show(ended - rollout.began_unix_seconds),
+            ended => duration::about(ended - rollout.began_unix_seconds),
         };
         let all = rollout.steps.len() as u32;
         let why = match rollout.why.as_str() {

@@ -1,5 +1,6 @@
 //! `shifter rollout watch`: a line for whatever happens, until it is over.
 
+use crate::model::duration;
 use std::time::Duration;
 
 use super::{EXIT_NOT_VERIFIED, EXIT_ROLLED_BACK};
@@ -9,7 +10,7 @@ use crate::{
         client::{Client, is_leaving},
         failure::Failure,
         screen::{Screen, Style},
-        span, text,
+        text,
     },
     proto::{GetRolloutRequest, Rollout},
 };
@@ -102,7 +103,7 @@ fn tell(
             "rolling back" | "holding" => Style::Loud,
             _ => Style::Plain,
         };
-        let after = span::show(note.at_unix_seconds - rollout.began_unix_seconds);
+        let after = duration::about(note.at_unix_seconds - rollout.began_unix_seconds);
         let line = format!("{after:>7}  {:<12}  {}", note.kind, note.text);
         screen.line(&screen.paint(style, &line))?;
     }

@@ -1,14 +1,17 @@
 //! `shifter rollout`: begins rollouts, follows and steers them, shows their reports.
 
+mod aa;
 mod follow;
 mod replay;
 mod show;
+mod source;
 mod start;
 
 use std::{path::PathBuf, time::Duration};
 
 use super::{EXIT_DONE, client::Client, failure::Failure, screen::Screen};
 use crate::proto::{GetReportRequest, GetRolloutRequest, Rollout, RolloutCommandRequest};
+use aa::Aa;
 use follow::follow;
 use replay::Replay;
 use show::show;
@@ -43,6 +46,7 @@ enum What {
     Abort(Command),
     Report(Report),
     Replay(Replay),
+    Aa(Box<Aa>),
 }
 
 /// Show a rollout as it is.
@@ -132,6 +136,7 @@ impl RolloutVerb {
             What::Abort(it) => it.run(client, screen, Told::Abort).await,
             What::Report(report) => report.run(client, screen).await,
             What::Replay(replay) => replay.run(client, screen).await,
+            What::Aa(aa) => aa.run(client, screen).await,
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::{EXIT_NOT_VERIFIED, EXIT_ROLLED_BACK, get};
+use serde::Serialize;
+
+use super::{EXIT_NOT_VERIFIED, EXIT_ROLLED_BACK, source};
 use crate::{
-    cli::{EXIT_DONE, client::Client, failure::Failure, screen::Screen, span, text},
-    judge::{self, GateSpec, Recording},
-    proto::GetReportRequest,
-    rollout::spec,
+    cli::{EXIT_DONE, client::Client, failure::Failure, screen::Screen, text},
+    judge::{self, Change, GateSpec},
+    model::duration,
 };
 
 /// Judge what a rollout has measured again, by other gates. Nothing is changed.
@@ -33,36 +34,51 @@ pub struct Replay {
     to: Option<PathBuf>,
 }
 
+/// What came of it, for programs.
+#[derive(Serialize)]
+struct Answer<'a> {
+    rollout: u64,
+    windows: usize,
+    /// "rollback", "hold" or "end": what would have come first.
+    outcome: &'static str,
+    changes: Vec<Said<'a>>,
+    rollback: Option<Said<'a>>,
+    hold: Option<Said<'a>>,
+    /// Gates that reach out of the agent: they were not judged.
+    skipped: Vec<&'a str>,
+}
+
+/// What a gate began to say.
+#[derive(Serialize)]
+struct Said<'a> {
+    /// Since the rollout began.
+    at_seconds: f64,
+    /// From 1.
+    step: u32,
+    gate: &'a str,
+    /// "pass", "fail", "no-data", "inconclusive" or "error".
+    outcome: &'static str,
+    /// "hold", "advance" or "rollback".
+    policy: &'static str,
+    reason: &'a str,
+}
+
 impl Replay {
     pub async fn run(self, client: &Client, screen: &mut Screen<'_>) -> Result<u8, Failure> {
-        let request = GetReportRequest {
-            service: self.service.clone(),
-            id: self.id,
-            format: "recording".to_owned(),
+        let (id, text) = source::of_rollout(client, &self.service, self.id).await?;
+        source::keep(self.to.as_ref(), &text)?;
+        let recording = source::read(&text)?;
+        let gates = match &self.gates {
+            Some(gates) => source::given(gates)?,
+            None => source::of_description(client, &self.service, id).await?,
         };
-        let answer = client.call(client.rollouts().get_report(request)).await?;
-        if let Some(path) = &self.to {
-            std::fs::write(path, &answer.text).map_err(|error| {
-                let what = format!("{} cannot be written", path.display());
-                Failure::Local(anyhow::Error::new(error).context(what))
-            })?;
-        }
-        let local = |error: &dyn std::fmt::Display| Failure::Local(anyhow::anyhow!("{error}"));
-        let recording = Recording::parse(&answer.text).map_err(|error| local(&error))?;
-        let described = match self.gates {
-            Some(gates) => format!(r#"{{"strategy":"canary","gates":{gates}}}"#),
-            None => get(client, &self.service, answer.id).await?.description,
-        };
-        let spec = spec::from_json(&described).map_err(|error| local(&error))?;
-        if spec.gates.is_empty() {
-            return Err(Failure::Usage(
-                "rollout had no gates: say which, as --gates '[{\"judge\":\"sequential\"}]'"
-                    .to_owned(),
-            ));
-        }
-        let replay = judge::replay(&recording, &spec.gates);
-        for line in replay_lines(&replay, &spec.gates, answer.id) {
-            screen.line(&line)?;
+        let replay = judge::replay(&recording, &gates);
+        if screen.json() {
+            screen.json_value(&answer(&replay, &gates, id))?;
+        } else {
+            for line in lines(&replay, &gates, id) {
+                screen.line(&line)?;
+            }
         }
         Ok(match (&replay.rollback, &replay.hold) {
             (Some(_), _) => EXIT_ROLLED_BACK,
@@ -72,9 +88,40 @@ impl Replay {
     }
 }
 
-fn replay_lines(replay: &judge::Replay, gates: &[GateSpec], id: u64) -> Vec<String> {
-    let name = |gate: usize| gates.get(gate).map_or("", |spec| spec.name.as_str());
-    let at = |ms: u64| span::show(ms as f64 / 1e3);
+fn name(gates: &[GateSpec], gate: usize) -> &str {
+    gates.get(gate).map_or("", |spec| spec.name.as_str())
+}
+
+fn answer<'a>(replay: &'a judge::Replay, gates: &'a [GateSpec], id: u64) -> Answer<'a> {
+    let said = |change: &'a Change| Said {
+        at_seconds: change.at_ms as f64 / 1e3,
+        step: change.step + 1,
+        gate: name(gates, change.gate),
+        outcome: change.outcome.word(),
+        policy: change.policy.word(),
+        reason: &change.reason,
+    };
+    Answer {
+        rollout: id,
+        windows: replay.windows,
+        outcome: match (&replay.rollback, &replay.hold) {
+            (Some(_), _) => "rollback",
+            (None, Some(_)) => "hold",
+            (None, None) => "end",
+        },
+        changes: replay.changes.iter().map(said).collect(),
+        rollback: replay.rollback.as_ref().map(said),
+        hold: replay.hold.as_ref().map(said),
+        skipped: replay
+            .skipped
+            .iter()
+            .map(|gate| name(gates, *gate))
+            .collect(),
+    }
+}
+
+fn lines(replay: &judge::Replay, gates: &[GateSpec], id: u64) -> Vec<String> {
+    let at = |ms: u64| duration::about(ms as f64 / 1e3);
     let windows = text::plural(replay.windows as u64, "window");
     let mut lines = vec![format!("rollout {id} judged again: {windows}")];
     for change in &replay.changes {
@@ -82,7 +129,7 @@ fn replay_lines(replay: &judge::Replay, gates: &[GateSpec], id: u64) -> Vec<Stri
             "{:>7}  step {:>2}  {}: {}: {}",
             at(change.at_ms),
             change.step + 1,
-            name(change.gate),
+            name(gates, change.gate),
             change.outcome.word(),
             change.reason
         ));
@@ -90,7 +137,7 @@ fn replay_lines(replay: &judge::Replay, gates: &[GateSpec], id: u64) -> Vec<Stri
     for gate in &replay.skipped {
         lines.push(format!(
             "{}: not judged, it reaches out of the agent",
-            name(*gate)
+            name(gates, *gate)
         ));
     }
     lines.push(match (&replay.rollback, &replay.hold) {
@@ -99,4 +146,51 @@ fn replay_lines(replay: &judge::Replay, gates: &[GateSpec], id: u64) -> Vec<Stri
         (None, None) => "it would have gone on to its end".to_owned(),
     });
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::{Outcome, Policy};
+
+    #[test]
+    fn programs_read_what_people_do() {
+        let gates =
+            source::given(r#"[{"judge":"sequential"},{"judge":"exec","file":"a"}]"#).unwrap();
+        let change = Change {
+            at_ms: 12_500,
+            step: 1,
+            gate: 0,
+            outcome: Outcome::Fail,
+            policy: Policy::Rollback,
+            reason: "failures: 2%".into(),
+        };
+        let replay = judge::Replay {
+            changes: vec![change.clone()],
+            rollback: Some(change),
+            hold: None,
+            skipped: vec![1],
+            windows: 13,
+        };
+        let said = serde_json::json!({
+            "at_seconds": 12.5, "step": 2, "gate": "sequential", "outcome": "fail",
+            "policy": "rollback", "reason": "failures: 2%",
+        });
+        assert_eq!(
+            serde_json::to_value(answer(&replay, &gates, 7)).unwrap(),
+            serde_json::json!({
+                "rollout": 7, "windows": 13, "outcome": "rollback", "changes": [said.clone()],
+                "rollback": said, "hold": null, "skipped": ["exec"],
+            })
+        );
+        assert_eq!(
+            lines(&replay, &gates, 7),
+            [
+                "rollout 7 judged again: 13 windows",
+                "    12s  step  2  sequential: fail: failures: 2%",
+                "exec: not judged, it reaches out of the agent",
+                "it would have been rolled back after 12s",
+            ]
+        );
+    }
 }

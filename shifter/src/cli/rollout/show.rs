@@ -1,10 +1,10 @@
 //! A rollout as a page.
 
+use crate::model::duration;
 use crate::{
     cli::{
         failure::Failure,
         screen::{Screen, Style},
-        span,
     },
     proto::Rollout,
 };
@@ -47,13 +47,13 @@ fn lines(rollout: &Rollout, screen: &Screen<'_>) -> Vec<String> {
     if !rollout.over {
         let expected = match rollout.expected_seconds {
             0.0 => String::new(),
-            expected => format!(" of {}", span::show(expected)),
+            expected => format!(" of {}", duration::about(expected)),
         };
         say(
             "in step",
-            format!("{}{expected}", span::show(rollout.spent_seconds)),
+            format!("{}{expected}", duration::about(rollout.spent_seconds)),
         );
-        say("lease", span::show(rollout.lease_seconds));
+        say("lease", duration::about(rollout.lease_seconds));
     }
     for gate in &rollout.gates {
         let verdict = match gate.verdict.as_str() {

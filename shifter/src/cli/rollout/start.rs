@@ -46,7 +46,7 @@ pub struct Start {
     /// Roll back a step that takes so much longer than it should.
     #[arg(long, value_name = "TIME")]
     progress_deadline: Option<String>,
-    /// Of ab: the candidate's share.
+    /// Of ab: the candidate's share; none where its cohorts alone shall see it, as 0%.
     #[arg(long, value_name = "SHARE")]
     split: Option<String>,
     /// Of ab: how long.

@@ -3,7 +3,12 @@
 use serde_json::{Value, json};
 
 use super::{TWO_SERVICES, ask, file};
-use crate::control::testbed::Testbed;
+use crate::{
+    control::testbed::Testbed,
+    judge::{Recorded, Recording},
+    model::{PoolName, signals::PoolSignals},
+    reconcile::controller::Event,
+};
 
 #[track_caller]
 fn value(testbed: &Testbed, line: &str, code: u8) -> Value {
@@ -104,4 +109,77 @@ fn every_verb_answers_in_json() {
     ] {
         assert_eq!(value(&testbed, verb, 0)["service"], "web", "{verb}");
     }
+}
+
+#[test]
+fn events_are_told_whole() {
+    let testbed = Testbed::with_web();
+    testbed.agent.happen(Event {
+        at_unix_ms: 1_800_000_061_250,
+        kind: "change".into(),
+        what: "rollback".into(),
+        service: "web".into(),
+        actor: "dead-man".into(),
+        text: "nobody confirmed".into(),
+        before: "blue live, green 5%".into(),
+        after: "blue live, green 0%".into(),
+        generation: 4,
+        ..Event::default()
+    });
+    assert_eq!(
+        value(&testbed, "get events", 0),
+        json!({"events": [{
+            "number": 1, "at_unix_seconds": 1_800_000_061.25, "kind": "change",
+            "what": "rollback", "service": "web", "actor": "dead-man",
+            "text": "nobody confirmed", "before": "blue live, green 5%",
+            "after": "blue live, green 0%", "generation": 4, "rollout": 0,
+        }]})
+    );
+}
+
+#[test]
+fn false_alarms_of_a_recording_are_counted_without_an_agent() {
+    let testbed = Testbed::new();
+    let windows = (1..=60).map(|second| Recorded {
+        at_ms: second * 1_000,
+        step: 0,
+        blue: PoolSignals {
+            attempts: 100,
+            refused: 2,
+            ..PoolSignals::default()
+        },
+        green: PoolSignals::default(),
+    });
+    let recording = Recording {
+        service: "web".into(),
+        live: PoolName::Blue,
+        windows: windows.collect(),
+    };
+    let text = recording.to_text();
+    let path = file(&testbed, "recording", &text);
+    let gates = r#"[{"judge":"sequential","measures":["failures"]},{"judge":"threshold","failure_ratio_max":"0.5%"},{"judge":"exec","file":"a"}]"#;
+    let line = format!(
+        "rollout aa --file {} --runs 20 --clumps 1,2 --gates {gates}",
+        path.display()
+    );
+    let answer = value(&testbed, &line, 0);
+    assert_eq!(
+        (&answer["flows"], &answer["failures"]),
+        (&json!(6_000), &json!(120))
+    );
+    assert_eq!(answer["skipped"], json!(["exec"]));
+    let rows = answer["rows"].as_array().unwrap();
+    let row = |gate: &str, clump: u64| {
+        let is_it = |row: &&Value| row["gate"] == gate && row["clump"] == clump;
+        rows.iter().find(is_it).unwrap()
+    };
+    assert_eq!(rows.len(), 4);
+    let sequential = row("sequential", 1);
+    assert!(sequential["alarms"].as_u64().unwrap() <= 4, "{sequential}");
+    assert!((sequential["allowed"].as_f64().unwrap() - 0.05).abs() < 1e-9);
+    assert!(sequential["high"].as_f64().unwrap() < 0.5 && sequential["above"] == false);
+    let threshold = row("threshold", 1);
+    assert!(threshold["alarms"].as_u64().unwrap() >= 18, "{threshold}");
+    assert_eq!(threshold["allowed"], Value::Null);
+    assert_eq!(value(&testbed, &line, 0), answer, "the seed is the same");
 }

@@ -1,7 +1,10 @@
 //! What people read.
 
 use super::{TWO_SERVICES, ask, assert_prints, file};
-use crate::{control::testbed::Testbed, reconcile::controller::Standing};
+use crate::{
+    control::testbed::Testbed,
+    reconcile::controller::{Event, Standing},
+};
 
 #[test]
 fn get_services_shows_the_four_numbers() {
@@ -329,4 +332,70 @@ fn manual_and_completions_name_every_verb() {
 #[test]
 fn command_line_is_consistent() {
     crate::cli::command().debug_assert();
+}
+
+fn happen(testbed: &Testbed) {
+    let event = |kind: &str, what: &str, service: &str, text: &str| Event {
+        at_unix_ms: 1_800_000_061_250,
+        kind: kind.into(),
+        what: what.into(),
+        service: service.into(),
+        text: text.into(),
+        ..Event::default()
+    };
+    testbed
+        .agent
+        .happen(event("agent", "started", "", "version 0.1.0"));
+    testbed.agent.happen(Event {
+        actor: "uid 0 pid 7".into(),
+        before: "blue live, green 0%".into(),
+        after: "blue live, green 5%".into(),
+        generation: 3,
+        ..event("change", "shift", "web", "release 7")
+    });
+    testbed.agent.happen(Event {
+        rollout: 4,
+        ..event("rollout", "rolling back", "web", "sequential: 2% of 400")
+    });
+}
+
+#[test]
+fn get_events_shows_what_happened_in_its_order() {
+    let testbed = Testbed::with_web();
+    assert_prints(
+        &testbed,
+        "get events",
+        0,
+        "nothing of the kind has happened yet",
+    );
+    happen(&testbed);
+    assert_prints(
+        &testbed,
+        "get events",
+        0,
+        "
+        NO  TIME                  KIND     WHAT          SERVICE  TEXT
+         1  2027-01-15 08:01:01Z  agent    started       -        version 0.1.0
+         2  2027-01-15 08:01:01Z  change   shift         web      by uid 0 pid 7: blue live, green 0% -> blue live, green 5%: release 7
+         3  2027-01-15 08:01:01Z  rollout  rolling back  web      rollout 4: sequential: 2% of 400
+        ",
+    );
+    assert_prints(
+        &testbed,
+        "get events web --kind rolling-back --limit 1",
+        0,
+        "
+        NO  TIME                  KIND     WHAT          SERVICE  TEXT
+         3  2027-01-15 08:01:01Z  rollout  rolling back  web      rollout 4: sequential: 2% of 400
+        ",
+    );
+    assert_prints(
+        &testbed,
+        "get events --after 1 --limit 1",
+        0,
+        "
+        NO  TIME                  KIND    WHAT   SERVICE  TEXT
+         2  2027-01-15 08:01:01Z  change  shift  web      by uid 0 pid 7: blue live, green 0% -> blue live, green 5%: release 7
+        ",
+    );
 }

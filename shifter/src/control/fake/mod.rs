@@ -16,9 +16,10 @@ use crate::{
     reconcile::{
         Controller,
         controller::{
-            AuditQuery, Change, ControlError, DeadManView, DrainTarget, Explanation, FlowQuery,
-            FlowView, InfoView, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutFigures,
-            RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange, WriteContext,
+            AuditQuery, Change, ControlError, DeadManView, Event, EventQuery, Events, Explanation,
+            FlowQuery, FlowView, InfoView, NamedBackends, Receipt, Recorded, ReportFormat,
+            RolloutCommand, RolloutFigures, RolloutView, ServiceEvent, ServiceView, StartRollout,
+            WeightChange, WriteContext,
         },
     },
 };
@@ -30,12 +31,14 @@ const KEPT: usize = 4;
 pub struct FakeAgent {
     state: Mutex<State>,
     version: watch::Sender<u64>,
+    happened: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct State {
     services: BTreeMap<String, ServiceView>,
     events: Vec<ServiceEvent>,
+    happened: Vec<Event>,
     generation: u32,
     /// From this generation on there is a first flow.
     first_flow: Option<u32>,
@@ -50,6 +53,7 @@ impl FakeAgent {
         Self {
             state: Mutex::default(),
             version: watch::Sender::new(100),
+            happened: watch::Sender::new(0),
         }
     }
 
@@ -76,6 +80,15 @@ impl FakeAgent {
     /// The conditions under which the last write came.
     pub fn last_context(&self) -> WriteContext {
         self.state().last_context.clone().unwrap()
+    }
+
+    /// Lets something happen.
+    pub fn happen(&self, event: Event) {
+        let mut state = self.state();
+        let number = state.happened.len() as u64 + 1;
+        state.happened.push(Event { number, ..event });
+        drop(state);
+        self.happened.send_replace(number);
     }
 
     fn tell(&self, name: &str, deleted: bool) {
@@ -342,14 +355,14 @@ impl Controller for FakeAgent {
 
     fn drain(
         &self,
-        target: &DrainTarget,
+        named: &NamedBackends,
         drain: bool,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
-        self.write(&target.service, context, |view| {
+        self.write(&named.service, context, |view| {
             for backend in &mut view.backends {
-                let named = target.backend.is_none_or(|addr| addr == backend.spec.addr)
-                    && target.pool.is_none_or(|pool| pool == backend.pool);
+                let named = named.backend.is_none_or(|addr| addr == backend.spec.addr)
+                    && named.pool.is_none_or(|pool| pool == backend.pool);
                 if named {
                     backend.spec.state = match drain {
                         true => BackendState::Drain,
@@ -414,6 +427,29 @@ impl Controller for FakeAgent {
                 && (query.before == 0 || record.number < query.before)
         });
         Ok(matching.take(query.limit as usize).collect())
+    }
+
+    fn events(&self, query: &EventQuery) -> Result<Events, ControlError> {
+        let state = self.state();
+        let matching = state.happened.iter().filter(|event| {
+            (query.service.is_empty() || event.service == query.service)
+                && (query.kind.is_empty() || event.kind == query.kind || event.what == query.kind)
+                && event.number > query.after.unwrap_or(0)
+        });
+        let mut events: Vec<Event> = matching.cloned().collect();
+        let limit = query.limit as usize;
+        match query.after {
+            Some(_) => events.truncate(limit),
+            None => drop(events.drain(..events.len().saturating_sub(limit))),
+        }
+        Ok(Events {
+            events,
+            newest: state.happened.len() as u64,
+        })
+    }
+
+    fn events_stored(&self) -> watch::Receiver<u64> {
+        self.happened.subscribe()
     }
 
     fn store_problem(&self) -> Option<String> {

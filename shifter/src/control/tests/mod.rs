@@ -1,6 +1,7 @@
 //! Tests of the server over a real unix socket.
 
 mod calls;
+mod events;
 mod leaving;
 mod refusals;
 mod socket;

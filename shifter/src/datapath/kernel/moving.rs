@@ -17,16 +17,18 @@ impl KernelDatapath {
     }
 
     /// Once all are: moves the flows of the table before, if there is one, and
-    /// pins the programs, for whoever takes over from this version.
-    pub fn after_attach(&self) -> Result<(), DatapathError> {
+    /// pins the programs, for whoever takes over from this version. Says what moved.
+    pub fn after_attach(&self) -> Result<Option<String>, DatapathError> {
         let programs = [
             (Place::Xdp, self.program(Place::Xdp)?),
             (Place::TcIngress, self.program(Place::TcIngress)?),
             (Place::TcEgress, self.program(Place::TcEgress)?),
         ];
         match lock(&self.migration).take() {
-            Some(migration) => migration.finish(self.flows.sets(), self.config.read(0), programs),
-            None => migrate::settle(lock(&self.attacher).pins(), programs),
+            Some(migration) => migration
+                .finish(self.flows.sets(), self.config.read(0), programs)
+                .map(Some),
+            None => migrate::settle(lock(&self.attacher).pins(), programs).map(|()| None),
         }
     }
 

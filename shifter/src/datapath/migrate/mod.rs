@@ -316,7 +316,8 @@ impl Migration {
         ))
     }
 
-    /// Once all programs are in force: moves the flows, and ends the old table.
+    /// Once all programs are in force: moves the flows, and ends the old table. Says
+    /// what it did.
     ///
     /// # Errors
     /// When a proven flow has no place in the new table, or the kernel has no
@@ -326,7 +327,7 @@ impl Migration {
         sets: &MappedArray<FlowSet>,
         config: Config,
         programs: [(super::attach::Place, OwnedFd); 3],
-    ) -> Result<(), DatapathError> {
+    ) -> Result<String, DatapathError> {
         let begun = Instant::now();
         let pins = &self.pins;
         let table = NewTable { sets, config };
@@ -345,7 +346,10 @@ impl Migration {
         remove_next(pins)?;
         let took_ms = begun.elapsed().as_millis() as u64;
         tracing::info!(from = %self.from, flows = moved, took_ms, "flows have moved; the table before is gone");
-        Ok(())
+        Ok(format!(
+            "{moved} flows moved over from {} in {took_ms} ms",
+            self.from
+        ))
     }
 
     fn move_flows(&self, table: &NewTable) -> Result<u64, DatapathError> {

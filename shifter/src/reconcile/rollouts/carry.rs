@@ -13,7 +13,7 @@ use crate::{
         reconciler::{Core, Durability, Reconciler, SplitWrite, find, find_mut, lock, own_context},
     },
     rollout::{
-        Event, Strategy,
+        Event, preset,
         state::{Action, Effect},
     },
 };
@@ -63,8 +63,9 @@ impl Reconciler {
         candidate: Weight,
     ) -> Result<Option<Receipt>, ControlError> {
         let (pool, lease_ms) = guarded(core, name)?;
-        let strategy = core.rollouts.get(name).map(|rollout| rollout.spec.strategy);
-        let cohort_first = strategy == Some(Strategy::CohortFirst);
+        let rollout = core.rollouts.get(name);
+        let cohorts =
+            rollout.and_then(|it| preset::cohorts_at(it.spec.strategy, &it.plan, it.state.step));
         let entry = find(&core.services, name)?;
         if entry.spec.live == pool {
             return Err(ControlError::Precondition(format!(
@@ -75,8 +76,9 @@ impl Reconciler {
             PoolName::Green => candidate,
             PoolName::Blue => candidate.complement(),
         };
-        // Cohorts that a rollback has suspended come first again.
-        let cohorts_on = entry.spec.cohorts_on || cohort_first;
+        // Cohorts that a rollback has suspended come in force again where they are
+        // what the rollout is about.
+        let cohorts_on = cohorts.unwrap_or(entry.spec.cohorts_on);
         let same = entry.spec.green.threshold() == green.threshold()
             && entry.spec.cohorts_on == cohorts_on;
         if same && entry.dead_man.is_some() == needs_lease(entry, green, cohorts_on) {
@@ -267,6 +269,10 @@ impl Reconciler {
             _ => return None,
         };
         let is_rollback = matches!(effect.action, Action::Rollback { .. });
+        let verb = match effect.action {
+            Action::Drain { .. } => "drain",
+            _ => "undrain",
+        };
         let context = {
             let core = lock(&self.core);
             self.rollout_context(&core, name, &effect, String::new())
@@ -279,7 +285,7 @@ impl Reconciler {
                 }
             }
         };
-        let done = self.change_backends(name, set, is_rollback, &context);
+        let done = self.change_backends(name, verb, set, is_rollback, &context);
         fault::point("rollout_effect");
         Some(match done {
             Ok(_) => Event::Done { id },

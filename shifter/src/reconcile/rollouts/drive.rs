@@ -38,17 +38,17 @@ impl Reconciler {
                 rollout::step(&rollout.plan, rollout.state.clone(), event, now_ms);
             let notes = notes(&rollout.plan, &rollout.state, &next);
             let begins_to_roll_back = !is_rolling_back(&rollout.state) && is_rolling_back(&next);
-            if begins_to_roll_back {
-                // The kernel first, the store after it: nothing is waited for. A crash
+            let moves = has_moved(&rollout.state, &next);
+            if begins_to_roll_back || !moves {
+                // What gates say moves nothing yet: it is stored with the next round.
+                // On the way back the kernel first, the store after it: nothing is waited for. A crash
                 // in between is seen by what is in force then.
                 let at_unix_ms = self.clock.unix_ms();
                 if let Some(rollout) = core.rollouts.get_mut(name) {
                     let new = notes.iter().map(|note| happened(note, at_unix_ms));
                     rollout.late.extend(new);
                 }
-            } else if has_moved(&rollout.state, &next)
-                && let Err(error) = self.store_move(core, name, &next, &notes)
-            {
+            } else if let Err(error) = self.store_move(core, name, &next, &notes) {
                 // Nobody tells a result a second time.
                 if let Some(rollout) = core.rollouts.get_mut(name) {
                     rollout.owed.extend(result);

@@ -21,7 +21,7 @@ use super::{
     reconciler::{Core, Reconciler},
 };
 use crate::{
-    rollout::{Action, Event, Happened, Phase, Plan, RolloutSpec, State, Step, Strategy, spec},
+    rollout::{Action, Event, Happened, Phase, Plan, RolloutSpec, State, Step, preset, spec},
     store::{AuditQuery, RolloutRow},
 };
 use aftermath::Aftermath;
@@ -230,13 +230,14 @@ fn not_in_force(core: &Core, service: &str, rollout: &Rollout) -> Option<String>
         return None;
     }
     let is_good = entry.spec.green.threshold() == all_to(entry.spec.live).threshold();
-    let cohort_first = rollout.spec.strategy == Strategy::CohortFirst && state.wrote_weight;
+    let cohorts = preset::cohorts_at(rollout.spec.strategy, &rollout.plan, state.step);
+    let by_cohorts = cohorts == Some(true) && state.wrote_weight;
     let cohorts_gone = !entry.spec.cohorts.is_empty() && !entry.spec.cohorts_on;
     // Its own write, whose result was not stored.
     let is_pending = state.pending.as_ref().is_some_and(|effect| {
         matches!(effect.action, Action::Weight { candidate } if candidate.threshold() == 0)
     });
-    let is_missed = state.weight.threshold() != 0 || cohort_first && cohorts_gone;
+    let is_missed = state.weight.threshold() != 0 || by_cohorts && cohorts_gone;
     (is_good && is_missed && !is_pending)
         .then(|| "the live pool has everything again since the agent ended".to_owned())
 }

@@ -6,10 +6,7 @@ use crate::{
         controller::ControlError,
         reconciler::{Core, Reconciler, lock},
     },
-    rollout::{
-        Plan, State, spec,
-        state::{Said, Verdict},
-    },
+    rollout::{Plan, State, spec, state::Said},
     store::{ROLLOUT_LOST, RolloutRow},
 };
 
@@ -61,22 +58,12 @@ pub struct RolloutView {
     pub has_report: bool,
 }
 
-fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Pass => "pass",
-        Verdict::Fail => "fail",
-        Verdict::Inconclusive => "inconclusive",
-        Verdict::NoData => "no data",
-        Verdict::Error => "error",
-    }
-}
-
 fn gate_views(plan: &Plan, state: &State) -> Vec<GateView> {
     let view = |(index, policy): (usize, &crate::rollout::GatePolicy)| {
         let said: Option<&Said> = state.judged.get(index).and_then(Option::as_ref);
         GateView {
             name: policy.name.clone(),
-            verdict: said.map_or("", |said| word(said.verdict)),
+            verdict: said.map_or("", |said| said.verdict.word()),
             reason: said.map_or(String::new(), |said| said.reason.clone()),
         }
     };

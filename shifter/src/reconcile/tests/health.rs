@@ -197,8 +197,8 @@ fn what_was_down_stays_so_over_a_restart() {
         let checks = view.backends[0].checks.as_ref().unwrap();
         assert_eq!(checks.health, Health::Down);
         assert_eq!(checks.reason, "it was down when the agent started");
-        let targets = rig.reconciler.look(0).targets;
-        assert_eq!(targets[0].down, set(lost));
+        let services = rig.reconciler.look(0).services;
+        assert_eq!(services[0].down, set(lost));
         assert!(down(&rig, &[]));
         assert_eq!(rings(&rig), [set(&["0.1", "0.2"]), set(&["1.1"])]);
     }
@@ -229,7 +229,7 @@ fn an_apply_keeps_what_is_down_and_one_without_checks_forgets_it() {
     rig.apply(&[checked("")]).unwrap();
     assert_eq!(rings(&rig)[0], set(&["0.1", "0.2"]));
     assert_eq!(marked(&rig), set(&[]));
-    assert!(rig.reconciler.look(0).targets.is_empty());
+    assert!(rig.reconciler.look(0).services.is_empty());
     assert_eq!(view(&rig).backends[0].checks, None);
     assert!(down(&rig, &["0.1"]), "told late");
     assert_eq!(rings(&rig)[0], set(&["0.1", "0.2"]));
@@ -268,8 +268,8 @@ fn backends_in_maint_are_not_checked() {
     let mut spec = checked(TCP);
     spec.blue_pool[0].state = "maint".parse().unwrap();
     rig.apply(&[spec]).unwrap();
-    let target = rig.reconciler.look(0).targets.remove(0);
-    assert_eq!(target.backends, set(&["0.2", "1.1"]));
+    let checked = rig.reconciler.look(0).services.remove(0);
+    assert_eq!(checked.backends, set(&["0.2", "1.1"]));
     assert_eq!(view(&rig).spec.pool(PoolName::Blue).len(), 2);
 }
 
@@ -282,16 +282,16 @@ fn a_look_at_what_changed_names_only_that() {
     rig.apply(&[api.clone()]).unwrap();
     let all = rig.reconciler.look(0);
     assert!(all.is_whole);
-    assert_eq!(all.targets.len(), 2);
+    assert_eq!(all.services.len(), 2);
     let none = rig.reconciler.look(all.version);
-    assert_eq!((none.targets.len(), none.without.len()), (0, 0));
+    assert_eq!((none.services.len(), none.without.len()), (0, 0));
     assert!(!none.is_whole);
     assert!(down(&rig, &["0.1"]));
     api.health = None;
     rig.apply(&[api]).unwrap();
     let some = rig.reconciler.look(all.version);
-    assert_eq!(some.targets.len(), 1);
-    assert_eq!(some.targets[0].down, set(&["0.1"]));
+    assert_eq!(some.services.len(), 1);
+    assert_eq!(some.services[0].down, set(&["0.1"]));
     assert_eq!(some.without, ["api"]);
 }
 

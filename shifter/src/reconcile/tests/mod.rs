@@ -15,3 +15,4 @@ mod restart;
 mod rig;
 mod rollouts;
 mod split;
+mod told;

@@ -9,8 +9,8 @@ use crate::{
     reconcile::{
         Controller as _,
         controller::{
-            ControlError, DrainTarget, ReportFormat, RolloutCommand, RolloutView, StartRollout,
-            WriteContext,
+            ControlError, EventQuery, NamedBackends, ReportFormat, RolloutCommand, RolloutView,
+            StartRollout, WriteContext,
         },
         reconciler::lock,
         rollouts::HookRun,
@@ -575,20 +575,20 @@ fn a_drain_keeps_the_weight_and_its_dead_man() {
     spec.green_pool.push(second);
     rig.apply(&[spec]).unwrap();
     rig.shift_for("20%", Duration::from_secs(600));
-    let target = DrainTarget {
+    let named = NamedBackends {
         service: "web".into(),
         pool: None,
         backend: Some(second.addr),
     };
-    rig.reconciler.drain(&target, true, &context()).unwrap();
+    rig.reconciler.drain(&named, true, &context()).unwrap();
     let after = rig.reconciler.get("web").unwrap();
     assert_eq!(after.spec.green_pool[1].state, BackendState::Drain);
     assert_eq!(after.spec.green.to_string(), "20%");
     assert!(after.dead_man.is_some());
-    rig.reconciler.drain(&target, false, &context()).unwrap();
-    let wrong = DrainTarget {
+    rig.reconciler.drain(&named, false, &context()).unwrap();
+    let wrong = NamedBackends {
         backend: Some("10.0.9.9:80".parse().unwrap()),
-        ..target
+        ..named
     };
     let refused = rig.reconciler.drain(&wrong, true, &context()).unwrap_err();
     assert!(
@@ -716,7 +716,7 @@ fn the_way_back_of_backends_needs_neither_the_store_nor_the_host() {
     rig.disk_full(false);
     pass(&rig, 15);
     assert_eq!(view(&rig).state, "rolled back");
-    assert_eq!(rig.actions()[0], "rollout apply");
+    assert_eq!(rig.actions()[0], "rollout undrain");
     let told = rig.reconciler.get("web").unwrap();
     assert!(!told.warnings.iter().any(|w| w.starts_with("not durable")));
     rig.restart();
@@ -773,4 +773,66 @@ fn cohorts_of_a_rollout_come_first_only_to_a_pool_that_is_up() {
     assert!(rig.reconciler.settle("web", &Default::default()));
     pass(&rig, 3);
     assert!(rig.reconciler.get("web").unwrap().spec.cohorts_on);
+}
+
+#[test]
+fn an_experiment_on_cohorts_alone_puts_them_in_force_and_takes_them_out_again() {
+    let rig = Rig::new();
+    let mut spec = super::rig::specs(
+        "[[service]]\nname = \"web\"\nvip = \"203.0.113.10:443/tcp\"\n\
+         pools = { blue = [\"10.0.0.1:8443\"], green = [\"10.0.1.1:8443\"] }\n\
+         [[service.cohort]]\nname = \"staff\"\nprefixes = [\"10.1.0.0/16\"]\n",
+    );
+    rig.apply(&[spec.remove(0)]).unwrap();
+    rig.rollback(0).unwrap();
+    start(&rig, r#"{"strategy":"ab","duration":"5s","lease":"30s"}"#).unwrap();
+    pass(&rig, 2);
+    let during = rig.reconciler.get("web").unwrap();
+    assert!(during.spec.cohorts_on && during.dead_man.is_some());
+    assert_eq!(rig.green(), "0%");
+    pass(&rig, 10);
+    assert_eq!(view(&rig).state, "completed");
+    let after = rig.reconciler.get("web").unwrap();
+    assert!(!after.spec.cohorts_on && after.dead_man.is_none());
+    assert_eq!(rig.green(), "0%");
+}
+
+#[test]
+fn the_list_of_events_tells_a_rollout_whole_with_its_gates_and_survives_a_restart() {
+    let mut rig = Rig::with_web();
+    start(
+        &rig,
+        r#"{"strategy":"canary","steps":["10%"],"interval":"10s","gates":[{"judge":"threshold","failure_ratio_max":"1%"}]}"#,
+    )
+    .unwrap();
+    pass(&rig, 2);
+    tell(&rig, RolloutCommand::Abort).unwrap();
+    pass(&rig, 5);
+    let events = |rig: &Rig| {
+        let query = EventQuery {
+            service: "web".into(),
+            limit: 100,
+            ..EventQuery::default()
+        };
+        rig.reconciler.events(&query).unwrap().events
+    };
+    let before = events(&rig);
+    let words: Vec<&str> = before.iter().map(|event| event.what.as_str()).collect();
+    for what in [
+        "apply",
+        "rollout start",
+        "weight",
+        "gate",
+        "rollback",
+        "rolling back",
+        "over",
+    ] {
+        assert!(words.contains(&what), "{what}: {words:?}");
+    }
+    let gate = before.iter().find(|event| event.what == "gate").unwrap();
+    assert_eq!((gate.kind.as_str(), gate.rollout), ("rollout", 1));
+    assert!(gate.text.starts_with("threshold: no data"), "{}", gate.text);
+    assert!(before.is_sorted_by_key(|event| event.number));
+    rig.restart();
+    assert_eq!(events(&rig)[..before.len()], before[..]);
 }

@@ -47,7 +47,7 @@ fn number(value: f64) -> String {
 }
 
 fn span_ns(value: f64) -> String {
-    words::time(value)
+    crate::model::duration::short(value)
 }
 
 impl Report {

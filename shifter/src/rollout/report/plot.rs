@@ -141,7 +141,7 @@ impl Plot<'_> {
                 "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
                 self.x(at_s),
                 HEIGHT - 8.0,
-                escape(&super::words::span(at_s))
+                escape(&crate::model::duration::about(at_s))
             );
         }
     }

@@ -1,26 +1,7 @@
 //! The figures of a report in words, the same in every form of it.
 
 use super::{PoolReport, Report};
-
-/// A time in ns with the unit that fits.
-pub fn time(ns: f64) -> String {
-    match ns.abs() {
-        ns if ns < 1e3 => format!("{ns:.0} ns"),
-        n if n < 1e6 => format!("{:.0} µs", ns / 1e3),
-        n if n < 1e9 => format!("{:.1} ms", ns / 1e6),
-        _ => format!("{:.1} s", ns / 1e9),
-    }
-}
-
-/// Seconds with the unit that fits.
-pub fn span(seconds: f64) -> String {
-    // Cut, not rounded: no minute has 60 seconds.
-    match seconds as u64 {
-        0..60 => format!("{:.1} s", (seconds * 10.0).floor() / 10.0),
-        whole @ 60..3_600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        whole => format!("{} h {:02} min", whole / 3_600, whole % 3_600 / 60),
-    }
-}
+use crate::model::duration::{about, short};
 
 /// A share as a percentage.
 pub fn percent(share: f64) -> String {
@@ -33,10 +14,10 @@ pub fn percent(share: f64) -> String {
     }
 }
 
-/// `+1 min 05 s`: from the begin on.
+/// `+1m05s`: from the begin on.
 pub fn since(report: &Report, at_unix_ms: i64) -> String {
     let seconds = (at_unix_ms - report.began_unix_ms) as f64 / 1e3;
-    format!("+{}", span(seconds.max(0.0)))
+    format!("+{}", about(seconds.max(0.0)))
 }
 
 /// The outcome as a sentence.
@@ -57,12 +38,12 @@ pub fn headline(report: &Report) -> String {
         report.service,
         report.candidate,
         report.outcome_text,
-        span(whole)
+        about(whole)
     )
 }
 
 fn measured(ns: Option<f64>) -> String {
-    ns.map_or("not measured".to_owned(), time)
+    ns.map_or("not measured".to_owned(), short)
 }
 
 /// What there is to say, as pairs of what and how much.
@@ -79,7 +60,7 @@ pub fn figures(report: &Report) -> Vec<(&'static str, String)> {
     ];
     if let Some(detection) = &report.detection {
         let after = |seconds: Option<f64>, what: &str| match seconds {
-            Some(seconds) => format!("{} after {what}", span(seconds)),
+            Some(seconds) => format!("{} after {what}", about(seconds)),
             None => format!("no {what} before"),
         };
         figures.push((
@@ -103,8 +84,8 @@ pub fn figures(report: &Report) -> Vec<(&'static str, String)> {
             measured(times.first_flow_ns.map(|ns| ns as f64)),
         ));
         let last = match times.last_candidate_flow_ns {
-            Some(ns) if ns < 0 => format!("its last one began {} before", time(-ns as f64)),
-            Some(ns) => time(ns as f64),
+            Some(ns) if ns < 0 => format!("its last one began {} before", short(-ns as f64)),
+            Some(ns) => short(ns as f64),
             None => "not measured".to_owned(),
         };
         figures.push(("decided → no new flow on the candidate", last));
@@ -121,16 +102,16 @@ pub fn figures(report: &Report) -> Vec<(&'static str, String)> {
             "{} flows, {}; {} at 100% would be the same",
             report.exposed_flows,
             report.exposure.map_or("no share known".to_owned(), percent),
-            span(report.exposure_s)
+            about(report.exposure_s)
         ),
     ));
     figures.push((
         "progress, held, paused",
         format!(
             "{}, {}, {}",
-            span(report.progress_s),
-            span(report.holding_s),
-            span(report.paused_s)
+            about(report.progress_s),
+            about(report.holding_s),
+            about(report.paused_s)
         ),
     ));
     figures.push((
@@ -167,7 +148,7 @@ pub fn pool_cells(report: &Report, pool: &PoolReport) -> Vec<String> {
         _ => "no flows".to_owned(),
     };
     let times = |times: &[Option<f64>; 3]| -> String {
-        let shown: Vec<String> = times.iter().flatten().map(|ns| time(*ns)).collect();
+        let shown: Vec<String> = times.iter().flatten().map(|ns| short(*ns)).collect();
         match shown.is_empty() {
             true => "no data".to_owned(),
             false => shown.join(", "),
@@ -181,21 +162,4 @@ pub fn pool_cells(report: &Report, pool: &PoolReport) -> Vec<String> {
         times(&pool.handshake_ns),
         times(&pool.first_byte_ns),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_minute_has_sixty_seconds() {
-        for (seconds, text) in [
-            (5.25, "5.2 s"),
-            (59.97, "59.9 s"),
-            (119.7, "1 min 59 s"),
-            (7_199.0, "1 h 59 min"),
-        ] {
-            assert_eq!(span(seconds), text);
-        }
-    }
 }
