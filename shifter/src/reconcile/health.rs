@@ -182,10 +182,12 @@ fn target(entry: &Entry) -> Option<Target> {
     let spec = &entry.spec;
     let backends = spec.blue_pool.iter().chain(&spec.green_pool);
     let checked = backends.filter(|backend| backend.state != BackendState::Maint);
+    let green = spec.green_pool.iter().map(|backend| backend.addr);
     Some(Target {
         service: spec.name.clone(),
         spec: spec.health.clone()?,
         backends: checked.map(|backend| backend.addr).collect(),
+        green: green.collect(),
         down: entry.down.clone(),
     })
 }

@@ -3,7 +3,7 @@
 use super::{Rollout, view::RolloutView};
 use crate::{
     fault,
-    judge::{self, Origin},
+    judge::Origin,
     reconcile::{
         controller::{ControlError, RolloutCommand, StartRollout, WriteContext},
         reconciler::{Core, Reconciler, audit, check_etag, find, lock, nothing_changed},
@@ -77,31 +77,6 @@ impl Reconciler {
         rollout.reason.clone_from(&context.reason);
         rollout.resumed = true;
         Ok(rollout)
-    }
-
-    /// Refuses gates and hooks that come from where they may not.
-    pub(in crate::reconcile) fn check_gates(
-        &self,
-        spec: &RolloutSpec,
-        origin: Origin,
-    ) -> Result<(), ControlError> {
-        let refuse = |error: judge::GateError| ControlError::Precondition(error.to_string());
-        judge::check_allowed(&spec.gates, origin, &self.settings.allowed).map_err(refuse)?;
-        let hooks = spec.hooks();
-        let Some(hook) = hooks.first() else {
-            return Ok(());
-        };
-        match origin {
-            Origin::Api => Err(ControlError::Precondition(format!(
-                "hook {hook:?} runs a program of this host and cannot come over the API: write the rollout into [[service]] of the agent's own file and restart the agent"
-            ))),
-            Origin::AgentFile if !self.settings.allowed.exec => {
-                Err(refuse(judge::GateError::NoExecDir {
-                    gate: (*hook).to_owned(),
-                }))
-            }
-            Origin::AgentFile => Ok(()),
-        }
     }
 
     fn begin(
