@@ -10,7 +10,7 @@ use super::{
 /// One line of a rollout's history.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Note {
-    /// "step", "weight", "holding", "goes on", "paused", "resumed", "failed",
+    /// "step", "weight", "holding", "goes on", "paused", "resumed", "retried",
     /// "rolling back" or "over".
     pub kind: &'static str,
     pub text: String,
@@ -49,6 +49,14 @@ pub fn notes(plan: &Plan, before: &State, after: &State) -> Vec<Note> {
         let (number, all) = (after.step + 1, plan.steps.len());
         tell("step", format!("step {number} of {all}: {step}"));
     }
+    let retried = match after.pending.as_ref().map(|effect| &effect.action) {
+        Some(Action::Hook { name, backend }) if is_retry(before, after) => Some((name, backend)),
+        _ => None,
+    };
+    if let Some((name, backend)) = retried {
+        let whose = backend.map_or(String::new(), |backend| format!(" for {backend}"));
+        tell("retried", format!("hook {name:?} is run again{whose}"));
+    }
     match (&before.holding, &after.holding) {
         (was, Some(why)) if was.as_ref() != Some(why) => {
             let same_gate = was.as_ref().is_some_and(|was| same_but_numbers(was, why));
@@ -56,7 +64,9 @@ pub fn notes(plan: &Plan, before: &State, after: &State) -> Vec<Note> {
                 tell("holding", why.clone());
             }
         }
-        (Some(_), None) if after.step == before.step && after.outcome().is_none() => {
+        (Some(_), None)
+            if after.step == before.step && after.outcome().is_none() && retried.is_none() =>
+        {
             tell("goes on", "it goes on".into());
         }
         _ => {}
@@ -67,6 +77,11 @@ pub fn notes(plan: &Plan, before: &State, after: &State) -> Vec<Note> {
         tell("step", "every step is done: the weight is kept".into());
     }
     notes
+}
+
+/// Whether what has failed in this step is asked for under another number.
+fn is_retry(before: &State, after: &State) -> bool {
+    before.step == after.step && before.failed.is_some() && before.pending.is_none()
 }
 
 /// A reason that only counts on is told once.

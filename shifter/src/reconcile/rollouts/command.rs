@@ -130,6 +130,7 @@ impl Reconciler {
             RolloutCommand::Pause => (Event::Pause, "rollout pause", false),
             RolloutCommand::Resume => (Event::Resume, "rollout resume", true),
             RolloutCommand::Advance => (Event::Advance, "rollout advance", true),
+            RolloutCommand::Retry => (Event::Retry, "rollout retry", true),
             RolloutCommand::Promote => (Event::Promote, "rollout promote", true),
             RolloutCommand::Abort => {
                 let reason = reason("aborted");
