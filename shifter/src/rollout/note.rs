@@ -11,7 +11,7 @@ use super::{
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Note {
     /// "step", "weight", "holding", "goes on", "paused", "resumed", "retried",
-    /// "rolling back" or "over".
+    /// "rolling back" or "over"; for webhooks "begun" as well.
     pub kind: &'static str,
     pub text: String,
 }

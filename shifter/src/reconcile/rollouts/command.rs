@@ -8,7 +8,7 @@ use crate::{
         controller::{ControlError, RolloutCommand, StartRollout, WriteContext},
         reconciler::{Core, Reconciler, audit, check_etag, find, lock, nothing_changed},
     },
-    rollout::{Event, RolloutSpec, State, preset, spec},
+    rollout::{Event, Note, RolloutSpec, State, preset, spec},
     store::{Commit, NewRollout},
 };
 
@@ -47,7 +47,7 @@ impl Reconciler {
         if core.rollouts.contains_key(name) {
             Self::check_no_rollout(core, name, &context.actor)?;
             return Err(ControlError::Precondition(format!(
-                "service {name:?}: the end of the last rollout is still being measured: try again in 2 s"
+                "service {name:?}: the end of the last rollout is still being measured, or webhooks told of it: try again in a few seconds"
             )));
         }
         let described: RolloutSpec = match (&start.spec, &entry.spec.rollout) {
@@ -110,6 +110,12 @@ impl Reconciler {
             actor = context.actor,
             "rollout begins"
         );
+        let begun = Note {
+            kind: "begun",
+            text: format!("rollout {} begins: {}", rollout.id, rollout.spec.strategy),
+        };
+        let now_ns = self.clock.monotonic_ns();
+        rollout.hear(&begun, rollout.began_unix_ms, now_ns);
         core.rollouts.insert(name.to_owned(), rollout);
         self.audit_only(core, name, "rollout start", context);
         self.events.push(name, false);
