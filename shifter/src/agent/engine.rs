@@ -64,8 +64,7 @@ pub struct Engine {
     pub reconciler: Arc<Reconciler>,
     /// Keeps the pins within reach of a path.
     pub keeper: Arc<Mutex<Keeper>>,
-    /// Asks gates that reach out of the agent; for who walks rollouts.
-    #[allow(dead_code)]
+    /// Asks gates that reach out of the agent; knows who runs programs.
     pub asker: Arc<Asker>,
     events: Arc<EventQueue>,
     state_dir: PathBuf,

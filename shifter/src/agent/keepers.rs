@@ -158,7 +158,13 @@ fn resolve_backends(engine: &Engine) {
 async fn check_health(engine: Engine, stopped: Stopped) -> Result<()> {
     panics::point(HEALTH);
     let lots = std::hash::RandomState::new().build_hasher().finish();
-    checker::run(engine.reconciler, stopped, lots).await
+    checker::run(
+        engine.reconciler,
+        engine.asker.runner.clone(),
+        stopped,
+        lots,
+    )
+    .await
 }
 
 /// What netlink has told of.

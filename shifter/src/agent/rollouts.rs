@@ -20,7 +20,7 @@ use crate::{
     judge::{Exec, GateSpec, Judge, Judgement, Outcome, Policy},
     reconcile::{
         Reconciler,
-        rollouts::{Ask, HookRun},
+        rollouts::{Ask, HookRun, Tell},
     },
     rollout::Action,
 };
@@ -29,6 +29,9 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(1);
 /// How long a hook may take.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// All that one webhook is told at once, together.
+const TELL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Walks until `stopped`; what is asked of others is given up then: a hook's effect
 /// is stored as begun, and a gate is asked again by who goes on.
@@ -51,6 +54,10 @@ pub async fn walk(engine: Engine, mut stopped: Stopped) -> Result<()> {
             let runs = run_hook(Arc::clone(&reconciler), Arc::clone(&asker), run.clone());
             asked.begin(What::Hook(Box::new(run)), runs);
         }
+        for tell in work.tells {
+            let tells = tell_webhook(Arc::clone(&reconciler), Arc::clone(&asker), tell.clone());
+            asked.begin(What::Tell(Box::new(tell)), tells);
+        }
         for (what, why) in asked.panicked() {
             let at_work = Arc::clone(&reconciler);
             blocking(move || what.fails(&at_work, &why)).await?;
@@ -70,6 +77,7 @@ pub async fn walk(engine: Engine, mut stopped: Stopped) -> Result<()> {
 enum What {
     Gate(Box<Ask>),
     Hook(Box<HookRun>),
+    Tell(Box<Tell>),
 }
 
 impl What {
@@ -86,6 +94,7 @@ impl What {
                 },
             ),
             Self::Hook(run) => reconciler.rollout_hook_done(run, Err(reason)),
+            Self::Tell(tell) => reconciler.rollout_told(tell, Err(reason)),
         }
     }
 }
@@ -131,6 +140,39 @@ async fn ask_gate(reconciler: Arc<Reconciler>, asker: Arc<Asker>, ask: Ask) {
     let told = blocking(move || reconciler.rollout_judged(&ask, judgement)).await;
     if let Err(error) = told {
         tracing::error!(%error, "taking a judgement in failed");
+    }
+}
+
+/// Tells a webhook one thing after the other; after the first that fails it is left alone.
+async fn tell_webhook(reconciler: Arc<Reconciler>, asker: Arc<Asker>, tell: Tell) {
+    let begun = Instant::now();
+    let mut result = Ok(());
+    for (told, news) in tell.news.iter().enumerate() {
+        let subject = Subject {
+            service: tell.service.clone(),
+            rollout: tell.rollout,
+            step: news.step,
+            weight: news.weight.clone(),
+            phase: news.phase.clone(),
+            candidate: news.candidate.clone(),
+        };
+        let answer = match begun.elapsed() < TELL_TIMEOUT {
+            true => asker.tell(&tell.spec, &subject, &news.happened).await,
+            false => Err(format!("it took more than {} s", TELL_TIMEOUT.as_secs())),
+        };
+        if let Err(why) = answer {
+            let left = tell.news.len() - told;
+            let kind = &news.happened.kind;
+            result = Err(match left {
+                1 => format!("it was not told of {kind:?}: {why}"),
+                _ => format!("it was not told of {kind:?} and {} more: {why}", left - 1),
+            });
+            break;
+        }
+    }
+    let told = blocking(move || reconciler.rollout_told(&tell, result)).await;
+    if let Err(error) = told {
+        tracing::error!(%error, "noting what a webhook was told failed");
     }
 }
 

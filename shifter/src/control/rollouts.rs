@@ -128,6 +128,14 @@ impl Rollouts for RolloutsApi {
             .await
     }
 
+    async fn retry(
+        &self,
+        request: Request<proto::RolloutCommandRequest>,
+    ) -> Answer<proto::Rollout> {
+        self.command(request, "rollout_retry", RolloutCommand::Retry)
+            .await
+    }
+
     async fn promote(
         &self,
         request: Request<proto::RolloutCommandRequest>,

@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 pub use exec::RunnerAt;
 
-use crate::judge::{GateSpec, Judge, Judgement, Outcome};
+use crate::{
+    judge::{GateSpec, Judge, Judgement, Outcome},
+    rollout::Happened,
+};
 
 /// What the agent may ask.
 #[derive(Debug)]
@@ -60,6 +63,24 @@ impl Asker {
         let took = begun.elapsed().as_nanos() as f64;
         judgement.statistics.push(("took_ns".into(), took));
         judgement
+    }
+
+    /// Tells a webhook what has happened. Its answer changes nothing; the text says why
+    /// it was not told.
+    pub async fn tell(
+        &self,
+        spec: &GateSpec,
+        subject: &Subject,
+        happened: &Happened,
+    ) -> Result<(), String> {
+        let Judge::Webhook(webhook) = &spec.judge else {
+            return Err("it is no webhook".into());
+        };
+        let limit = webhook.timeout + GRACE;
+        match tokio::time::timeout(limit, webhook::tell(self, webhook, subject, happened)).await {
+            Ok(told) => told,
+            Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+        }
     }
 
     /// Asked at each call: what is stored may be older than the agent's file.

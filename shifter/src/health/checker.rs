@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, BinaryHeap, HashMap},
+    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -17,14 +17,20 @@ use tokio::{
 
 use super::{
     Checked, CheckedService, Watched,
-    probe::{Outcome, Prober},
+    probe::{About, Outcome, Prober},
     schedule::Lots,
     state::{Health, State},
 };
-use crate::model::HealthSpec;
+use crate::{
+    gate::RunnerAt,
+    model::{HealthSpec, PoolName, health::Check},
+};
 
 /// Checks under way at once.
 pub const AT_ONCE: usize = 256;
+/// Of which so many run a program: the runner has room for twice as many, and gates
+/// and hooks want some.
+pub const PROGRAMS_AT_ONCE: usize = 8;
 /// Services are looked at anew at most this often.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The rings of one service are changed at most this often: backends that go
@@ -33,14 +39,15 @@ const SETTLE_EVERY: Duration = Duration::from_millis(250);
 /// What failed is tried again after this long.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Runs until `stopped`.
+/// Runs until `stopped`; programs of checks are run by `runner`.
 pub async fn run(
     watched: Arc<dyn Watched>,
+    runner: Option<RunnerAt>,
     mut stopped: watch::Receiver<bool>,
     seed: u64,
 ) -> Result<()> {
     let mut changes = watched.changes();
-    let mut checker = Checker::new(watched, seed);
+    let mut checker = Checker::new(watched, runner, seed);
     checker.look();
     let mut look_at = None;
     loop {
@@ -106,6 +113,7 @@ struct Backend {
 struct Service {
     spec: Arc<HealthSpec>,
     backends: HashMap<SocketAddr, Number>,
+    green: BTreeSet<SocketAddr>,
     settle_from: Instant,
 }
 
@@ -114,6 +122,7 @@ struct Ended {
     began: Instant,
     took: Duration,
     outcome: Outcome,
+    is_program: bool,
 }
 
 struct Checker {
@@ -129,22 +138,28 @@ struct Checker {
     /// are not checked any more are passed over.
     due: BinaryHeap<Reverse<(Instant, Number)>>,
     under_way: JoinSet<Ended>,
+    /// Of which programs.
+    programs: usize,
+    /// Due, and waiting for a program to end.
+    waiting: VecDeque<Number>,
     settling: Settling,
     seed: u64,
     given: Number,
 }
 
 impl Checker {
-    fn new(watched: Arc<dyn Watched>, seed: u64) -> Self {
+    fn new(watched: Arc<dyn Watched>, runner: Option<RunnerAt>, seed: u64) -> Self {
         Self {
             watched,
-            prober: Arc::default(),
+            prober: Arc::new(Prober::new(runner)),
             services: HashMap::new(),
             dirty: BTreeSet::new(),
             version: 0,
             backends: HashMap::new(),
             due: BinaryHeap::new(),
             under_way: JoinSet::new(),
+            programs: 0,
+            waiting: VecDeque::new(),
             settling: None,
             seed,
             given: 0,
@@ -209,6 +224,7 @@ impl Checker {
         Service {
             spec: Arc::new(checked.spec.clone()),
             backends,
+            green: checked.green.clone(),
             settle_from,
         }
     }
@@ -255,34 +271,62 @@ impl Checker {
     }
 
     fn begin_due(&mut self) {
+        while self.under_way.len() < AT_ONCE
+            && self.programs < PROGRAMS_AT_ONCE
+            && let Some(number) = self.waiting.pop_front()
+        {
+            self.begin(number);
+        }
         let now = Instant::now();
         while self.under_way.len() < AT_ONCE
             && let Some(Reverse((at, number))) = self.due.peek().copied()
             && at <= now
         {
             self.due.pop();
-            let Some(backend) = self.backends.get(&number) else {
-                continue;
-            };
-            let Some(service) = self.services.get(&backend.service) else {
-                continue;
-            };
-            let (spec, addr) = (Arc::clone(&service.spec), backend.addr);
-            let prober = Arc::clone(&self.prober);
-            self.under_way.spawn(async move {
-                let began = Instant::now();
-                let outcome = prober.probe(&spec, addr).await;
-                Ended {
-                    number,
-                    began,
-                    took: began.elapsed(),
-                    outcome,
-                }
-            });
+            self.begin(number);
         }
     }
 
+    /// Begins a check, if it is still wanted; one by a program when there is room.
+    fn begin(&mut self, number: Number) {
+        let Some(backend) = self.backends.get(&number) else {
+            return;
+        };
+        let Some(service) = self.services.get(&backend.service) else {
+            return;
+        };
+        let is_program = matches!(service.spec.check, Check::Exec(_));
+        if is_program && self.programs >= PROGRAMS_AT_ONCE {
+            // They hold nobody else up.
+            self.waiting.push_back(number);
+            return;
+        }
+        self.programs += usize::from(is_program);
+        let about = About {
+            service: backend.service.clone(),
+            pool: match service.green.contains(&backend.addr) {
+                true => PoolName::Green,
+                false => PoolName::Blue,
+            },
+            backend: backend.addr,
+        };
+        let spec = Arc::clone(&service.spec);
+        let prober = Arc::clone(&self.prober);
+        self.under_way.spawn(async move {
+            let began = Instant::now();
+            let outcome = prober.probe(&spec, &about).await;
+            Ended {
+                number,
+                began,
+                took: began.elapsed(),
+                outcome,
+                is_program,
+            }
+        });
+    }
+
     fn end(&mut self, ended: Ended) {
+        self.programs -= usize::from(ended.is_program);
         let Some(backend) = self.backends.get_mut(&ended.number) else {
             return;
         };

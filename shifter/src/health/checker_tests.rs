@@ -93,6 +93,7 @@ fn checked(service: &str, backends: &[SocketAddr]) -> CheckedService {
         service: service.into(),
         spec: written.read().unwrap(),
         backends: backends.iter().copied().collect(),
+        green: BTreeSet::new(),
         down: BTreeSet::new(),
     }
 }
@@ -100,7 +101,7 @@ fn checked(service: &str, backends: &[SocketAddr]) -> CheckedService {
 fn start(teller: &Arc<Teller>) -> (watch::Sender<bool>, JoinHandle<Result<()>>) {
     let (stop, stopped) = watch::channel(false);
     let watched = Arc::clone(teller) as Arc<dyn Watched>;
-    (stop, tokio::spawn(run(watched, stopped, 1)))
+    (stop, tokio::spawn(run(watched, None, stopped, 1)))
 }
 
 async fn until(what: &str, done: impl Fn() -> bool) {
@@ -201,4 +202,70 @@ async fn backends_that_go_together_leave_in_few_changes() {
     .await;
     let changes = teller.told().len();
     assert!(changes <= 8, "{changes} changes for 50 backends");
+}
+
+/// A runner of programs that takes its time; the most that ran at once.
+async fn slow_runner() -> (RunnerAt, Arc<Mutex<(usize, usize)>>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let path = std::env::temp_dir().join(format!("shifter-checker-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let running = Arc::new(Mutex::new((0, 0)));
+    let counted = Arc::clone(&running);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                {
+                    let mut counts = counted.lock().unwrap();
+                    counts.0 += 1;
+                    counts.1 = counts.1.max(counts.0);
+                }
+                let mut bytes = [0; 4_096];
+                stream.read(&mut bytes).await.ok();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                counted.lock().unwrap().0 -= 1;
+                let answer = r#"{"ended":{"code":0,"output":""}}"#;
+                stream.write_all(answer.as_bytes()).await.ok();
+            });
+        }
+    });
+    (RunnerAt::Unit(path), running)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_wait_for_each_other_and_nobody_waits_for_them() {
+    let (runner, running) = slow_runner().await;
+    let all: Vec<SocketAddr> = (1..=40)
+        .map(|port| SocketAddr::from(([127, 0, 0, 2], port)))
+        .collect();
+    let written = Written {
+        kind: Some("exec".into()),
+        file: Some("well.sh".into()),
+        interval: Some("100ms".into()),
+        ..Written::default()
+    };
+    let programs = CheckedService {
+        spec: written.read().unwrap(),
+        ..checked("programs", &all)
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let plain = listener.local_addr().unwrap();
+    let teller = Teller::new(vec![programs, checked("plain", &[plain])]);
+    let (stop, stopped) = watch::channel(false);
+    let watched = Arc::clone(&teller) as Arc<dyn Watched>;
+    let task = tokio::spawn(run(watched, Some(runner), stopped, 1));
+    let asked = |most: u64| all.iter().all(|addr| teller.checks(*addr) >= most);
+    // Forty that take 100 ms, eight at once: more than the interval has room for.
+    until("each has its turn, again and again", || asked(3)).await;
+    assert_eq!(running.lock().unwrap().1, PROGRAMS_AT_ONCE);
+    let others = all.iter().map(|addr| teller.checks(*addr)).max().unwrap();
+    assert!(
+        teller.checks(plain) > others,
+        "{} checks of it, {others} of one that waits",
+        teller.checks(plain)
+    );
+    stop.send(true).unwrap();
+    task.await.unwrap().unwrap();
 }

@@ -22,6 +22,8 @@ pub struct CheckedService {
     pub spec: HealthSpec,
     /// Those in maint are left alone.
     pub backends: BTreeSet<SocketAddr>,
+    /// Backends of green.
+    pub green: BTreeSet<SocketAddr>,
     /// Those of them that are out of their ring for being down.
     pub down: BTreeSet<SocketAddr>,
 }

@@ -105,6 +105,17 @@ pub fn allowed_host(text: &str) -> Option<String> {
     Some(format!("{host}:{port}"))
 }
 
+/// Refuses what is no name of a file in `exec_dir`; the text says what would be.
+pub fn check_program(file: &str) -> Result<(), String> {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if (1..=255).contains(&file.len()) && !file.starts_with('.') && file.chars().all(is_good) {
+        return Ok(());
+    }
+    Err(format!(
+        "{file:?} is no name of a program: write the name of a file in exec_dir, of letters, digits, '-', '_' and '.', without a path or arguments"
+    ))
+}
+
 /// Refuses gates that come from where they may not, or lead where they may not.
 /// Every writer of a rollout asks it, and once more the one who starts it.
 pub fn check_allowed(

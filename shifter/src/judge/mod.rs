@@ -29,7 +29,9 @@ mod write;
 use std::time::Duration;
 
 pub use aa::{FalseAlarms, Split, false_alarms};
-pub use allow::{Allowed, GateError, Origin, UrlError, allowed_host, check_allowed, host_of};
+pub use allow::{
+    Allowed, GateError, Origin, UrlError, allowed_host, check_allowed, check_program, host_of,
+};
 pub use number::{Number, Ratio};
 pub use read::{gate, gates};
 pub use recording::{Recorded, Recording, RecordingError};

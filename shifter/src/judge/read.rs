@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     Bound, Direction, Effect, Exec, GateSpec, HookType, Judge, MannWhitney, Measure, MinEffect,
     Number, PassWhen, Policy, Prometheus, Ratio, RatioSignal, Sequential, Threshold, Webhook,
+    check_program,
     words::{self, Word},
 };
 use crate::model::{
@@ -391,13 +392,7 @@ fn exec(table: &Table<'_>) -> Result<Exec, Fault> {
         "file",
         "a file of the agent's exec_dir, as file = \"check.sh\"",
     )?;
-    let is_good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if file.is_empty() || file.len() > 255 || file.starts_with('.') || !file.chars().all(is_good) {
-        let text = format!(
-            "{file:?} is no name of a program: write the name of a file in exec_dir, of letters, digits, '-', '_' and '.', without a path or arguments"
-        );
-        return Err(Fault::new(at, text));
-    }
+    check_program(file).map_err(|text| Fault::new(at, text))?;
     let (interval, timeout) = times(table)?;
     Ok(Exec {
         file: file.to_owned(),

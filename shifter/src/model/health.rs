@@ -49,6 +49,8 @@ pub enum Check {
     Http(HttpCheck),
     /// grpc.health.v1 says SERVING.
     Grpc(GrpcCheck),
+    /// A program of the agent's `exec_dir` ends with 0.
+    Exec(ExecCheck),
 }
 
 /// A GET over HTTP/1.1, and what its answer must be.
@@ -71,6 +73,13 @@ pub struct GrpcCheck {
     /// Empty: the server as a whole.
     pub service: String,
     pub host: Option<String>,
+}
+
+/// A program that looks after a backend itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ExecCheck {
+    /// Name of a file in `exec_dir`; no path, no arguments.
+    pub file: String,
 }
 
 /// How a server's certificate is verified.
@@ -104,6 +113,7 @@ pub struct Written {
     pub tls: Option<bool>,
     pub ca: Option<String>,
     pub insecure: Option<bool>,
+    pub file: Option<String>,
     pub interval: Option<String>,
     pub timeout: Option<String>,
     pub rise: Option<u64>,
@@ -113,7 +123,7 @@ pub struct Written {
 }
 
 /// Every key, as files and errors name it.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 18] = [
     "type",
     "port",
     "path",
@@ -125,6 +135,7 @@ pub const KEYS: [&str; 17] = [
     "tls",
     "ca",
     "insecure",
+    "file",
     "interval",
     "timeout",
     "rise",
@@ -167,13 +178,14 @@ impl HttpCheck {
 }
 
 impl HealthSpec {
-    /// "tcp", "http", "https" or "grpc".
+    /// "tcp", "http", "https", "grpc" or "exec".
     pub fn kind(&self) -> &'static str {
         match &self.check {
             Check::Tcp => "tcp",
             Check::Http(HttpCheck { tls: None, .. }) => "http",
             Check::Http(_) => "https",
             Check::Grpc(_) => "grpc",
+            Check::Exec(_) => "exec",
         }
     }
 
@@ -192,6 +204,10 @@ impl HealthSpec {
         };
         let tls = match &self.check {
             Check::Tcp => None,
+            Check::Exec(exec) => {
+                written.file = Some(exec.file.clone());
+                None
+            }
             Check::Http(http) => {
                 written.path = Some(http.path.clone());
                 written.status = Some(http.wanted());
@@ -247,6 +263,7 @@ impl Written {
             flag(self.tls),
             text(&self.ca),
             flag(self.insecure),
+            text(&self.file),
             text(&self.interval),
             text(&self.timeout),
             number(self.rise),

@@ -47,6 +47,7 @@ pub(super) fn health(entry: &Entry) -> Result<(HealthSpec, HealthPlaces), Fault>
         tls: table.boolean("tls")?,
         ca: text("ca")?,
         insecure: table.boolean("insecure")?,
+        file: text("file")?,
         interval: text("interval")?,
         timeout: text("timeout")?,
         rise: number("rise")?,

@@ -5,10 +5,11 @@ use std::time::Duration;
 use super::{
     duration,
     health::{
-        Check, GrpcCheck, HealthFault, HealthSpec, HttpCheck, INTERVAL_MS, MAX_MIN_HEALTHY,
-        OnPoolDown, THRESHOLD, TIMEOUT_MS, Tls, Written, show,
+        Check, ExecCheck, GrpcCheck, HealthFault, HealthSpec, HttpCheck, INTERVAL_MS,
+        MAX_MIN_HEALTHY, OnPoolDown, THRESHOLD, TIMEOUT_MS, Tls, Written, show,
     },
 };
+use crate::judge::check_program;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(2);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -16,7 +17,8 @@ const MAX_HEADERS: usize = 16;
 const MAX_TEXT: usize = 1_024;
 
 /// Which types have a key that not all of them have.
-const ONLY: [(&str, &[&str]); 9] = [
+const ONLY: [(&str, &[&str]); 11] = [
+    ("port", &["tcp", "http", "https", "grpc"]),
     ("path", &["http", "https"]),
     ("status", &["http", "https"]),
     ("host", &["http", "https", "grpc"]),
@@ -26,6 +28,7 @@ const ONLY: [(&str, &[&str]); 9] = [
     ("tls", &["grpc"]),
     ("ca", &["https", "grpc"]),
     ("insecure", &["https", "grpc"]),
+    ("file", &["exec"]),
 ];
 
 fn fault<T>(key: &'static str, text: impl Into<String>) -> Result<T, HealthFault> {
@@ -74,21 +77,19 @@ impl Written {
     }
 
     fn kind(&self) -> Result<&'static str, HealthFault> {
-        const KINDS: [&str; 4] = ["tcp", "http", "https", "grpc"];
+        const KINDS: [&str; 5] = ["tcp", "http", "https", "grpc", "exec"];
         match self.kind.as_deref() {
             None => fault(
                 "type",
-                "the key is missing: write type = \"tcp\", \"http\", \"https\" or \"grpc\"",
-            ),
-            Some("exec") => fault(
-                "type",
-                "\"exec\" is not built: write \"tcp\", \"http\", \"https\" or \"grpc\"",
+                "the key is missing: write type = \"tcp\", \"http\", \"https\", \"grpc\" or \"exec\"",
             ),
             Some(word) => match KINDS.into_iter().find(|kind| *kind == word) {
                 Some(kind) => Ok(kind),
                 None => fault(
                     "type",
-                    format!("{word:?} is unknown: write \"tcp\", \"http\", \"https\" or \"grpc\""),
+                    format!(
+                        "{word:?} is unknown: write \"tcp\", \"http\", \"https\", \"grpc\" or \"exec\""
+                    ),
                 ),
             },
         }
@@ -96,6 +97,8 @@ impl Written {
 
     fn has(&self, key: &str) -> bool {
         match key {
+            "port" => self.port.is_some(),
+            "file" => self.file.is_some(),
             "path" => self.path.is_some(),
             "status" => self.status.is_some(),
             "host" => self.host.is_some(),
@@ -134,6 +137,7 @@ impl Written {
         }
         match kind {
             "tcp" => Ok(Check::Tcp),
+            "exec" => self.file.map_or_else(no_file, checked_file),
             "grpc" => {
                 let asked = self.tls.unwrap_or(false);
                 if !asked && tls != Tls::default() {
@@ -157,6 +161,20 @@ impl Written {
                 headers: checked_headers(self.headers)?,
             })),
         }
+    }
+}
+
+fn no_file() -> Result<Check, HealthFault> {
+    fault(
+        "file",
+        "the key is missing: write a file of the agent's exec_dir, as file = \"check.sh\"",
+    )
+}
+
+fn checked_file(file: String) -> Result<Check, HealthFault> {
+    match check_program(&file) {
+        Ok(()) => Ok(Check::Exec(ExecCheck { file })),
+        Err(text) => fault("file", text),
     }
 }
 

@@ -37,6 +37,7 @@ fn every_key_outlives_the_store_and_a_request() {
         "type = \"https\"\nca = \"/etc/our-ca.pem\"",
         "type = \"https\"\ninsecure = true\nhost = \"[2001:db8::1]:80\"",
         "type = \"grpc\"\nservice = \"shop.Cart\"\ntls = true\ninsecure = true\nhost = \"a\"",
+        "type = \"exec\"\nfile = \"check-it.sh\"\ninterval = \"5s\"\ntimeout = \"4s\"",
     ] {
         let specs = parse_services(&file(health), "f", Format::Toml).unwrap();
         let stored = spec_from_json(&spec_to_json(&specs[0])).unwrap();
@@ -53,7 +54,7 @@ fn what_is_wrong_is_refused_at_its_place_and_says_what_would_be_right() {
         (
             "",
             "5:1",
-            "health.type: the key is missing: write type = \"tcp\", \"http\", \"https\" or \"grpc\"",
+            "health.type: the key is missing: write type = \"tcp\", \"http\", \"https\", \"grpc\" or \"exec\"",
         ),
         (
             "type = \"ping\"",
@@ -62,8 +63,23 @@ fn what_is_wrong_is_refused_at_its_place_and_says_what_would_be_right() {
         ),
         (
             "type = \"exec\"",
-            "6:8",
-            "health.type: \"exec\" is not built: write",
+            "5:1",
+            "health.file: the key is missing: write a file of the agent's exec_dir",
+        ),
+        (
+            "type = \"exec\"\nfile = \"../sh\"",
+            "7:8",
+            "health.file: \"../sh\" is no name of a program",
+        ),
+        (
+            "type = \"exec\"\nfile = \"a\"\nport = 1",
+            "8:8",
+            "health.port: a check of type \"exec\" has none: it goes with type \"tcp\"",
+        ),
+        (
+            "type = \"tcp\"\nfile = \"a\"",
+            "7:8",
+            "health.file: a check of type \"tcp\" has none: it goes with type \"exec\"",
         ),
         (
             "type = \"tcp\"\npath = \"/\"",

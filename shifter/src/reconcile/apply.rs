@@ -9,7 +9,6 @@ use super::{
     cohorts::NewSets,
     controller::{Change, ControlError, Receipt, WriteContext},
     entry::{Entry, local_backends},
-    file_load::FILE_ACTOR,
     plan::{Rigour, Step, check_specs},
     reconciler::{
         Core, Reconciler, audit, check_etag, describe_spec, elapsed_ns, finish, lock,
@@ -20,7 +19,6 @@ use crate::{
     datapath::{BackendId, DatapathError, ServiceId, ServiceImage},
     fault,
     health::offer::offer,
-    judge::Origin,
     model::{PoolName, ServiceSpec, weight::threshold_share},
     store::{Audit, Commit, StoreError},
 };
@@ -80,19 +78,7 @@ impl Reconciler {
             let name = &step.spec.name;
             Self::check_no_rollout(&core, name, &context.actor)?;
             self.check_frozen(&core, name)?;
-            let stored = core
-                .services
-                .get(name)
-                .and_then(|e| e.spec.rollout.as_ref());
-            if let Some(rollout) = &step.spec.rollout
-                && stored != Some(rollout)
-            {
-                let origin = match context.actor.as_str() {
-                    FILE_ACTOR => Origin::AgentFile,
-                    _ => Origin::Api,
-                };
-                self.check_gates(rollout, origin)?;
-            }
+            self.check_origin(&core, &step.spec, context)?;
         }
         if context.validate_only {
             let receipts = steps.iter().map(|s| preview(&core, s, context)).collect();

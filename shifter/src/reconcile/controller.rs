@@ -103,6 +103,8 @@ pub enum RolloutCommand {
     Resume,
     /// Leave the step that it is in.
     Advance,
+    /// Run the hook of its step again, which failed.
+    Retry,
     /// Everything to the candidate at once, which becomes live.
     Promote,
     Abort,

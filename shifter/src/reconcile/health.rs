@@ -182,10 +182,12 @@ fn checked(entry: &Entry) -> Option<CheckedService> {
     let spec = &entry.spec;
     let backends = spec.blue_pool.iter().chain(&spec.green_pool);
     let checked = backends.filter(|backend| backend.state != BackendState::Maint);
+    let green = spec.green_pool.iter().map(|backend| backend.addr);
     Some(CheckedService {
         service: spec.name.clone(),
         spec: spec.health.clone()?,
         backends: checked.map(|backend| backend.addr).collect(),
+        green: green.collect(),
         down: entry.down.clone(),
     })
 }

@@ -23,6 +23,7 @@ mod health;
 mod ids;
 mod maintain;
 mod observe;
+mod origin;
 mod plan;
 mod reconciler;
 mod recover;

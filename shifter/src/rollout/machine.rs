@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::{
     Facts, Health, OnDoubt, Plan, Step,
+    command::{check, failed_hook},
     plan::list,
     state::{Action, Effect, Event, Outcome, Phase, Said, State, Verdict},
 };
@@ -12,55 +13,6 @@ use crate::model::{Weight, duration};
 /// Of one tick no more than this counts as analysed, in ms: while the agent was
 /// away, nobody judged.
 const ANALYSED_AT_MOST_MS: u64 = 5_000;
-
-/// Whether a command can be given now; the text says why not, and what can.
-pub fn check(plan: &Plan, state: &State, event: &Event) -> Result<(), String> {
-    let is_command = matches!(
-        event,
-        Event::Pause | Event::Resume | Event::Advance | Event::Promote | Event::Abort { .. }
-    );
-    match &state.phase {
-        _ if !is_command => return Ok(()),
-        Phase::Over { outcome } => {
-            return Err(format!(
-                "the rollout is over ({outcome}): start another one"
-            ));
-        }
-        Phase::RollingBack { .. } => {
-            return Err("it is rolling back, and does so to the end".into());
-        }
-        Phase::Running | Phase::Paused => {}
-    }
-    match (event, &state.phase) {
-        (Event::Pause, Phase::Paused) => Err("it is paused already: resume it, or abort it".into()),
-        (Event::Resume, Phase::Running) => {
-            let advance = match plan.steps.get(state.step) {
-                Some(step) if step.awaits_person() => "; it waits for `advance`",
-                _ => "",
-            };
-            Err(format!("it is not paused{advance}"))
-        }
-        (Event::Promote, _) if plan.promote_at.is_none() => {
-            Err("this strategy promotes nothing: advance it, or abort it".into())
-        }
-        (Event::Advance | Event::Promote, _) if holds_write(state) => Err(format!(
-            "it cannot leave this step, because its change is not in force yet{}: abort it, or mend that",
-            state
-                .failed
-                .as_deref()
-                .map_or(String::new(), |why| format!(" ({why})"))
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// A change of traffic was asked for and is not done: a step must not be left so.
-fn holds_write(state: &State) -> bool {
-    state
-        .pending
-        .as_ref()
-        .is_some_and(|effect| !matches!(effect.action, Action::Hook { .. }))
-}
 
 /// The next state, and what has to be done. A command that [`check`] refuses
 /// changes nothing.
@@ -111,6 +63,7 @@ impl Machine<'_> {
                 self.state.pending = None;
                 self.advance();
             }
+            Event::Retry => self.retry(),
             Event::Promote => self.promote(),
             Event::Abort { reason } => self.roll_back(reason),
             Event::TakenBack { reason } => {
@@ -235,7 +188,7 @@ impl Machine<'_> {
                 backend,
                 on_error,
             } => match &self.state.failed {
-                Some(why) => Ready::Doubt(*on_error, why.clone()),
+                Some(why) => Ready::Doubt(*on_error, with_remedy(*on_error, why)),
                 None => Ready::Asks(Action::Hook {
                     name: name.clone(),
                     backend: *backend,
@@ -363,7 +316,11 @@ impl Machine<'_> {
             self.state.pending = None;
         }
         if !self.rolls_back() {
-            self.state.holding = Some(reason.clone());
+            let shown = match self.current() {
+                Some(Step::Hook { on_error, .. }) => with_remedy(*on_error, &reason),
+                _ => reason.clone(),
+            };
+            self.state.holding = Some(shown);
         }
         self.state.failed = Some(reason);
     }
@@ -401,6 +358,17 @@ impl Machine<'_> {
         state.judged.fill(None);
         if self.plan.is_over(step, state.promoting) {
             self.finish();
+        }
+    }
+
+    /// Its time begins anew, as if the step were entered now.
+    fn retry(&mut self) {
+        if let Some(hook) = failed_hook(self.plan, &self.state) {
+            self.state.phase = Phase::Running;
+            self.state.spent_ms = 0;
+            self.state.entered_ms = self.state.last_ms.max(self.now_ms);
+            self.state.holding = None;
+            self.ask(hook);
         }
     }
 
@@ -505,6 +473,14 @@ enum Ready {
 impl Ready {
     fn when(done: bool) -> Self {
         if done { Self::Yes } else { Self::No }
+    }
+}
+
+/// A hook that failed is waited for by a person, where it is held for.
+fn with_remedy(on_error: OnDoubt, why: &str) -> String {
+    match on_error {
+        OnDoubt::Hold => format!("{why}; `shifter rollout retry` runs it again"),
+        _ => why.to_owned(),
     }
 }
 

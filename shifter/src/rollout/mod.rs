@@ -7,6 +7,7 @@
 //! die at any point, and go on after it: nothing is asked for twice under two ids.
 
 pub mod as_text;
+mod command;
 pub mod facts;
 pub mod machine;
 pub mod note;
@@ -19,8 +20,9 @@ pub mod state;
 mod tests;
 pub mod window;
 
+pub use command::check;
 pub use facts::{BackendFacts, Facts, Health};
-pub use machine::{check, step};
+pub use machine::step;
 pub use note::{Happened, Note, notes};
 pub use plan::{GatePolicy, OnDoubt, Plan, Step};
 pub use spec::{RolloutSpec, Strategy};

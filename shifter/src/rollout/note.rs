@@ -11,7 +11,7 @@ use super::{
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Note {
     /// "gate", "step", "weight", "holding", "goes on", "paused", "resumed", "failed",
-    /// "rolling back" or "over".
+    /// "retried", "rolling back" or "over"; for webhooks "begun" as well.
     pub kind: &'static str,
     pub text: String,
 }
@@ -54,6 +54,14 @@ pub fn notes(plan: &Plan, before: &State, after: &State) -> Vec<Note> {
         let (number, all) = (after.step + 1, plan.steps.len());
         tell("step", format!("step {number} of {all}: {step}"));
     }
+    let retried = match after.pending.as_ref().map(|effect| &effect.action) {
+        Some(Action::Hook { name, backend }) if is_retry(before, after) => Some((name, backend)),
+        _ => None,
+    };
+    if let Some((name, backend)) = retried {
+        let whose = backend.map_or(String::new(), |backend| format!(" for {backend}"));
+        tell("retried", format!("hook {name:?} is run again{whose}"));
+    }
     match (&before.holding, &after.holding) {
         (was, Some(why)) if was.as_ref() != Some(why) => {
             let same_gate = was.as_ref().is_some_and(|was| same_but_numbers(was, why));
@@ -61,7 +69,9 @@ pub fn notes(plan: &Plan, before: &State, after: &State) -> Vec<Note> {
                 tell("holding", why.clone());
             }
         }
-        (Some(_), None) if after.step == before.step && after.outcome().is_none() => {
+        (Some(_), None)
+            if after.step == before.step && after.outcome().is_none() && retried.is_none() =>
+        {
             tell("goes on", "it goes on".into());
         }
         _ => {}
@@ -81,6 +91,11 @@ fn newly_judged<'a>(before: &State, after: &'a State) -> Vec<(usize, &'a Said)> 
     let said = said.filter_map(|(gate, said)| Some((gate, said.as_ref()?)));
     said.filter(|(gate, said)| verdict(*gate) != Some(said.verdict))
         .collect()
+}
+
+/// Whether what has failed in this step is asked for under another number.
+fn is_retry(before: &State, after: &State) -> bool {
+    before.step == after.step && before.failed.is_some() && before.pending.is_none()
 }
 
 /// A reason that only counts on is told once.

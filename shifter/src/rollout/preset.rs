@@ -163,7 +163,7 @@ enum Moment {
     BeforeStart,
     Analysis,
     BeforePromotion,
-    /// Not at all: telling somebody is not built.
+    /// Not at all: it is told what happens, and its answer changes nothing.
     Never,
 }
 

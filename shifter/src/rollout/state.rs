@@ -123,6 +123,8 @@ pub enum Event {
     Resume,
     /// Leave the step that it is in.
     Advance,
+    /// Run the hook of its step again, which failed.
+    Retry,
     /// Go to the end at once: everything to the candidate, which becomes live.
     Promote,
     /// Roll back.

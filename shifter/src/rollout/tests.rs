@@ -4,8 +4,8 @@
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use super::{
-    Action, BackendFacts, Effect, Event, Facts, Health, Outcome, Phase, Plan, State, check, preset,
-    spec, step,
+    Action, BackendFacts, Effect, Event, Facts, Health, Outcome, Phase, Plan, State, check, notes,
+    preset, spec, step,
 };
 use crate::{
     judge::{self, Judgement},
@@ -504,6 +504,69 @@ fn a_backend_that_no_check_has_told_of_since_its_update_is_waited_for() {
 }
 
 #[test]
+fn a_hook_that_failed_is_run_again_when_told_and_as_a_new_effect() {
+    let plan = plan(r#"{"strategy":"rolling","hook":"update","drain_deadline":"1s"}"#);
+    let mut run = Run::new(&plan);
+    let retry = |run: &Run<'_>| check(run.plan, &run.state, &Event::Retry);
+    let text = retry(&run).unwrap_err();
+    assert!(text.contains("no hook of it has failed"), "{text}");
+    // The first backend is drained, and its hook asked for.
+    let (mut state, mut effects) = (run.state.clone(), Vec::new());
+    while effects.is_empty() {
+        run.now += SECOND;
+        let tick = Event::Tick(facts(0, Health::Up));
+        (state, effects) = step(&plan, state, tick, run.now);
+        if let Some(Action::Drain { .. }) = effects.first().map(|effect| &effect.action) {
+            let id = effects.remove(0).id;
+            (state, _) = step(&plan, state, Event::Done { id }, run.now);
+        }
+    }
+    run.state = state;
+    let first = effects.remove(0);
+    assert!(matches!(first.action, Action::Hook { .. }), "{first:?}");
+    assert!(retry(&run).is_err(), "it runs");
+    let failed = |id| Event::Failed {
+        id,
+        reason: "hook \"update\" failed".into(),
+    };
+    run.tell(failed(first.id));
+    run.pass_with(30, &facts(0, Health::Up));
+    assert_eq!(run.state.word(), "holding");
+    let why = run.state.holding.clone().unwrap();
+    assert!(
+        why.contains("`shifter rollout retry` runs it again"),
+        "{why}"
+    );
+    // As a restart knows it.
+    let stored = serde_json::to_string(&run.state).unwrap();
+    let before: State = serde_json::from_str(&stored).unwrap();
+    let (after, effects) = step(&plan, before.clone(), Event::Retry, run.now);
+    let [second] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(second.action, first.action);
+    assert!(second.id > first.id);
+    assert_eq!(after.word(), "running");
+    assert_eq!(after.spent_ms, 0);
+    let told = notes(&plan, &before, &after);
+    let told: Vec<&str> = told.iter().map(|note| note.kind).collect();
+    assert_eq!(told, ["retried"]);
+    // An answer of the first run is none of the second.
+    let (late, _) = step(&plan, after.clone(), Event::Done { id: first.id }, run.now);
+    assert_eq!(late.pending, after.pending);
+    run.state = after;
+    assert!(retry(&run).is_err(), "it runs again");
+    let id = second.id;
+    run.tell(failed(id));
+    assert!(retry(&run).is_ok(), "as often as it fails");
+    run.tell(Event::Retry);
+    assert_eq!(run.world.hooks.len(), 1);
+    run.pass_with(120, &facts(0, Health::Up));
+    assert_eq!(run.outcome(), Some(&Outcome::Completed));
+    assert_eq!(run.world.hooks.len(), 3);
+}
+
+#[test]
 fn a_surge_brings_spares_in_and_takes_them_out_again() {
     let plan = plan(r#"{"strategy":"rolling","surge":1,"max_unavailable":0,"hook":"update"}"#);
     let spare: SocketAddr = "10.0.0.14:80".parse().unwrap();
@@ -585,6 +648,7 @@ fn random_event(random: &mut Random, run: &Run<'_>) -> Event {
     match random.next(60) {
         0 => Event::Pause,
         1 => Event::Resume,
+        2 if random.next(2) == 0 => Event::Retry,
         2 => Event::Advance,
         3 if random.next(8) == 0 => Event::Promote,
         4 if random.next(8) == 0 => Event::Abort {

@@ -8,6 +8,7 @@ pub mod hold;
 pub mod honest;
 pub mod poll;
 pub mod requests;
+pub mod resetting;
 pub mod server;
 pub mod slow;
 pub mod storm;

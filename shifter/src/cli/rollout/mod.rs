@@ -40,6 +40,8 @@ enum What {
     Resume(Command),
     /// Leave the step that it is in.
     Advance(Command),
+    /// Run the hook of its step again, which failed.
+    Retry(Command),
     /// Give the candidate everything at once, and make it live.
     Promote(Command),
     /// Give the live pool everything again, at once.
@@ -132,6 +134,7 @@ impl RolloutVerb {
             What::Pause(it) => it.run(client, screen, Told::Pause).await,
             What::Resume(it) => it.run(client, screen, Told::Resume).await,
             What::Advance(it) => it.run(client, screen, Told::Advance).await,
+            What::Retry(it) => it.run(client, screen, Told::Retry).await,
             What::Promote(it) => it.run(client, screen, Told::Promote).await,
             What::Abort(it) => it.run(client, screen, Told::Abort).await,
             What::Report(report) => report.run(client, screen).await,
@@ -147,6 +150,7 @@ enum Told {
     Pause,
     Resume,
     Advance,
+    Retry,
     Promote,
     Abort,
 }
@@ -171,6 +175,7 @@ impl Command {
                         Told::Pause => rollouts.pause(request).await,
                         Told::Resume => rollouts.resume(request).await,
                         Told::Advance => rollouts.advance(request).await,
+                        Told::Retry => rollouts.retry(request).await,
                         Told::Promote => rollouts.promote(request).await,
                         Told::Abort => rollouts.abort(request).await,
                     }

@@ -1,5 +1,6 @@
 //! One check of one backend: what is asked, and what its answer says.
 
+mod exec;
 mod grpc;
 mod http;
 mod tls;
@@ -11,9 +12,12 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::model::{
-    HealthSpec,
-    health::{self, Check},
+use crate::{
+    gate::RunnerAt,
+    model::{
+        HealthSpec, PoolName,
+        health::{self, Check},
+    },
 };
 
 /// How a check ended.
@@ -54,18 +58,41 @@ impl Fault {
     }
 }
 
+/// What is checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct About {
+    pub service: String,
+    pub pool: PoolName,
+    pub backend: SocketAddr,
+}
+
 /// Asks backends.
 #[derive(Default)]
 pub struct Prober {
     trust: tls::Trust,
+    /// Who runs programs; `None` without an `exec_dir`.
+    runner: Option<RunnerAt>,
 }
 
 impl Prober {
-    /// One check; ends within the timeout.
-    pub async fn probe(&self, spec: &HealthSpec, backend: SocketAddr) -> Outcome {
+    /// One whose programs are run there.
+    pub fn new(runner: Option<RunnerAt>) -> Self {
+        let trust = tls::Trust::default();
+        Self { trust, runner }
+    }
+
+    /// One check; ends within the timeout, and one by a program a second later at most.
+    pub async fn probe(&self, spec: &HealthSpec, about: &About) -> Outcome {
+        if let Check::Exec(check) = &spec.check {
+            let runner = self.runner.as_ref();
+            return match exec::ask(runner, check, spec.timeout, about).await {
+                Ok(()) => Outcome::Passed,
+                Err(fault) => failed(fault),
+            };
+        }
         let addr = match spec.port {
-            Some(port) => SocketAddr::new(backend.ip(), port),
-            None => backend,
+            Some(port) => SocketAddr::new(about.backend.ip(), port),
+            None => about.backend,
         };
         let deadline = Instant::now() + spec.timeout;
         let stream = match timeout_at(deadline, TcpStream::connect(addr)).await {
@@ -93,7 +120,8 @@ impl Prober {
         stream: TcpStream,
     ) -> Result<(), Fault> {
         match &spec.check {
-            Check::Tcp => Ok(()),
+            // A program connects for itself.
+            Check::Tcp | Check::Exec(_) => Ok(()),
             Check::Http(check) => match &check.tls {
                 None => http::ask(check, addr, stream).await,
                 Some(tls) => {

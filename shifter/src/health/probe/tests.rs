@@ -55,7 +55,12 @@ async fn server(parts: &'static [&'static str]) -> (SocketAddr, Arc<Mutex<String
 }
 
 async fn probe(written: Written, addr: SocketAddr) -> Result<(), (&'static str, String)> {
-    match Prober::default().probe(&spec(written), addr).await {
+    let about = About {
+        service: "web".into(),
+        pool: PoolName::Blue,
+        backend: addr,
+    };
+    match Prober::default().probe(&spec(written), &about).await {
         Outcome::Passed => Ok(()),
         Outcome::Failed { kind, text } => Err((kind, text)),
     }

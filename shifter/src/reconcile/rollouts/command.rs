@@ -3,12 +3,12 @@
 use super::{Rollout, view::RolloutView};
 use crate::{
     fault,
-    judge::{self, Origin},
+    judge::Origin,
     reconcile::{
         controller::{ControlError, RolloutCommand, StartRollout, WriteContext},
         reconciler::{Core, Reconciler, audit, check_etag, find, lock, nothing_changed},
     },
-    rollout::{Event, RolloutSpec, State, preset, spec},
+    rollout::{Event, Note, RolloutSpec, State, preset, spec},
     store::{Commit, NewRollout},
 };
 
@@ -47,7 +47,7 @@ impl Reconciler {
         if core.rollouts.contains_key(name) {
             Self::check_no_rollout(core, name, &context.actor)?;
             return Err(ControlError::Precondition(format!(
-                "service {name:?}: the end of the last rollout is still being measured: try again in 2 s"
+                "service {name:?}: the end of the last rollout is still being measured, or webhooks told of it: try again in a few seconds"
             )));
         }
         let described: RolloutSpec = match (&start.spec, &entry.spec.rollout) {
@@ -77,31 +77,6 @@ impl Reconciler {
         rollout.reason.clone_from(&context.reason);
         rollout.resumed = true;
         Ok(rollout)
-    }
-
-    /// Refuses gates and hooks that come from where they may not.
-    pub(in crate::reconcile) fn check_gates(
-        &self,
-        spec: &RolloutSpec,
-        origin: Origin,
-    ) -> Result<(), ControlError> {
-        let refuse = |error: judge::GateError| ControlError::Precondition(error.to_string());
-        judge::check_allowed(&spec.gates, origin, &self.settings.allowed).map_err(refuse)?;
-        let hooks = spec.hooks();
-        let Some(hook) = hooks.first() else {
-            return Ok(());
-        };
-        match origin {
-            Origin::Api => Err(ControlError::Precondition(format!(
-                "hook {hook:?} runs a program of this host and cannot come over the API: write the rollout into [[service]] of the agent's own file and restart the agent"
-            ))),
-            Origin::AgentFile if !self.settings.allowed.exec => {
-                Err(refuse(judge::GateError::NoExecDir {
-                    gate: (*hook).to_owned(),
-                }))
-            }
-            Origin::AgentFile => Ok(()),
-        }
     }
 
     fn begin(
@@ -135,6 +110,12 @@ impl Reconciler {
             actor = context.actor,
             "rollout begins"
         );
+        let begun = Note {
+            kind: "begun",
+            text: format!("rollout {} begins: {}", rollout.id, rollout.spec.strategy),
+        };
+        let now_ns = self.clock.monotonic_ns();
+        rollout.hear(&begun, rollout.began_unix_ms, now_ns);
         core.rollouts.insert(name.to_owned(), rollout);
         self.audit_only(core, name, "rollout start", context);
         self.events.push(name, false);
@@ -155,6 +136,7 @@ impl Reconciler {
             RolloutCommand::Pause => (Event::Pause, "rollout pause", false),
             RolloutCommand::Resume => (Event::Resume, "rollout resume", true),
             RolloutCommand::Advance => (Event::Advance, "rollout advance", true),
+            RolloutCommand::Retry => (Event::Retry, "rollout retry", true),
             RolloutCommand::Promote => (Event::Promote, "rollout promote", true),
             RolloutCommand::Abort => {
                 let reason = reason("aborted");

@@ -135,7 +135,9 @@ impl Reconciler {
             return;
         };
         rollout.state = next;
+        let (at_unix_ms, now_ns) = (self.clock.unix_ms(), self.clock.monotonic_ns());
         for note in notes {
+            rollout.hear(note, at_unix_ms, now_ns);
             match note.kind {
                 "rolling back" | "holding" => {
                     tracing::warn!(

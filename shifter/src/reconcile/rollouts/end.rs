@@ -24,7 +24,8 @@ impl Reconciler {
             core.rollouts.get(name).and_then(|rollout| {
                 let now_ns = self.clock.monotonic_ns();
                 let measured = rollout.aftermath.as_ref().is_none_or(|a| a.is_due(now_ns));
-                let is_ready = rollout.is_over() && (measured || service.is_none());
+                let is_measured = measured || service.is_none();
+                let is_ready = rollout.is_over() && is_measured && !rollout.told.delays(now_ns);
                 is_ready.then(|| (rollout.aftermath.clone(), service, rollout.plan.candidate))
             })
         }) else {
@@ -130,6 +131,7 @@ impl Reconciler {
             return Ok(());
         };
         rollout.sampler.flush();
+        rollout.stop_telling(self.clock.unix_ms());
         let (id, state) = (rollout.id, rollout.state.clone());
         // What is not stored yet belongs into it.
         self.store_state(core, name, &state, &[])?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Rollout;
+use super::{Rollout, tell::Tell};
 use crate::{
     judge::{GateSpec, GateState, Judgement, Outcome, When, Window},
     model::PoolName,
@@ -14,6 +14,7 @@ use crate::{
 pub struct Work {
     pub asks: Vec<Ask>,
     pub hooks: Vec<HookRun>,
+    pub tells: Vec<Tell>,
 }
 
 /// A gate that reaches out of the agent.

@@ -7,12 +7,14 @@ mod drive;
 mod end;
 mod gates;
 mod sample;
+mod tell;
 mod tick;
 mod view;
 
 use std::collections::{BTreeMap, VecDeque};
 
 pub use gates::{Ask, HookRun, Work};
+pub use tell::{News, Tell};
 pub use view::{GateView, NoteView, RolloutView};
 
 use super::{
@@ -27,6 +29,7 @@ use crate::{
 use aftermath::Aftermath;
 use gates::{Asked, Seen};
 use sample::Sampler;
+use tell::Told;
 
 /// Whom the audit names where a rollout has written.
 pub const ACTOR: &str = "rollout";
@@ -45,6 +48,8 @@ pub struct Rollout {
     offset_ms: i64,
     sampler: Sampler,
     asked: Asked,
+    /// What webhooks are still to be told.
+    told: Told,
     /// What its gates have seen in this step.
     seen: Seen,
     seen_step: usize,
@@ -58,7 +63,7 @@ pub struct Rollout {
     resumed: bool,
     /// Results of effects that the store could not take: they are taken in first.
     owed: VecDeque<Event>,
-    /// What happened on the way back while the store failed.
+    /// What happened and is not stored yet: on the way back, or while the store failed.
     late: Vec<Happened>,
     /// Cannot be stored just now, for this reason.
     unstored: Option<String>,
@@ -176,6 +181,7 @@ impl Reconciler {
         Rollout {
             id,
             asked: Asked::default(),
+            told: Told::default(),
             seen: Seen::new(&spec.gates),
             seen_step: state.step,
             sampler: Sampler::default(),

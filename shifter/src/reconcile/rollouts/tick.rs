@@ -40,6 +40,7 @@ impl Reconciler {
         };
         for name in names {
             self.tick_one(&name, &census);
+            self.collect_tells(&mut lock(&self.core), &name);
             self.end_rollout(&name);
         }
         std::mem::take(&mut *lock(&self.rollout_work))
@@ -261,14 +262,21 @@ impl Reconciler {
     /// are asked again, and a hook that was begun has failed.
     pub fn forsake_rollouts(&self) {
         let mut core = lock(&self.core);
-        let not_begun = std::mem::take(&mut *lock(&self.rollout_work)).hooks;
-        for run in not_begun {
+        let not_begun = std::mem::take(&mut *lock(&self.rollout_work));
+        for run in not_begun.hooks {
             if let Some(rollout) = core.rollouts.get_mut(&run.service) {
                 rollout.asked.hooks.retain(|id| *id != run.effect.id);
             }
         }
+        for tell in not_begun.tells {
+            let rollout = core.rollouts.get_mut(&tell.service);
+            if let Some(rollout) = rollout.filter(|r| r.id == tell.rollout) {
+                rollout.told.put_back(tell);
+            }
+        }
         for rollout in core.rollouts.values_mut() {
             rollout.asked.forget_running();
+            rollout.told.forget_running();
             let is_new_hook = rollout.state.pending.as_ref().is_some_and(|effect| {
                 matches!(effect.action, Action::Hook { .. })
                     && !rollout.asked.hooks.contains(&effect.id)

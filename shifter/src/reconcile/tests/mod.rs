@@ -10,6 +10,7 @@ mod free;
 mod gone;
 mod health;
 mod observe;
+mod outward;
 mod refresh;
 mod restart;
 mod rig;
