@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     duration,
     health::{
-        Check, GrpcCheck, HealthFault, HealthSpec, HttpCheck, INTERVAL_MS, MAX_MIN_HEALTHY,
+        Check, GrpcCheck, HealthFault, HealthSpec, HttpCheck, INTERVAL_MS, MAX_MIN_HEALTHY, OnDown,
         OnPoolDown, THRESHOLD, TIMEOUT_MS, Tls, Written, show,
     },
 };
@@ -66,6 +66,16 @@ impl Written {
                     return fault(
                         "on_pool_down",
                         format!("{word:?} is unknown: write \"other\" or \"hold\""),
+                    );
+                }
+            },
+            on_down: match self.on_down.as_deref() {
+                None | Some("keep") => OnDown::Keep,
+                Some("cut") => OnDown::Cut,
+                Some(word) => {
+                    return fault(
+                        "on_down",
+                        format!("{word:?} is unknown: write \"keep\" or \"cut\""),
                     );
                 }
             },

@@ -159,6 +159,9 @@ impl Reconciler {
             jump_s = jump_ms as f64 / 1e3,
             "the wall clock was set: dead-men and the time to undo a promote are not changed by it; records of the audit keep their order"
         );
+        for cut in &mut core.cuts {
+            cut.due_unix_ms += jump_ms;
+        }
         for entry in core.services.values_mut() {
             if let Some(dead_man) = &mut entry.dead_man {
                 dead_man.stored.deadline_unix_ms += jump_ms;

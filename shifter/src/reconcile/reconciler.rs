@@ -13,6 +13,8 @@ use super::{
     backends::Backends,
     control::Answered,
     controller::{ControlError, Receipt, WriteContext},
+    cut::CutFigures,
+    cutter::Cutting,
     dropped::Dropped,
     entry::{Entry, Split, describe, threshold_moved},
     events::Events,
@@ -28,7 +30,7 @@ use crate::{
     datapath::{Census, Datapath, DatapathError, ServiceId, ServiceImage},
     judge::Allowed,
     model::{Protocol, ServiceSpec, config, weight::threshold_share},
-    store::{Audit, Commit, Frozen, Store, StoreError},
+    store::{Audit, Commit, Cut, Frozen, Store, StoreError},
 };
 
 /// Audit records kept until the store can be written again.
@@ -107,6 +109,9 @@ pub struct Reconciler {
     pub(super) carrying: Mutex<()>,
     /// What rollouts have to ask of others.
     pub(super) rollout_work: Mutex<Work>,
+    /// Held while flows are ended.
+    pub(super) cutting: Mutex<Cutting>,
+    pub(super) cut_figures: Mutex<CutFigures>,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
 }
 
@@ -134,6 +139,8 @@ pub struct Core {
     pub rollouts: Rollouts,
     /// Services that refuse writes.
     pub frozen: BTreeMap<String, Frozen>,
+    /// Flows that somebody has asked to be ended.
+    pub cuts: Vec<Cut>,
 }
 
 impl Core {
@@ -191,6 +198,8 @@ impl Reconciler {
             health: Mutex::default(),
             carrying: Mutex::default(),
             rollout_work: Mutex::default(),
+            cutting: Mutex::default(),
+            cut_figures: Mutex::default(),
             census: Mutex::new(None),
         }
     }

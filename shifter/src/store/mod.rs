@@ -4,6 +4,7 @@
 //! returns, it survives a power cut.
 
 mod audit;
+mod cut;
 mod error;
 mod place;
 mod rollout;
@@ -20,6 +21,7 @@ use crate::{
     model::{PoolName, ServiceSpec, Weight, file},
 };
 pub use audit::{Audit, AuditQuery, Recorded};
+pub use cut::{Cut, CutCause, CutKey};
 pub use error::StoreError;
 use error::sql;
 use place::Place;
@@ -301,6 +303,7 @@ impl Store {
                 tx.execute("DELETE FROM service WHERE name = ?1", [name])?;
                 tx.execute("DELETE FROM history WHERE service = ?1", [name])?;
                 tx.execute("DELETE FROM frozen WHERE service = ?1", [name])?;
+                cut::forget_all(tx, name)?;
             }
             for audit in &commit.audit {
                 audit::record(tx, audit)?;

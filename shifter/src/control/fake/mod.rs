@@ -12,13 +12,14 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    model::{BackendState, PoolName, Protocol, ServiceSpec, Vip},
+    model::{BackendState, CutRate, PoolName, Protocol, ServiceSpec, Vip},
     reconcile::{
         Controller,
         controller::{
-            AuditQuery, Change, ControlError, DeadManView, DrainTarget, Explanation, FlowQuery,
-            FlowView, InfoView, Receipt, Recorded, ReportFormat, RolloutCommand, RolloutFigures,
-            RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange, WriteContext,
+            AuditQuery, Change, ControlError, DeadManView, DrainEnd, DrainTarget, Explanation,
+            FlowQuery, FlowView, InfoView, Receipt, Recorded, ReportFormat, RolloutCommand,
+            RolloutFigures, RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange,
+            WriteContext,
         },
     },
 };
@@ -267,6 +268,7 @@ impl Controller for FakeAgent {
         &self,
         name: &str,
         to: u32,
+        _cut: Option<CutRate>,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
         if to > 0 {
@@ -343,7 +345,7 @@ impl Controller for FakeAgent {
     fn drain(
         &self,
         target: &DrainTarget,
-        drain: bool,
+        drain: Option<DrainEnd>,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
         self.write(&target.service, context, |view| {
@@ -352,8 +354,8 @@ impl Controller for FakeAgent {
                     && target.pool.is_none_or(|pool| pool == backend.pool);
                 if named {
                     backend.spec.state = match drain {
-                        true => BackendState::Drain,
-                        false => BackendState::Ready,
+                        Some(_) => BackendState::Drain,
+                        None => BackendState::Ready,
                     };
                 }
             }
