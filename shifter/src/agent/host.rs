@@ -101,6 +101,22 @@ impl HostFacts for Host {
     fn tcp_sockets(&self, netns: Option<i32>, at: &HashSet<SocketAddr>) -> io::Result<TcpSockets> {
         network::tcp_sockets(netns, at)
     }
+    fn end_sockets(
+        &self,
+        netns: Option<i32>,
+        pairs: &[(SocketAddr, SocketAddr)],
+    ) -> io::Result<Vec<bool>> {
+        network::end_sockets(netns, pairs)
+    }
+    fn send_reset(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+        sequence: u32,
+        acknowledged: u32,
+    ) -> io::Result<()> {
+        network::send_reset(from, to, sequence, acknowledged)
+    }
     fn warnings(&self) -> Vec<String> {
         self.supervisor.warnings()
     }

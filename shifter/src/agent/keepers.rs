@@ -18,7 +18,8 @@ use super::{
     notify::Manager,
     panics, rollouts,
     supervise::{
-        HEALTH, MAINTAIN, NETWORK, PLACEMENTS, ROLLOUTS, Stopped, Supervisor, blocking, is_over,
+        CUTS, HEALTH, MAINTAIN, NETWORK, PLACEMENTS, ROLLOUTS, Stopped, Supervisor, blocking,
+        is_over,
     },
 };
 use crate::{
@@ -29,6 +30,8 @@ use crate::{
 
 /// Between two passes over what is kept up to date by time.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
+/// Between two turns of ending flows.
+const CUT_EVERY: Duration = Duration::from_millis(100);
 /// Passes between two sweeps of the flow table.
 const SWEEP_EVERY: u64 = 5;
 /// Passes between two prunings of history.
@@ -65,12 +68,15 @@ pub fn start(
     let health = move || check_health(checked.clone(), until.clone());
     let (walked, until) = each();
     let walks = move || rollouts::walk(walked.clone(), until.clone());
+    let (cut, until) = each();
+    let cuts = move || cut_flows(cut.clone(), until.clone());
     vec![
         supervisor.run(MAINTAIN, stopped.clone(), by_time),
         supervisor.run(NETWORK, stopped.clone(), network),
         supervisor.run(PLACEMENTS, stopped.clone(), placements),
         supervisor.run(HEALTH, stopped.clone(), health),
         supervisor.run(ROLLOUTS, stopped.clone(), walks),
+        supervisor.run(CUTS, stopped.clone(), cuts),
     ]
 }
 
@@ -165,6 +171,19 @@ async fn check_health(engine: Engine, stopped: Stopped) -> Result<()> {
         lots,
     )
     .await
+}
+
+/// Ends flows where that is asked for.
+async fn cut_flows(engine: Engine, mut stopped: Stopped) -> Result<()> {
+    loop {
+        panics::point(CUTS);
+        tokio::select! {
+            () = tokio::time::sleep(CUT_EVERY) => {}
+            _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+        }
+        let reconciler = Arc::clone(&engine.reconciler);
+        blocking(move || reconciler.cut_flows()).await?;
+    }
 }
 
 /// What netlink has told of.

@@ -31,13 +31,15 @@ pub const PLACEMENTS: &str = "placements";
 pub const HEALTH: &str = "health";
 /// Rollouts of services.
 pub const ROLLOUTS: &str = "rollouts";
+/// Flows that somebody has asked to be ended.
+pub const CUTS: &str = "cuts";
 /// Signs of life for the service manager.
 pub const KEEP_ALIVE: &str = "keep_alive";
 /// The socket by which a new agent takes over.
 pub const HANDOVER: &str = "handover";
 
-const ALL: [&str; 9] = [
-    API, METRICS, MAINTAIN, NETWORK, PLACEMENTS, HEALTH, ROLLOUTS, KEEP_ALIVE, HANDOVER,
+const ALL: [&str; 10] = [
+    API, METRICS, MAINTAIN, NETWORK, PLACEMENTS, HEALTH, ROLLOUTS, CUTS, KEEP_ALIVE, HANDOVER,
 ];
 
 /// The longest pause before a task is started again, in seconds.

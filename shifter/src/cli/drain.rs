@@ -3,6 +3,7 @@
 use crate::model::duration;
 use std::time::{Duration, Instant};
 
+use crate::model::CutRate;
 use crate::proto::{BackendStatus, DrainRequest, Pool, UndrainRequest};
 
 use super::{EXIT_DONE, client::Client, failure::Failure, receipt, screen::Screen, text};
@@ -53,12 +54,15 @@ pub(super) struct Drain {
     /// Wait until they carry no flow; exits with 4 if some are left at the deadline.
     #[arg(long)]
     wait: bool,
-    /// How long to wait.
+    /// How long to wait, and when what is left is reset.
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
     deadline: Duration,
-    /// What becomes of flows that are left then: they are kept.
-    #[arg(long, value_name = "keep", default_value = "keep", value_parser = ["keep"])]
+    /// What becomes of flows that are left then: kept, or ended by the agent.
+    #[arg(long, value_name = "WORD", default_value = "keep", value_parser = ["keep", "reset"])]
     on_deadline: String,
+    /// With `--on-deadline reset`: flows ended a second [default: 100/s].
+    #[arg(long, value_name = "RATE")]
+    cut: Option<CutRate>,
     /// Why, for the history.
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
@@ -83,11 +87,23 @@ pub(super) struct Undrain {
 
 impl Drain {
     pub async fn run(self, client: &Client, screen: &mut Screen<'_>) -> Result<u8, Failure> {
+        let resets = self.on_deadline == "reset";
+        if self.cut.is_some() && !resets {
+            return Err(Failure::Usage(
+                "--cut goes with --on-deadline reset: add it, or leave --cut out and the flows stay".to_owned(),
+            ));
+        }
+        let deadline_seconds = match resets {
+            true => self.deadline.as_secs_f64(),
+            false => 0.0,
+        };
         let request = DrainRequest {
             service: self.named.service.clone(),
             pool: self.named.pool.into(),
             backend: self.named.backend.clone(),
             on_deadline: self.on_deadline,
+            deadline_seconds,
+            cut_per_second: self.cut.map_or(0, CutRate::get),
             reason: self.reason,
             etag: self.if_match,
             ..Default::default()
@@ -100,7 +116,7 @@ impl Drain {
             .await?;
         let code = receipt::print(answer, client, screen).await?;
         match self.wait {
-            true => wait(client, &self.named, self.deadline, screen).await,
+            true => wait(client, &self.named, self.deadline, resets, screen).await,
             false => Ok(code),
         }
     }
@@ -131,6 +147,7 @@ async fn wait(
     client: &Client,
     named: &Named,
     deadline: Duration,
+    resets: bool,
     screen: &mut Screen<'_>,
 ) -> Result<u8, Failure> {
     let begun = Instant::now();
@@ -149,7 +166,9 @@ async fn wait(
             screen.message(&format!("drained after {after}"));
             return Ok(EXIT_DONE);
         }
-        if begun.elapsed() >= deadline {
+        // The agent ends them, as long as the drain stands.
+        let is_cut = resets && services.iter().any(|service| !service.cuts.is_empty());
+        if begun.elapsed() >= deadline && !is_cut {
             screen.message(&format!(
                 "{} left after {after}: they are kept",
                 text::plural(left, "flow")

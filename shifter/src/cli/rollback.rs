@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::proto::RollbackRequest;
+use crate::{model::CutRate, proto::RollbackRequest};
 
 use super::{client::Client, failure::Failure, receipt, screen::Screen};
 
@@ -14,6 +14,10 @@ pub(super) struct Rollback {
     /// Restore the split of this generation instead.
     #[arg(long, value_name = "GENERATION", value_parser = clap::value_parser!(u32).range(1..))]
     to: Option<u32>,
+    /// End the connections that the other pool still carries, so many a second:
+    /// their clients connect anew, to the live pool. Without it they stay.
+    #[arg(long, value_name = "RATE")]
+    cut: Option<CutRate>,
     /// Why, for the history.
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
@@ -26,6 +30,7 @@ impl Rollback {
             to_generation: self.to.unwrap_or(0),
             reason: self.reason,
             request_id: String::new(),
+            cut_per_second: self.cut.map_or(0, CutRate::get),
         };
         let answer = client
             .write(Duration::ZERO, || {

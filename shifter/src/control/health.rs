@@ -38,6 +38,7 @@ pub(super) fn spec(message: Option<&proto::HealthSpec>) -> Result<Option<HealthS
         fall: number(message.fall),
         min_healthy: message.min_healthy.map(u64::from),
         on_pool_down: text(message.on_pool_down),
+        on_down: text(message.on_down),
     };
     written.read().map(Some)
 }
@@ -64,6 +65,7 @@ pub(super) fn message(spec: &HealthSpec) -> proto::HealthSpec {
         fall: number(written.fall),
         min_healthy: Some(number(written.min_healthy)),
         on_pool_down: written.on_pool_down.unwrap_or_default(),
+        on_down: written.on_down.unwrap_or_default(),
     }
 }
 

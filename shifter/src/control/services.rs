@@ -13,11 +13,11 @@ use super::{
     watch::{self, Resume},
 };
 use crate::{
-    model::text::parse_backend_addr,
+    model::{CutRate, cut::DRAIN_RATE, text::parse_backend_addr},
     proto::{self, services_server::Services},
     reconcile::{
         Controller,
-        controller::{ControlError, NamedBackends, Receipt, WriteContext},
+        controller::{ControlError, DrainEnd, NamedBackends, Receipt, WriteContext},
     },
 };
 
@@ -87,7 +87,7 @@ impl ServicesApi {
         &self,
         verb: &'static str,
         named: Result<NamedBackends, ControlError>,
-        drain: bool,
+        drain: Option<DrainEnd>,
         context: WriteContext,
     ) -> Answer<proto::Receipt> {
         let change = move |controller: &dyn Controller| controller.drain(&named?, drain, &context);
@@ -250,10 +250,14 @@ impl Services for ServicesApi {
         let peer = Peer::of(&request)?;
         let message = request.into_inner();
         let context = write_context(peer, message.reason, message.request_id, String::new());
-        let result = self
-            .0
-            .controller
-            .rollback(&message.name, message.to_generation, &context);
+        let cut = match cut_rate(message.cut_per_second) {
+            Ok(cut) => cut,
+            Err(error) => return Err(self.refusal("rollback", error)),
+        };
+        let result =
+            self.0
+                .controller
+                .rollback(&message.name, message.to_generation, cut, &context);
         self.answer("rollback", result)
     }
 
@@ -270,17 +274,15 @@ impl Services for ServicesApi {
     async fn drain(&self, request: Request<proto::DrainRequest>) -> Answer<proto::Receipt> {
         let peer = Peer::of(&request)?;
         let message = request.into_inner();
-        if !matches!(message.on_deadline.as_str(), "" | "keep") {
-            let error = ControlError::Invalid(format!(
-                "on_deadline {:?} is not built: write \"keep\", flows that are left then stay until they end",
-                message.on_deadline
-            ));
-            return Err(self.refusal("drain", error));
-        }
+        let end = match drain_end(&message) {
+            Ok(end) => end,
+            Err(error) => return Err(self.refusal("drain", error)),
+        };
         let mut context = write_context(peer, message.reason, message.request_id, message.etag);
         context.validate_only = message.validate_only;
         let named = named_backends(message.service, message.pool, &message.backend);
-        self.change_backends("drain", named, true, context).await
+        self.change_backends("drain", named, Some(end), context)
+            .await
     }
 
     async fn undrain(&self, request: Request<proto::UndrainRequest>) -> Answer<proto::Receipt> {
@@ -289,7 +291,7 @@ impl Services for ServicesApi {
         let mut context = write_context(peer, message.reason, message.request_id, message.etag);
         context.validate_only = message.validate_only;
         let named = named_backends(message.service, message.pool, &message.backend);
-        self.change_backends("undrain", named, false, context).await
+        self.change_backends("undrain", named, None, context).await
     }
 
     async fn explain(
@@ -329,6 +331,38 @@ impl Services for ServicesApi {
         };
         let stream = watch::start(&self.0, message.name, resume);
         Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+/// A pace of a request; 0 is none.
+fn cut_rate(per_second: u32) -> Result<Option<CutRate>, ControlError> {
+    match per_second {
+        0 => Ok(None),
+        flows => CutRate::per_second(flows)
+            .map(Some)
+            .map_err(|error| ControlError::Invalid(error.to_string())),
+    }
+}
+
+/// What becomes of the flows that a drain leaves.
+fn drain_end(message: &proto::DrainRequest) -> Result<DrainEnd, ControlError> {
+    let rate = cut_rate(message.cut_per_second)?;
+    match message.on_deadline.as_str() {
+        "" | "keep" if rate.is_some() || message.deadline_seconds != 0.0 => {
+            Err(ControlError::Invalid(
+                "deadline_seconds and cut_per_second go with on_deadline \"reset\": write it, or leave them out and the flows stay".to_owned(),
+            ))
+        }
+        "" | "keep" => Ok(DrainEnd::default()),
+        "reset" => {
+            let after = convert::seconds(message.deadline_seconds, "deadline_seconds")?;
+            Ok(DrainEnd {
+                cut: Some((after.as_secs_f64(), rate.unwrap_or(DRAIN_RATE))),
+            })
+        }
+        word => Err(ControlError::Invalid(format!(
+            "on_deadline {word:?} is unknown: write \"keep\", flows that are left then stay until they end, or \"reset\", they are ended"
+        ))),
     }
 }
 

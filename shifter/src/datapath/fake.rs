@@ -15,9 +15,9 @@ use shifter_common::{
 };
 
 use super::{
-    BackendId, BackendImage, BreakerState, Census, CohortSet, Datapath, DatapathError, FlowFilter,
-    FlowRow, HookStatus, IdleFlow, Inventory, LONG_IDLE_S, LimitUse, NamedIds, ServiceId,
-    ServiceImage, VerdictCount, monotonic_ns,
+    BackendId, BackendImage, BreakerState, Census, CohortSet, CutFilter, CutFlow, Datapath,
+    DatapathError, FlowFilter, FlowRow, HookStatus, IdleFlow, Inventory, LONG_IDLE_S, LimitUse,
+    NamedIds, ServiceId, ServiceImage, VerdictCount, monotonic_ns,
 };
 use crate::model::{PoolName, Protocol, cohort::Rule, signals::PoolSignals};
 
@@ -427,6 +427,32 @@ impl Datapath for FakeDatapath {
         (before - state.flows.len()) as u64
     }
 
+    fn flows_to_cut(&self, filter: &CutFilter, limit: usize) -> (Vec<CutFlow>, u64) {
+        let state = self.lock();
+        let wanted = |f: &&FlowRow| {
+            f.service == filter.service
+                && filter.pool.is_none_or(|pool| pool == f.pool)
+                && filter
+                    .backends
+                    .as_ref()
+                    .is_none_or(|on| on.contains(&f.backend))
+                && filter.before.is_none_or(|before| f.generation < before)
+                && !matches!(f.state, "half_open" | "closing" | "reset")
+        };
+        let found: Vec<CutFlow> = state.flows.iter().filter(wanted).map(cut_flow).collect();
+        let count = found.len() as u64;
+        (found.into_iter().take(limit).collect(), count)
+    }
+
+    fn look_again(&self, flow: &CutFlow) -> Option<CutFlow> {
+        let state = self.lock();
+        let open = state
+            .flows
+            .iter()
+            .filter(|f| !matches!(f.state, "closing" | "reset"));
+        open.map(cut_flow).find(|f| f.id() == flow.id())
+    }
+
     fn new_clients(&self, windows: &BTreeMap<ServiceId, u32>) -> BTreeMap<ServiceId, (u64, u64)> {
         let mut state = self.lock();
         state.client_passes += 1;
@@ -456,5 +482,17 @@ impl Datapath for FakeDatapath {
 
     fn tag(&self) -> String {
         "fake".into()
+    }
+}
+
+fn cut_flow(row: &FlowRow) -> CutFlow {
+    CutFlow {
+        place: (0, 0),
+        control: 0,
+        backend: row.backend,
+        client: row.client,
+        protocol: row.protocol,
+        client_acked: 1,
+        backend_acked: 1,
     }
 }

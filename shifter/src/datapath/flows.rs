@@ -81,7 +81,7 @@ impl FlowTable {
     }
 
     /// A live entry, if it was the same flow before and after the copy.
-    fn read(&self, set: u32, place: usize) -> Option<FlowEntry> {
+    pub(super) fn read(&self, set: u32, place: usize) -> Option<FlowEntry> {
         let control = self.control(set, place);
         let before = control.load(Ordering::Acquire);
         if !is_live(control_state(before)) {
@@ -102,7 +102,7 @@ impl FlowTable {
         self.for_each_place(|_, _, entry| visit(*entry));
     }
 
-    fn for_each_place(&self, mut visit: impl FnMut(u32, usize, &FlowEntry)) {
+    pub(super) fn for_each_place(&self, mut visit: impl FnMut(u32, usize, &FlowEntry)) {
         for set in 0..self.sets.count() {
             for place in 0..SET_ENTRIES {
                 if let Some(entry) = self.read(set, place) {
@@ -367,7 +367,7 @@ pub fn is_long_idle(entry: &FlowEntry, now: u32) -> bool {
     idle_ticks(entry.last_seen, now) > ticks_of_seconds(LONG_IDLE_S)
 }
 
-fn client_of(entry: &FlowEntry) -> SocketAddr {
+pub(super) fn client_of(entry: &FlowEntry) -> SocketAddr {
     let ip = if entry.flags & FLOW_IPV6 != 0 {
         IpAddr::V6(Ipv6Addr::from(entry.client))
     } else {

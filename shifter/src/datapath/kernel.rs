@@ -26,9 +26,9 @@ use shifter_common::{
 };
 
 use super::{
-    BackendId, BackendImage, BreakerState, Census, CohortSet, Datapath, DatapathError, FlowFilter,
-    FlowRow, HookStatus, IdleFlow, Inventory, LimitUse, NamedIds, NextHopImage, ServiceId,
-    ServiceImage, VerdictCount,
+    BackendId, BackendImage, BreakerState, Census, CohortSet, CutFilter, CutFlow, Datapath,
+    DatapathError, FlowFilter, FlowRow, HookStatus, IdleFlow, Inventory, LimitUse, NamedIds,
+    NextHopImage, ServiceId, ServiceImage, VerdictCount,
     attach::{Attacher, Egress, load_programs},
     backends::{Backends, Known, NextHops, Whose, addr_of},
     cohorts::Cohorts,
@@ -443,6 +443,14 @@ impl Datapath for KernelDatapath {
 
     fn release(&self, flows: &[IdleFlow], idle_s: u32) -> u64 {
         self.flows.release(flows, idle_s)
+    }
+
+    fn flows_to_cut(&self, filter: &CutFilter, limit: usize) -> (Vec<CutFlow>, u64) {
+        self.flows.to_cut(filter, limit)
+    }
+
+    fn look_again(&self, flow: &CutFlow) -> Option<CutFlow> {
+        self.flows.look_again(flow)
     }
 
     fn new_clients(&self, windows: &BTreeMap<ServiceId, u32>) -> BTreeMap<ServiceId, (u64, u64)> {

@@ -10,6 +10,7 @@ pub mod breaker;
 pub mod carry;
 mod clsact;
 mod cohorts;
+mod cut;
 pub mod fake;
 pub mod flows;
 mod inspect;
@@ -182,6 +183,41 @@ pub struct IdleFlow {
     pub control: u64,
     pub backend: BackendId,
     pub client: SocketAddr,
+}
+
+/// Flows that shall be ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CutFilter {
+    pub service: ServiceId,
+    pub pool: Option<PoolName>,
+    pub backends: Option<BTreeSet<BackendId>>,
+    /// Chosen under a generation before this one.
+    pub before: Option<u32>,
+}
+
+/// A flow that shall be ended, as it was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CutFlow {
+    /// Set and place in the table.
+    pub place: (u32, u8),
+    /// Control word that was read.
+    pub control: u64,
+    pub backend: BackendId,
+    pub client: SocketAddr,
+    pub protocol: Protocol,
+    /// What the client has acknowledged last (TCP).
+    pub client_acked: u32,
+    /// What the backend has; 0 of one that was taken over and has not answered.
+    pub backend_acked: u32,
+}
+
+impl CutFlow {
+    /// What stays the same as long as it is this flow.
+    pub fn id(&self) -> ((u32, u8), u16, u32, SocketAddr) {
+        use shifter_common::abi::flow::{control_sequence, control_tag};
+        let (sequence, tag) = (control_sequence(self.control), control_tag(self.control));
+        (self.place, sequence, tag, self.client)
+    }
 }
 
 /// Ids that entries of the flow table name, closing ones too.
@@ -386,6 +422,11 @@ pub trait Datapath: Send + Sync {
     /// Frees those of the flows that are still as they were read and idle for
     /// `idle_s`; returns how many entries.
     fn release(&self, flows: &[IdleFlow], idle_s: u32) -> u64;
+    /// Flows in mid-stream that match, at most `limit`, and the number of all that
+    /// match, half-open ones too.
+    fn flows_to_cut(&self, filter: &CutFilter, limit: usize) -> (Vec<CutFlow>, u64);
+    /// The same flow as it is now; `None`: it has ended.
+    fn look_again(&self, flow: &CutFlow) -> Option<CutFlow>;
     /// Distinct clients `(green, total)` among flows created within the window
     /// in seconds that each service is given with, neither adopted nor forced
     /// by a cohort; one pass.

@@ -23,6 +23,16 @@ pub enum OnPoolDown {
     Hold,
 }
 
+/// What becomes of the flows of a backend that its checks have found down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnDown {
+    /// They stay.
+    #[default]
+    Keep,
+    /// They are ended, so that clients connect to another.
+    Cut,
+}
+
 /// The checks of a service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HealthSpec {
@@ -38,6 +48,7 @@ pub struct HealthSpec {
     /// A pool with fewer that are not down is given no more traffic.
     pub min_healthy: u32,
     pub on_pool_down: OnPoolDown,
+    pub on_down: OnDown,
 }
 
 /// What is asked of a backend.
@@ -120,10 +131,11 @@ pub struct Written {
     pub fall: Option<u64>,
     pub min_healthy: Option<u64>,
     pub on_pool_down: Option<String>,
+    pub on_down: Option<String>,
 }
 
 /// Every key, as files and errors name it.
-pub const KEYS: [&str; 18] = [
+pub const KEYS: [&str; 19] = [
     "type",
     "port",
     "path",
@@ -142,6 +154,7 @@ pub const KEYS: [&str; 18] = [
     "fall",
     "min_healthy",
     "on_pool_down",
+    "on_down",
 ];
 
 /// Exact to the ms, as [`duration::parse`] reads it.
@@ -200,6 +213,9 @@ impl HealthSpec {
             fall: Some(self.fall.into()),
             min_healthy: Some(self.min_healthy.into()),
             on_pool_down: Some(self.on_pool_down.to_string()),
+            // Left out as what it was before the key was known: the hash of what a
+            // service is stays the same.
+            on_down: (self.on_down == OnDown::Cut).then(|| "cut".to_owned()),
             ..Written::default()
         };
         let tls = match &self.check {
@@ -235,6 +251,7 @@ impl HealthSpec {
         let asked = |spec: &Self| Self {
             min_healthy: 0,
             on_pool_down: OnPoolDown::Other,
+            on_down: OnDown::Keep,
             ..spec.clone()
         };
         asked(self) == asked(other)
@@ -270,6 +287,7 @@ impl Written {
             number(self.fall),
             number(self.min_healthy),
             text(&self.on_pool_down),
+            text(&self.on_down),
         ];
         let pairs = KEYS.into_iter().zip(values);
         pairs

@@ -54,6 +54,7 @@ pub(super) fn health(entry: &Entry) -> Result<(HealthSpec, HealthPlaces), Fault>
         fall: number("fall")?,
         min_healthy: number("min_healthy")?,
         on_pool_down: text("on_pool_down")?,
+        on_down: text("on_down")?,
     };
     match written.read() {
         Ok(spec) => Ok((spec, places)),

@@ -6,7 +6,7 @@ use super::{
     duration,
     health::{
         Check, ExecCheck, GrpcCheck, HealthFault, HealthSpec, HttpCheck, INTERVAL_MS,
-        MAX_MIN_HEALTHY, OnPoolDown, THRESHOLD, TIMEOUT_MS, Tls, Written, show,
+        MAX_MIN_HEALTHY, OnDown, OnPoolDown, THRESHOLD, TIMEOUT_MS, Tls, Written, show,
     },
 };
 use crate::judge::check_program;
@@ -69,6 +69,16 @@ impl Written {
                     return fault(
                         "on_pool_down",
                         format!("{word:?} is unknown: write \"other\" or \"hold\""),
+                    );
+                }
+            },
+            on_down: match self.on_down.as_deref() {
+                None | Some("keep") => OnDown::Keep,
+                Some("cut") => OnDown::Cut,
+                Some(word) => {
+                    return fault(
+                        "on_down",
+                        format!("{word:?} is unknown: write \"keep\" or \"cut\""),
                     );
                 }
             },

@@ -4,6 +4,7 @@ pub mod breaker;
 pub mod cohort;
 pub mod cohort_file;
 pub mod config;
+pub mod cut;
 pub mod duration;
 pub mod file;
 pub mod gates;
@@ -20,7 +21,8 @@ pub mod weight;
 pub mod wilson;
 
 pub use cohort::{CohortSpec, Prefix};
-pub use health::{HealthSpec, OnPoolDown};
+pub use cut::CutRate;
+pub use health::{HealthSpec, OnDown, OnPoolDown};
 pub use service::{
     Affinity, BackendSpec, BackendState, Mode, PoolName, Protocol, Seed, ServiceSpec, SplitMethod,
     Vip,

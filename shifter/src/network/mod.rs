@@ -8,6 +8,7 @@
 pub(crate) mod netlink;
 mod obstacle;
 mod placement;
+mod reset;
 mod resolve;
 mod ruleset;
 mod snapshot;
@@ -29,8 +30,9 @@ use std::{
 use tokio::sync::{broadcast, watch};
 
 pub use obstacle::{Obstacle, forwarding_off, sysctl};
+pub use reset::send_reset;
 pub use snapshot::{Link, XdpMode, XdpSlot};
-pub use sock_diag::{TcpSockets, tcp_sockets};
+pub use sock_diag::{TcpSockets, end_sockets, tcp_sockets};
 
 use netlink::Query;
 use resolve::Resolver;

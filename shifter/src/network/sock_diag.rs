@@ -1,4 +1,5 @@
-//! Which TCP sockets exist, in this network namespace or another of this host.
+//! Which TCP sockets exist, in this network namespace or another of this host,
+//! and the end of single ones.
 //!
 //! Asked of the kernel by NETLINK_SOCK_DIAG (`linux/inet_diag.h`, kernel 3.3):
 //! every state but LISTEN counts, TIME_WAIT and half-open ones too. An answer
@@ -19,12 +20,15 @@ use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use super::netlink::{self, Query, Request, attributes, u32_at};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
 const RTM_GETNSID: u16 = 90;
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
 const TCP_LISTEN: u8 = 10;
 /// Length of `struct inet_diag_req_v2`.
 const REQUEST_LEN: usize = 56;
+/// Where the socket's cookie lies in it, to its end.
+const COOKIE: usize = 48;
 /// Where network namespaces are kept by name; `/proc` has those of processes.
 const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
 
@@ -56,16 +60,43 @@ impl TcpSockets {
 /// When the kernel does not answer, or not whole, or the namespace is not
 /// found or cannot be entered (CAP_SYS_ADMIN).
 pub fn tcp_sockets(netns: Option<i32>, at: &HashSet<SocketAddr>) -> io::Result<TcpSockets> {
+    let at = at.clone();
+    within(netns, move || read(&at))
+}
+
+/// Ends sockets at once (SOCK_DESTROY, kernel 4.5 with INET_DIAG_DESTROY): the peer
+/// gets a RST, the server's program an error. Of each pair (address here, peer)
+/// whether a socket was ended; a listener never is.
+///
+/// # Errors
+/// As [`tcp_sockets`], and without CAP_NET_ADMIN in that namespace, or where the
+/// kernel cannot.
+pub fn end_sockets(
+    netns: Option<i32>,
+    pairs: &[(SocketAddr, SocketAddr)],
+) -> io::Result<Vec<bool>> {
+    let pairs = pairs.to_vec();
+    within(netns, move || {
+        let mut query = Query::open(NETLINK_SOCK_DIAG)?;
+        let ended = pairs.iter().map(|(at, peer)| end(&mut query, *at, *peer));
+        ended.collect()
+    })
+}
+
+/// Runs `body` in the namespace that has the id here, or in this one.
+fn within<T: Send + 'static>(
+    netns: Option<i32>,
+    body: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     let Some(id) = netns else {
-        return read(at);
+        return body();
     };
     let namespace = open_namespace(id)?;
-    let at = at.clone();
     // A thread that ends with it: the others stay where they are.
     let enter = move || {
         // SAFETY: a descriptor that is open; concerns the calling thread only.
         match unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } {
-            0 => read(&at),
+            0 => body(),
             _ => Err(io::Error::last_os_error()),
         }
     };
@@ -73,7 +104,56 @@ pub fn tcp_sockets(netns: Option<i32>, at: &HashSet<SocketAddr>) -> io::Result<T
     thread
         .spawn(enter)?
         .join()
-        .unwrap_or_else(|_| Err(io::Error::other("reading the sockets panicked")))
+        .unwrap_or_else(|_| Err(io::Error::other("asking for sockets panicked")))
+}
+
+/// Ends one. The kernel answers with the listener where no such socket is: only
+/// the very socket that was looked at is named, by its cookie.
+fn end(query: &mut Query, at: SocketAddr, peer: SocketAddr) -> io::Result<bool> {
+    let mut body = [0; REQUEST_LEN];
+    body[0] = match at {
+        SocketAddr::V4(_) => libc::AF_INET,
+        SocketAddr::V6(_) => libc::AF_INET6,
+    } as u8;
+    body[1] = libc::IPPROTO_TCP as u8;
+    body[4..8].fill(0xff);
+    body[8..10].copy_from_slice(&at.port().to_be_bytes());
+    body[10..12].copy_from_slice(&peer.port().to_be_bytes());
+    write_ip(&mut body[12..28], at.ip());
+    write_ip(&mut body[28..44], peer.ip());
+    body[COOKIE..].fill(0xff);
+    let mut cookie = None;
+    let request = Request::new(SOCK_DIAG_BY_FAMILY, 0, &body);
+    let found = query.ask(&request, |_, payload| {
+        let Some(socket) = Socket::parse(payload) else {
+            return;
+        };
+        if socket.state != TCP_LISTEN && (socket.source, socket.destination) == (at, peer) {
+            cookie = payload.get(44..52).map(<[u8]>::to_vec);
+        }
+    });
+    let Some(cookie) = found.map_or_else(absent, |()| Ok(cookie))? else {
+        return Ok(false);
+    };
+    body[COOKIE..].copy_from_slice(&cookie);
+    let request = Request::new(SOCK_DESTROY, netlink::ACK, &body);
+    let ended = query.ask(&request, |_, _| ()).map(|()| Some(()));
+    Ok(ended.or_else(absent)?.is_some())
+}
+
+/// No such socket, or no longer.
+fn absent<T>(error: io::Error) -> io::Result<Option<T>> {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ESTALE | libc::EINVAL) => Ok(None),
+        _ => Err(error),
+    }
+}
+
+fn write_ip(field: &mut [u8], ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => field[..4].copy_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => field.copy_from_slice(&ip.octets()),
+    }
 }
 
 fn read(at: &HashSet<SocketAddr>) -> io::Result<TcpSockets> {
@@ -188,7 +268,10 @@ fn namespace_id(query: &mut Query, namespace: &File) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::{
+        io::Read as _,
+        net::{TcpListener, TcpStream},
+    };
 
     use super::*;
 
@@ -235,6 +318,29 @@ mod tests {
         let (_server, _) = listener.accept().unwrap();
         let sockets = tcp_sockets(None, &HashSet::from([at])).unwrap();
         assert!(sockets.has(at, client.local_addr().unwrap()), "{sockets:?}");
+    }
+
+    #[test]
+    fn a_socket_is_ended_and_its_listener_goes_on() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(at).unwrap();
+        let peer = client.local_addr().unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let stranger = SocketAddr::from(([127, 0, 0, 1], 1));
+        match end_sockets(None, &[(at, stranger), (at, peer)]) {
+            // Tests run without root too.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                eprintln!("skipped: ending a socket needs CAP_NET_ADMIN");
+                return;
+            }
+            ended => assert_eq!(ended.unwrap(), [false, true]),
+        }
+        let read = client.read(&mut [0; 8]).unwrap_err();
+        assert_eq!(read.kind(), io::ErrorKind::ConnectionReset);
+        assert!(server.read(&mut [0; 8]).is_err());
+        TcpStream::connect(at).expect("the listener goes on");
+        assert_eq!(end_sockets(None, &[(at, peer)]).unwrap(), [false]);
     }
 
     #[test]

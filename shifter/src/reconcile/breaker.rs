@@ -93,6 +93,7 @@ impl Reconciler {
         if let Err(error) = self.write_split(core, name, write, &context) {
             tracing::warn!(service = name, %error, "recording a tripped breaker failed: it holds in the kernel, and is recorded as soon as that works");
         } else {
+            self.cut_of_rollout(core, name, &context);
             self.rollout_taken_back(core, name, &context.actor, &context.reason);
         }
         true

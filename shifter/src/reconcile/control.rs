@@ -8,15 +8,15 @@ use std::{
 
 use super::{
     controller::{
-        AuditQuery, Change, ControlError, Controller, EventQuery, Events, Explanation, FlowQuery,
-        FlowView, InfoView, NamedBackends, Receipt, Recorded, ReportFormat, RolloutCommand,
-        RolloutFigures, RolloutView, ServiceEvent, ServiceView, StartRollout, WeightChange,
-        WriteContext,
+        AuditQuery, Change, ControlError, Controller, DrainEnd, EventQuery, Events, Explanation,
+        FlowQuery, FlowView, InfoView, NamedBackends, Receipt, Recorded, ReportFormat,
+        RolloutCommand, RolloutFigures, RolloutView, ServiceEvent, ServiceView, StartRollout,
+        WeightChange, WriteContext,
     },
     entry::hash_text,
     reconciler::{Reconciler, find, lock},
 };
-use crate::model::{Protocol, ServiceSpec, Vip, file};
+use crate::model::{CutRate, Protocol, ServiceSpec, Vip, file};
 
 /// Answers that are remembered for a request that comes again…
 const REMEMBERED: usize = 256;
@@ -216,10 +216,11 @@ impl Controller for Reconciler {
         &self,
         name: &str,
         to: u32,
+        cut: Option<CutRate>,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
         self.once("rollback", name, context, || {
-            self.do_rollback(name, to, context)
+            self.do_rollback(name, to, cut, context)
         })
     }
 
@@ -288,7 +289,7 @@ impl Controller for Reconciler {
     fn drain(
         &self,
         named: &NamedBackends,
-        drain: bool,
+        drain: Option<DrainEnd>,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
         self.once("drain", &named.service, context, || {

@@ -11,7 +11,7 @@ use super::dropped::Drops;
 use crate::{
     datapath::{Census, DatapathError, FlowRow, HookStatus, LimitUse, VerdictCount},
     model::{
-        BackendSpec, PoolName, Protocol, ServiceSpec, Vip, Weight, breaker::Breaker,
+        BackendSpec, CutRate, PoolName, Protocol, ServiceSpec, Vip, Weight, breaker::Breaker,
         signals::PoolSignals,
     },
 };
@@ -130,6 +130,30 @@ pub struct NamedBackends {
     pub backend: Option<SocketAddr>,
 }
 
+/// How backends are drained.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct DrainEnd {
+    /// Flows that are left so many seconds later are ended, at this pace.
+    pub cut: Option<(f64, CutRate)>,
+}
+
+/// Flows that somebody has asked to be ended.
+#[derive(Clone, PartialEq, Debug)]
+pub struct CutView {
+    /// "rollback" or "drain".
+    pub cause: &'static str,
+    pub pool: Option<PoolName>,
+    pub backend: Option<SocketAddr>,
+    pub rate: CutRate,
+    pub ended: u64,
+    /// At the last look; `None` before the first.
+    pub left: Option<u64>,
+    /// Until the deadline of a drain.
+    pub begins_in_s: f64,
+    pub actor: String,
+    pub reason: String,
+}
+
 /// Observed share of new affinity keys.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Observed {
@@ -195,6 +219,9 @@ pub struct ServiceView {
     /// "on" or "suspended", the dead-man included; "" without cohorts.
     pub cohorts: &'static str,
     pub warnings: Vec<String>,
+    pub cuts: Vec<CutView>,
+    /// Flows ended on request by this agent: "rollback", "drain" and "down".
+    pub ended_flows: [(&'static str, u64); 3],
 }
 
 /// A breaker as it stands.
@@ -332,11 +359,13 @@ pub trait Controller: Send + Sync + 'static {
         context: &WriteContext,
     ) -> Result<Receipt, ControlError>;
     fn confirm(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError>;
-    /// `to` 0: the good split.
+    /// `to` 0: the good split. `cut`: flows that the candidate still carries then are
+    /// ended at this pace.
     fn rollback(
         &self,
         name: &str,
         to: u32,
+        cut: Option<CutRate>,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError>;
     fn promote(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError>;
@@ -368,11 +397,11 @@ pub trait Controller: Send + Sync + 'static {
     /// `*` stands for all services.
     fn freeze(&self, name: &str, context: &WriteContext) -> Result<(), ControlError>;
     fn unfreeze(&self, name: &str, context: &WriteContext) -> Result<(), ControlError>;
-    /// Takes backends out of the choice of new flows, or puts them back.
+    /// Takes backends out of the choice of new flows, or, with `None`, puts them back.
     fn drain(
         &self,
         named: &NamedBackends,
-        drain: bool,
+        drain: Option<DrainEnd>,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError>;
     fn explain(

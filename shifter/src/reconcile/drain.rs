@@ -5,20 +5,29 @@ use std::{net::SocketAddr, slice};
 use super::{
     apply::Resolved,
     asked::Asked,
-    controller::{ControlError, NamedBackends, Receipt, WriteContext},
+    controller::{ControlError, DrainEnd, NamedBackends, Receipt, WriteContext},
+    cut::due_after,
     plan::{Rigour, check_specs},
     reconciler::{Reconciler, find, lock},
 };
-use crate::model::{BackendState, PoolName, ServiceSpec};
+use crate::{
+    model::{BackendState, PoolName, ServiceSpec},
+    store::{Cut, CutCause, CutKey},
+};
 
 impl Reconciler {
     /// Takes backends out of the choice of new flows, or puts them back.
     pub(super) fn do_drain(
         &self,
         named: &NamedBackends,
-        drain: bool,
+        drain: Option<DrainEnd>,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
+        let cut = drain.and_then(|end| end.cut);
+        let due = match cut {
+            Some((after_s, rate)) => Some((due_after(self.clock.unix_ms(), after_s)?, rate)),
+            None => None,
+        };
         {
             let core = lock(&self.core);
             let spec = &find(&core.services, &named.service)?.spec;
@@ -27,8 +36,8 @@ impl Reconciler {
             }
         }
         let state = match drain {
-            true => BackendState::Drain,
-            false => BackendState::Ready,
+            Some(_) => BackendState::Drain,
+            None => BackendState::Ready,
         };
         let set = |spec: &mut ServiceSpec| {
             for pool in [PoolName::Blue, PoolName::Green] {
@@ -47,10 +56,38 @@ impl Reconciler {
             }
         };
         let action = match drain {
-            true => "drain",
-            false => "undrain",
+            Some(_) => "drain",
+            None => "undrain",
         };
-        self.change_backends(&named.service, action, set, false, context)
+        let mut receipt = self.change_backends(&named.service, action, set, false, context)?;
+        if context.validate_only {
+            return Ok(receipt);
+        }
+        let mut core = lock(&self.core);
+        let key = CutKey {
+            service: named.service.clone(),
+            cause: CutCause::Drain,
+            pool: named.pool,
+            backend: named.backend,
+        };
+        match due {
+            Some((due_unix_ms, rate)) => {
+                let cut = Cut {
+                    key,
+                    rate,
+                    before: receipt.generation,
+                    due_unix_ms,
+                    actor: context.actor.clone(),
+                    reason: context.reason.clone(),
+                    ended: 0,
+                };
+                receipt.warnings.extend(self.begin_cut(&mut core, cut));
+            }
+            // A drain that keeps its flows takes the place of one that does not.
+            None if drain.is_some() => self.finish_cut(&mut core, &key, "stopped: drained anew"),
+            None => self.stop_drain_cuts(&mut core, &named.service),
+        }
+        Ok(receipt)
     }
 
     /// Changes backends of a service and leaves its weight and dead-man as they are.

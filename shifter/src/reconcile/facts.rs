@@ -35,6 +35,21 @@ pub trait HostFacts: Send + Sync + 'static {
     /// The TCP sockets at these addresses, here or in the namespace with this
     /// id; whole or an error. Takes some ms: not for a request's path.
     fn tcp_sockets(&self, netns: Option<i32>, at: &HashSet<SocketAddr>) -> io::Result<TcpSockets>;
+    /// Ends the sockets of these pairs (address here, peer), here or in the namespace
+    /// with this id; of each whether there was one.
+    fn end_sockets(
+        &self,
+        netns: Option<i32>,
+        pairs: &[(SocketAddr, SocketAddr)],
+    ) -> io::Result<Vec<bool>>;
+    /// Sends a RST in the name of `from`, with this sequence number and acknowledgement.
+    fn send_reset(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+        sequence: u32,
+        acknowledged: u32,
+    ) -> io::Result<()>;
     /// What is loud about the agent itself; waits for nothing.
     fn warnings(&self) -> Vec<String> {
         Vec::new()

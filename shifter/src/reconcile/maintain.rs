@@ -161,6 +161,9 @@ impl Reconciler {
             jump_s = jump_ms as f64 / 1e3,
             "the wall clock was set: dead-men and the time to undo a promote are not changed by it; records of the audit keep their order"
         );
+        for cut in &mut core.cuts {
+            cut.due_unix_ms += jump_ms;
+        }
         let text = format!(
             "by {} s; events keep their order by their numbers",
             jump_ms / 1_000

@@ -8,6 +8,8 @@ pub mod clock;
 mod cohorts;
 mod control;
 pub mod controller;
+mod cut;
+mod cutter;
 mod delete;
 mod drain;
 pub mod dropped;

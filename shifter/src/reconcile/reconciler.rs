@@ -13,6 +13,8 @@ use super::{
     backends::Backends,
     control::Answered,
     controller::{ControlError, Receipt, WriteContext},
+    cut::CutFigures,
+    cutter::Cutting,
     dropped::Dropped,
     entry::{Entry, Split, describe, threshold_moved},
     events::Events,
@@ -28,7 +30,7 @@ use crate::{
     datapath::{Census, Datapath, DatapathError, ServiceId, ServiceImage},
     judge::Allowed,
     model::{Protocol, ServiceSpec, config, weight::threshold_share},
-    store::{Audit, Commit, EventFile, EventQueue, Frozen, Store, StoreError},
+    store::{Audit, Commit, Cut, EventFile, EventQueue, Frozen, Store, StoreError},
 };
 
 /// Audit records kept until the store can be written again.
@@ -115,6 +117,9 @@ pub struct Reconciler {
     pub(super) event_file: Mutex<Option<EventFile>>,
     /// The store failed when it was last looked at.
     pub(super) store_failed: AtomicBool,
+    /// Held while flows are ended.
+    pub(super) cutting: Mutex<Cutting>,
+    pub(super) cut_figures: Mutex<CutFigures>,
     census: Mutex<Option<(Instant, Arc<Census>)>>,
 }
 
@@ -142,6 +147,8 @@ pub struct Core {
     pub rollouts: Rollouts,
     /// Services that refuse writes.
     pub frozen: BTreeMap<String, Frozen>,
+    /// Flows that somebody has asked to be ended.
+    pub cuts: Vec<Cut>,
 }
 
 impl Core {
@@ -198,6 +205,8 @@ impl Reconciler {
             health: Mutex::default(),
             carrying: Mutex::default(),
             rollout_work: Mutex::default(),
+            cutting: Mutex::default(),
+            cut_figures: Mutex::default(),
             adopted: 0,
             event_queue: core.store.event_queue(),
             event_file: Mutex::new(core.store.event_file()),

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use super::{
     controller::{Change, ControlError, Receipt, ShareOf, WeightChange, WriteContext},
+    cut::pace_of_rollout,
     entry::{DeadMan, Entry, Split, adoption, all_to, threshold_moved},
     plan::adoption_meaning,
     reconciler::{Core, Durability, Reconciler, SplitWrite, check_etag, find, lock, own_context},
 };
 use crate::{
     datapath::DeadManImage,
-    model::{PoolName, Weight, cohort, duration, validate},
+    model::{CutRate, PoolName, Weight, cohort, duration, validate},
     store::{Promoted, StoredDeadMan},
 };
 
@@ -208,6 +209,7 @@ impl Reconciler {
         &self,
         name: &str,
         to: u32,
+        cut: Option<CutRate>,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
         let mut core = lock(&self.core);
@@ -235,8 +237,11 @@ impl Reconciler {
             durability: Durability::Wanted,
             warnings,
         };
-        let receipt = self.write_split(&mut core, name, write, context)?;
+        let mut receipt = self.write_split(&mut core, name, write, context)?;
         if !context.validate_only {
+            if let Some(rate) = cut.or_else(|| pace_of_rollout(&core, name)) {
+                self.cut_after_rollback(&mut core, &mut receipt, rate, context);
+            }
             self.rollout_taken_back(&mut core, name, &context.actor, &context.reason);
         }
         Ok(receipt)
@@ -360,6 +365,7 @@ impl Reconciler {
         if let Err(error) = self.write_split(core, name, write, &context) {
             tracing::warn!(service = name, %error, "recording a passed dead-man failed");
         } else {
+            self.cut_of_rollout(core, name, &context);
             self.rollout_taken_back(core, name, &context.actor, &context.reason);
         }
         true

@@ -79,6 +79,7 @@ impl Reconciler {
             clock_offset_ms: None,
             rollouts: BTreeMap::new(),
             frozen: BTreeMap::new(),
+            cuts: Vec::new(),
         };
         let mut known: Vec<BackendId> = Vec::new();
         for (id, addr, protocol) in inventory.backends {
@@ -109,6 +110,7 @@ impl Reconciler {
         let mut core = super::reconciler::lock(&reconciler.core);
         start.run(&mut core, loaded)?;
         reconciler.load_frozen(&mut core);
+        reconciler.load_cuts(&mut core);
         reconciler.load_rollouts(&mut core);
         drop(core);
         Ok(Arc::new(reconciler))

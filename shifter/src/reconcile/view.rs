@@ -16,6 +16,7 @@ use super::{
 use crate::{
     datapath::{BackendId, Census, FlowFilter, FlowRow, Placement, ServiceId, plural},
     model::{BackendSpec, BackendState, PoolName, Protocol, weight::threshold_share},
+    store::Cut,
 };
 
 /// Flows in one answer if the query does not say.
@@ -27,6 +28,7 @@ const TABLE_BYTES_PER_FLOW: u64 = 128;
 struct Snapshot {
     entry: Entry,
     backends: Vec<SnapshotBackend>,
+    cuts: Vec<Cut>,
 }
 
 struct SnapshotBackend {
@@ -60,9 +62,14 @@ fn snapshot(core: &Core, entry: &Entry) -> Snapshot {
             });
         }
     }
+    let of_it = core
+        .cuts
+        .iter()
+        .filter(|c| c.key.service == entry.spec.name);
     Snapshot {
         entry: entry.clone(),
         backends,
+        cuts: of_it.cloned().collect(),
     }
 }
 
@@ -98,7 +105,11 @@ impl Reconciler {
         clients: &NewClients,
         ask: bool,
     ) -> Result<ServiceView, ControlError> {
-        let Snapshot { entry, backends } = snapshot;
+        let Snapshot {
+            entry,
+            backends,
+            cuts,
+        } = snapshot;
         let counters = self.datapath.pool_counters(entry.id)?;
         let programmed_share = entry.share_of(self.threshold_in_force(&entry));
         let mut views = Vec::with_capacity(backends.len());
@@ -132,6 +143,8 @@ impl Reconciler {
                 _ => entry.cohorts_word(&*self.clock),
             },
             counters,
+            cuts: self.cut_views(&cuts),
+            ended_flows: self.ended_flows(&entry.spec.name),
             spec: entry.spec,
         })
     }
@@ -252,7 +265,10 @@ impl Reconciler {
             let core = lock(&self.core);
             core.services.values().map(|e| snapshot(&core, e)).collect()
         };
-        for Snapshot { entry, backends } in snapshots {
+        for Snapshot {
+            entry, backends, ..
+        } in snapshots
+        {
             let counters = self.datapath.pool_counters(entry.id).unwrap_or_default();
             let of_backends = backends.into_iter().flat_map(|backend| backend.warnings);
             let name = &entry.spec.name;

@@ -6,7 +6,7 @@ use super::OnDoubt;
 use crate::{
     judge::{self, GateSpec},
     model::{
-        PoolName, Weight, duration,
+        CutRate, PoolName, Weight, duration,
         file::{self, Table, place},
         text,
         tree::{Entry, Fault, Node, Value},
@@ -132,6 +132,8 @@ pub struct RolloutSpec {
     pub promote: bool,
     pub lease: Duration,
     pub progress_deadline: Option<Duration>,
+    /// Flows that the candidate still carries after a rollback are ended at this pace.
+    pub cut: Option<CutRate>,
     /// Of "ab"; 0: only cohorts get the candidate. `None`: as its service has cohorts.
     pub split: Option<Weight>,
     pub duration: Duration,
@@ -172,7 +174,7 @@ impl RolloutSpec {
 
 /// Keys that every strategy has, and those of each.
 const COMMON: [&str; 4] = ["strategy", "gates", "lease", "progress_deadline"];
-const GROWING: [&str; 7] = [
+const GROWING: [&str; 8] = [
     "steps",
     "linear",
     "exponential",
@@ -180,6 +182,7 @@ const GROWING: [&str; 7] = [
     "interval",
     "bake",
     "promote",
+    "cut",
 ];
 const ROLLING: [&str; 7] = [
     "pool",
@@ -193,10 +196,10 @@ const ROLLING: [&str; 7] = [
 
 fn keys(strategy: Strategy) -> Vec<&'static str> {
     let own: &[&str] = match strategy {
-        Strategy::BlueGreen => &["bake", "promote"],
+        Strategy::BlueGreen => &["bake", "promote", "cut"],
         Strategy::Canary | Strategy::CohortFirst => &GROWING,
         Strategy::Rolling => &ROLLING,
-        Strategy::Ab => &["split", "duration"],
+        Strategy::Ab => &["split", "duration", "cut"],
     };
     COMMON.iter().chain(own).copied().collect()
 }
@@ -232,6 +235,7 @@ pub fn read(node: &Node) -> Result<RolloutSpec, Fault> {
         bake: time("bake", default_bake(strategy), Duration::ZERO, LONGEST)?,
         promote: table.boolean("promote")?.unwrap_or(true),
         lease: time("lease", minutes(1), LEASE[0], LEASE[1])?,
+        cut: table.parse("cut")?,
         progress_deadline: read_time(&table, "progress_deadline", SHORTEST, LONGEST)?,
         split: split(&table)?,
         duration: time("duration", minutes(60), SHORTEST, LONGEST)?,

@@ -230,6 +230,9 @@ pub struct State {
     pub left_behind: u64,
     /// What shifter had dropped and evicted of live traffic when it began.
     pub cut_before: u64,
+    /// Flows of the service that were ended on request when it began.
+    #[serde(default)]
+    pub ended_before: u64,
 }
 
 impl State {
@@ -255,6 +258,7 @@ impl State {
             brought_in: Vec::new(),
             left_behind: 0,
             cut_before: 0,
+            ended_before: 0,
         }
     }
 

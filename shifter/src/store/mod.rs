@@ -4,6 +4,7 @@
 //! returns, it survives a power cut.
 
 mod audit;
+mod cut;
 mod error;
 mod event;
 mod place;
@@ -21,6 +22,7 @@ use crate::{
     model::{PoolName, ServiceSpec, Weight, file},
 };
 pub use audit::{Audit, AuditQuery, Recorded};
+pub use cut::{Cut, CutCause, CutKey};
 pub use error::StoreError;
 use error::sql;
 pub use event::{Event, EventFile, EventQuery, EventQueue, Events};
@@ -306,6 +308,7 @@ impl Store {
                 tx.execute("DELETE FROM service WHERE name = ?1", [name])?;
                 tx.execute("DELETE FROM history WHERE service = ?1", [name])?;
                 tx.execute("DELETE FROM frozen WHERE service = ?1", [name])?;
+                cut::forget_all(tx, name)?;
             }
             for audit in &commit.audit {
                 audit::record(tx, audit)?;

@@ -8,7 +8,7 @@ use super::{StoreError, error::sql};
 
 /// Each entry brings a file from the version of its index to the next; an
 /// entry that was released is never changed.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     "
     CREATE TABLE host (generation INTEGER NOT NULL);
     INSERT INTO host VALUES (0);
@@ -122,6 +122,21 @@ const MIGRATIONS: [&str; 5] = [
         INSERT INTO event (at_unix_ms, service, note)
         SELECT NEW.at_unix_ms, service, NEW.id FROM rollout WHERE id = NEW.rollout;
     END;
+",
+    "
+    CREATE TABLE cut (
+        service TEXT NOT NULL,
+        cause TEXT NOT NULL,
+        pool TEXT NOT NULL,
+        backend TEXT NOT NULL,
+        per_second INTEGER NOT NULL,
+        before INTEGER NOT NULL,
+        due_unix_ms INTEGER NOT NULL,
+        actor TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        ended INTEGER NOT NULL,
+        PRIMARY KEY (service, cause, pool, backend)
+    ) STRICT, WITHOUT ROWID;
 ",
 ];
 

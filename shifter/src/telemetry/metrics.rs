@@ -3,7 +3,7 @@
 use shifter_common::abi::{ABI_VERSION, PoolCounters};
 
 use super::{
-    checks, cohorts, interfaces, is_drop,
+    checks, cohorts, cuts, interfaces, is_drop,
     receipts::Receipts,
     rollouts,
     text::{
@@ -325,6 +325,7 @@ fn pools(page: &mut Page, services: &[ServiceView]) {
         family.sample(&[("service", &view.spec.name)], fragments);
     }
     cohorts::family(page, services);
+    cuts::family(page, services);
     let mut family = page.family("shifter_pool_flows", Gauge, "Live flows of a pool.");
     for view in services {
         for pool in POOLS {

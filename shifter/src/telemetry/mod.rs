@@ -5,6 +5,7 @@
 
 mod checks;
 mod cohorts;
+mod cuts;
 mod http;
 mod interfaces;
 mod metrics;

@@ -2,7 +2,8 @@
 
 use tonic::Streaming;
 
-use crate::proto::{ListServicesResponse, Service, WatchRequest, WatchResponse};
+use crate::model::duration;
+use crate::proto::{CutStatus, ListServicesResponse, Pool, Service, WatchRequest, WatchResponse};
 
 use super::{Client, Failure, PAUSE, Page, Screen, cohorts, print};
 use crate::cli::{
@@ -160,5 +161,41 @@ fn lines(services: &[Service], screen: &Screen<'_>) -> Vec<String> {
                 .map(|text| format!("{word} {name}: {text}")),
         );
     }
+    lines.extend(services.iter().flat_map(cuts));
     lines
+}
+
+/// A line for each cut of a service.
+fn cuts(service: &Service) -> Vec<String> {
+    let name = text::name(service);
+    let line = |cut: &CutStatus| {
+        let pool = match cut.pool() {
+            Pool::Unspecified => "both pools",
+            Pool::Blue => "blue",
+            Pool::Green => "green",
+        };
+        let what = match cut.backend.as_str() {
+            "" => pool.to_owned(),
+            backend => format!("{pool}/{backend}"),
+        };
+        let cause = &cut.cause;
+        if cut.begins_in_seconds > 0.0 {
+            return format!(
+                "cut: {name}: flows of {what} that are left in {} are ended at {}/s ({cause}, {})",
+                duration::about(cut.begins_in_seconds),
+                cut.per_second,
+                cut.actor
+            );
+        }
+        let left = cut
+            .left
+            .map_or(String::new(), |left| format!(", {left} left"));
+        format!(
+            "cut: {name}: {} of {what} ended{left}, at {}/s ({cause}, {})",
+            text::plural(cut.ended, "flow"),
+            cut.per_second,
+            cut.actor
+        )
+    };
+    service.cuts.iter().map(line).collect()
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{follow::follow, show::show};
 use crate::{
     cli::{EXIT_DONE, client::Client, failure::Failure, screen::Screen},
+    model::CutRate,
     proto::StartRolloutRequest,
 };
 
@@ -46,6 +47,9 @@ pub struct Start {
     /// Roll back a step that takes so much longer than it should.
     #[arg(long, value_name = "TIME")]
     progress_deadline: Option<String>,
+    /// After a rollback, end the flows that the candidate still carries, so many a second.
+    #[arg(long, value_name = "RATE")]
+    cut: Option<CutRate>,
     /// Of ab: the candidate's share; none where its cohorts alone shall see it, as 0%.
     #[arg(long, value_name = "SHARE")]
     split: Option<String>,
@@ -102,6 +106,9 @@ impl Start {
             if let Some(text) = text {
                 said.insert(key.to_owned(), json!(text));
             }
+        }
+        if let Some(cut) = self.cut {
+            said.insert("cut".to_owned(), json!(cut.to_string()));
         }
         for (key, number) in [
             ("factor", self.factor),

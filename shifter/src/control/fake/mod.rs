@@ -12,14 +12,14 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    model::{BackendState, PoolName, Protocol, ServiceSpec, Vip},
+    model::{BackendState, CutRate, PoolName, Protocol, ServiceSpec, Vip},
     reconcile::{
         Controller,
         controller::{
-            AuditQuery, Change, ControlError, DeadManView, Event, EventQuery, Events, Explanation,
-            FlowQuery, FlowView, InfoView, NamedBackends, Receipt, Recorded, ReportFormat,
-            RolloutCommand, RolloutFigures, RolloutView, ServiceEvent, ServiceView, StartRollout,
-            WeightChange, WriteContext,
+            AuditQuery, Change, ControlError, DeadManView, DrainEnd, Event, EventQuery, Events,
+            Explanation, FlowQuery, FlowView, InfoView, NamedBackends, Receipt, Recorded,
+            ReportFormat, RolloutCommand, RolloutFigures, RolloutView, ServiceEvent, ServiceView,
+            StartRollout, WeightChange, WriteContext,
         },
     },
 };
@@ -280,6 +280,7 @@ impl Controller for FakeAgent {
         &self,
         name: &str,
         to: u32,
+        _cut: Option<CutRate>,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
         if to > 0 {
@@ -356,7 +357,7 @@ impl Controller for FakeAgent {
     fn drain(
         &self,
         named: &NamedBackends,
-        drain: bool,
+        drain: Option<DrainEnd>,
         context: &WriteContext,
     ) -> Result<Receipt, ControlError> {
         self.write(&named.service, context, |view| {
@@ -365,8 +366,8 @@ impl Controller for FakeAgent {
                     && named.pool.is_none_or(|pool| pool == backend.pool);
                 if named {
                     backend.spec.state = match drain {
-                        true => BackendState::Drain,
-                        false => BackendState::Ready,
+                        Some(_) => BackendState::Drain,
+                        None => BackendState::Ready,
                     };
                 }
             }

@@ -100,6 +100,8 @@ pub(super) fn view(spec: &ServiceSpec, generation: u32) -> ServiceView {
         breaker: None,
         cohorts: if spec.cohorts.is_empty() { "" } else { "on" },
         warnings: Vec::new(),
+        cuts: Vec::new(),
+        ended_flows: [("rollback", 0), ("drain", 0), ("down", 0)],
     }
 }
 

@@ -35,6 +35,9 @@ impl Reconciler {
             Action::Keep => self.carry_keep(core, name, effect),
             Action::Rollback { undrain, drain } => {
                 let done = self.carry_rollback(core, name, effect);
+                if done.is_ok() {
+                    self.cut_after_rollout(core, name, effect);
+                }
                 match done {
                     Ok(_) if !undrain.is_empty() || !drain.is_empty() => return Carried::Slow,
                     done => done,
@@ -176,6 +179,29 @@ impl Reconciler {
         };
         let context = self.rollout_context(core, name, effect, reason);
         self.write_split(core, name, write, &context).map(Some)
+    }
+
+    /// What a rollout says of the flows that the candidate still carries. The weight
+    /// went first; one that the agent before began already goes on.
+    fn cut_after_rollout(&self, core: &mut Core, name: &str, effect: &Effect) {
+        let Some(rate) = core.rollouts.get(name).and_then(|r| r.spec.cut) else {
+            return;
+        };
+        let is_under_way = core.cuts.iter().any(|cut| cut.key.service == name);
+        let Some(entry) = core.services.get(name).filter(|_| !is_under_way) else {
+            return;
+        };
+        let mut receipt = Receipt {
+            service: name.to_owned(),
+            generation: entry.generation,
+            ..Receipt::default()
+        };
+        let reason = format!("cut = {:?} of the rollout", rate.to_string());
+        let context = self.rollout_context(core, name, effect, reason);
+        self.cut_after_rollback(core, &mut receipt, rate, &context);
+        for warning in receipt.warnings {
+            tracing::warn!(service = name, "{warning}");
+        }
     }
 
     /// What the rollout writes as.

@@ -72,6 +72,7 @@ impl Reconciler {
             .map_err(|error| ControlError::Precondition(error.to_string()))?;
         let mut state = State::new(plan.gates.len(), self.clock.unix_ms());
         state.cut_before = self.cut_so_far();
+        state.ended_before = self.ended_so_far(name);
         let mut rollout = self.assembled(0, described, plan, state);
         rollout.actor.clone_from(&context.actor);
         rollout.reason.clone_from(&context.reason);

@@ -169,6 +169,11 @@ impl Reconciler {
         dropped + evicted
     }
 
+    /// Flows of a service that were ended on request, by this agent.
+    pub(super) fn ended_so_far(&self, name: &str) -> u64 {
+        self.ended_flows(name).iter().map(|(_, flows)| flows).sum()
+    }
+
     fn report_of(
         &self,
         core: &Core,
@@ -194,6 +199,7 @@ impl Reconciler {
             windows: &windows,
             times: times.unwrap_or_default(),
             cut_now: self.cut_so_far(),
+            ended_now: self.ended_so_far(name),
         }))
     }
 }

@@ -70,7 +70,7 @@ pub struct Rollout {
 }
 
 impl Rollout {
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.state.outcome().is_some()
     }
 

@@ -87,7 +87,7 @@ fn step(rig: &mut Rig, random: &mut Random) {
             rig.reconciler.set_weight(&change, &context).ok();
         }
         7 => drop(rig.reconciler.promote(&name, &context)),
-        8 => drop(rig.reconciler.rollback(&name, 0, &context)),
+        8 => drop(rig.reconciler.rollback(&name, 0, None, &context)),
         9 => drop(rig.reconciler.delete(&name, &context)),
         10 => rig.disk_full(random.below(2) == 0),
         11 => {

@@ -119,7 +119,7 @@ fn whatever_gives_the_live_pool_everything_suspends_cohorts() {
         rig.reconciler.set_weight(&change, &context())
     };
     apply(&rig);
-    let receipt = rig.reconciler.rollback("web", 0, &context()).unwrap();
+    let receipt = rig.reconciler.rollback("web", 0, None, &context()).unwrap();
     assert!(!receipt.unchanged, "cohorts gave green flows");
     assert!(receipt.warnings[0].contains("suspended"), "{receipt:?}");
     assert_eq!((in_force(&rig), state(&rig)), (0, "suspended"));
@@ -127,7 +127,7 @@ fn whatever_gives_the_live_pool_everything_suspends_cohorts() {
     assert_eq!((in_force(&rig), state(&rig)), (0, "suspended"));
     assert!(
         rig.reconciler
-            .rollback("web", 0, &context())
+            .rollback("web", 0, None, &context())
             .unwrap()
             .unchanged
     );
@@ -162,7 +162,7 @@ fn a_suspension_that_a_crash_kept_from_the_store_stays() {
     let mut rig = Rig::new();
     rig.apply(&[with_staff(&["10.1.0.0/16"])]).unwrap();
     rig.disk_full(true);
-    let receipt = rig.reconciler.rollback("web", 0, &context()).unwrap();
+    let receipt = rig.reconciler.rollback("web", 0, None, &context()).unwrap();
     assert!(receipt.warnings.iter().any(|w| w.contains("not durable")));
     rig.disk_full(false);
     rig.restart();
@@ -196,7 +196,7 @@ fn without_a_store_cohorts_are_as_the_kernel_tells() {
     assert_eq!(view.spec.cohorts[0].name, "cohort-1");
     assert_eq!(view.cohorts, "on");
     let name = &view.spec.name;
-    rig.reconciler.rollback(name, 0, &context()).unwrap();
+    rig.reconciler.rollback(name, 0, None, &context()).unwrap();
     assert_eq!(in_force(&rig), 0);
 }
 
@@ -216,7 +216,7 @@ fn explain_names_the_cohort_and_its_prefix() {
     let other = explain("10.2.2.3");
     assert_eq!((other.cohort, other.pool), (None, PoolName::Blue));
     assert!(other.why.iter().any(|why| why == "no cohort rule"));
-    rig.reconciler.rollback("web", 0, &context()).unwrap();
+    rig.reconciler.rollback("web", 0, None, &context()).unwrap();
     let suspended = explain("10.1.2.3");
     assert_eq!((&suspended.cohort, suspended.pool), (&None, PoolName::Blue));
     let told = |why: &String| why.contains("but cohorts are suspended");
@@ -254,7 +254,7 @@ fn the_agents_file_does_not_undo_a_suspension() {
          [[service.cohort]]\nname = \"staff\"\nprefixes = [\"10.1.0.0/16\"]\n";
     rig.reconciler.load_file_services(&specs(text)).unwrap();
     assert_eq!(state(&rig), "on");
-    rig.reconciler.rollback("web", 0, &context()).unwrap();
+    rig.reconciler.rollback("web", 0, None, &context()).unwrap();
     rig.restart();
     rig.reconciler.load_file_services(&specs(text)).unwrap();
     assert_eq!(state(&rig), "suspended");

@@ -89,7 +89,10 @@ fn a_damaged_store_refuses_ordinary_writes_before_the_kernel_and_lets_a_rollback
         );
     }
     assert_eq!(rig.datapath.with(|k| k.publications), publications);
-    let receipt = rig.reconciler.rollback(BY_VIP, 0, &context()).unwrap();
+    let receipt = rig
+        .reconciler
+        .rollback(BY_VIP, 0, None, &context())
+        .unwrap();
     assert!(
         receipt.warnings[0].starts_with("not durable"),
         "{:?}",
@@ -168,7 +171,7 @@ fn who_rolled_back_on_a_full_disk_is_recorded_once_there_is_room() {
         reason: "errors".into(),
         ..context()
     };
-    rig.reconciler.rollback("web", 0, &named).unwrap();
+    rig.reconciler.rollback("web", 0, None, &named).unwrap();
     rig.reconciler.maintain();
     assert!(rig.reconciler.store_problem().is_some());
     assert_eq!(rig.actions()[0], "tester shift");

@@ -4,6 +4,7 @@ mod apply;
 mod breaker;
 mod chaos;
 mod cohorts;
+mod cut;
 mod delete;
 mod faults;
 mod free;

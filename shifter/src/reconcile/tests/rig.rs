@@ -42,6 +42,10 @@ pub struct FakeFacts {
     /// Run once, in the middle of the next question that may run nft.
     pub gate: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     questions: AtomicU64,
+    /// Sockets that were ended: (address, peer).
+    pub ended: Mutex<Vec<(SocketAddr, SocketAddr)>>,
+    /// RSTs that were sent: (from, to, sequence).
+    pub resets: Mutex<Vec<(SocketAddr, SocketAddr, u32)>>,
 }
 
 impl FakeFacts {
@@ -105,6 +109,34 @@ impl HostFacts for FakeFacts {
         let sockets = lock(&self.sockets);
         let sockets = sockets.get(&netns).cloned();
         sockets.ok_or_else(|| io::ErrorKind::Interrupted.into())
+    }
+
+    fn end_sockets(
+        &self,
+        netns: Option<i32>,
+        pairs: &[(SocketAddr, SocketAddr)],
+    ) -> io::Result<Vec<bool>> {
+        let sockets = lock(&self.sockets);
+        let there = sockets.get(&netns).ok_or(io::ErrorKind::NotFound)?;
+        let ended = pairs.iter().map(|(at, peer)| {
+            let is_there = there.has(*at, *peer);
+            if is_there {
+                lock(&self.ended).push((*at, *peer));
+            }
+            is_there
+        });
+        Ok(ended.collect())
+    }
+
+    fn send_reset(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+        sequence: u32,
+        _acknowledged: u32,
+    ) -> io::Result<()> {
+        lock(&self.resets).push((from, to, sequence));
+        Ok(())
     }
 }
 
@@ -270,7 +302,7 @@ impl Rig {
     }
 
     pub fn rollback(&self, to: u32) -> Result<Receipt, ControlError> {
-        self.reconciler.rollback("web", to, &context())
+        self.reconciler.rollback("web", to, None, &context())
     }
 
     pub fn green(&self) -> String {

@@ -9,8 +9,8 @@ use crate::{
     reconcile::{
         Controller as _,
         controller::{
-            ControlError, EventQuery, NamedBackends, ReportFormat, RolloutCommand, RolloutView,
-            StartRollout, WriteContext,
+            ControlError, DrainEnd, EventQuery, NamedBackends, ReportFormat, RolloutCommand,
+            RolloutView, StartRollout, WriteContext,
         },
         reconciler::lock,
         rollouts::HookRun,
@@ -580,17 +580,22 @@ fn a_drain_keeps_the_weight_and_its_dead_man() {
         pool: None,
         backend: Some(second.addr),
     };
-    rig.reconciler.drain(&named, true, &context()).unwrap();
+    rig.reconciler
+        .drain(&named, Some(DrainEnd::default()), &context())
+        .unwrap();
     let after = rig.reconciler.get("web").unwrap();
     assert_eq!(after.spec.green_pool[1].state, BackendState::Drain);
     assert_eq!(after.spec.green.to_string(), "20%");
     assert!(after.dead_man.is_some());
-    rig.reconciler.drain(&named, false, &context()).unwrap();
+    rig.reconciler.drain(&named, None, &context()).unwrap();
     let wrong = NamedBackends {
         backend: Some("10.0.9.9:80".parse().unwrap()),
         ..named
     };
-    let refused = rig.reconciler.drain(&wrong, true, &context()).unwrap_err();
+    let refused = rig
+        .reconciler
+        .drain(&wrong, Some(DrainEnd::default()), &context())
+        .unwrap_err();
     assert!(
         refused.to_string().contains("it has 10.0.0.1:8443"),
         "{refused}"

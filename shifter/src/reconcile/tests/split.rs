@@ -90,7 +90,7 @@ fn a_stale_etag_is_a_conflict_but_not_for_a_rollback() {
         rig.reconciler.promote("web", &stale),
         Err(ControlError::Conflict { .. })
     ));
-    rig.reconciler.rollback("web", 0, &stale).unwrap();
+    rig.reconciler.rollback("web", 0, None, &stale).unwrap();
     assert_eq!(rig.green(), "0%");
 }
 

@@ -44,6 +44,8 @@ pub struct Facts<'a> {
     pub times: RollbackTimes,
     /// What shifter has dropped and evicted of live traffic so far.
     pub cut_now: u64,
+    /// Flows of the service that were ended on request so far.
+    pub ended_now: u64,
 }
 
 /// One pool over the whole rollout.
@@ -119,6 +121,13 @@ pub struct Report {
     /// Flows of the host that shifter cut meanwhile: packets that it dropped, and live
     /// proven flows that it evicted.
     pub reset_by_shifter: u64,
+    /// Flows of the service that were ended because somebody asked for it, up to this
+    /// report; not among the above.
+    #[serde(default)]
+    pub ended_on_request: u64,
+    /// The pace that the rollout asks for.
+    #[serde(default)]
+    pub cut: Option<String>,
     /// Present after a rollback.
     pub detection: Option<Detection>,
     pub rollback: RollbackTimes,
@@ -180,6 +189,8 @@ impl Report {
             pools: [PoolName::Blue, PoolName::Green]
                 .map(|pool| pool_report(pool, &sums[pool.index()])),
             reset_by_shifter: facts.cut_now.saturating_sub(facts.state.cut_before),
+            ended_on_request: facts.ended_now.saturating_sub(facts.state.ended_before),
+            cut: facts.spec.cut.map(|rate| rate.to_string()),
             detection: rolled_back.then(|| detection(facts)),
             rollback: facts.times,
             exposure: (attempts > 0).then(|| exposed_flows as f64 / attempts as f64),

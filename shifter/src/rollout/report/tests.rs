@@ -87,6 +87,7 @@ pub fn report() -> Report {
             candidate_flows_after: Some(0),
         },
         cut_now: 7,
+        ended_now: 0,
     })
 }
 

@@ -42,6 +42,13 @@ pub fn headline(report: &Report) -> String {
     )
 }
 
+fn ended(report: &Report) -> String {
+    match &report.cut {
+        Some(rate) => format!("{}, at {rate} after a rollback", report.ended_on_request),
+        None => report.ended_on_request.to_string(),
+    }
+}
+
 fn measured(ns: Option<f64>) -> String {
     ns.map_or("not measured".to_owned(), short)
 }
@@ -53,11 +60,14 @@ pub fn figures(report: &Report) -> Vec<(&'static str, String)> {
         (
             "flows reset by shifter",
             format!(
-                "{} (packets of the host that it dropped and established flows that it evicted meanwhile; it sends no RST)",
+                "{} (packets of the host that it dropped and established flows that it evicted meanwhile; it sends no RST unless asked to)",
                 report.reset_by_shifter
             ),
         ),
     ];
+    if report.cut.is_some() || report.ended_on_request > 0 {
+        figures.push(("flows ended on request, so far", ended(report)));
+    }
     if let Some(detection) = &report.detection {
         let after = |seconds: Option<f64>, what: &str| match seconds {
             Some(seconds) => format!("{} after {what}", about(seconds)),
