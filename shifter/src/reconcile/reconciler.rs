@@ -94,6 +94,9 @@ pub struct Reconciler {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: Settings,
     pub(super) started: Instant,
+    /// Where events are stored. Before the core: the store moves its log into the file
+    /// when it is closed last.
+    pub(super) event_file: Mutex<Option<EventFile>>,
     pub(super) core: Mutex<Core>,
     pub(super) observer: Mutex<Observer>,
     pub(super) events: Events,
@@ -111,10 +114,8 @@ pub struct Reconciler {
     pub(super) rollout_work: Mutex<Work>,
     /// Services that were in force in the kernel when this began.
     pub(super) adopted: usize,
-    /// Where events are told…
+    /// Where events are told.
     pub(super) event_queue: Arc<EventQueue>,
-    /// …and where they are stored.
-    pub(super) event_file: Mutex<Option<EventFile>>,
     /// The store failed when it was last looked at.
     pub(super) store_failed: AtomicBool,
     /// Held while flows are ended.
