@@ -11,7 +11,7 @@ use super::{
     reconciler::{Reconciler, find, lock},
 };
 use crate::{
-    model::{BackendState, PoolName, ServiceSpec},
+    model::{BackendState, CutRate, PoolName, ServiceSpec},
     store::{Cut, CutCause, CutKey},
 };
 
@@ -56,9 +56,21 @@ impl Reconciler {
             }
         };
         let mut receipt = self.change_backends(&target.service, set, false, context)?;
-        if context.validate_only {
-            return Ok(receipt);
+        if !context.validate_only {
+            self.cut_after_drain(target, drain.is_some(), due, &mut receipt, context);
         }
+        Ok(receipt)
+    }
+
+    /// What becomes of the flows that the target still has.
+    fn cut_after_drain(
+        &self,
+        target: &DrainTarget,
+        is_drain: bool,
+        due: Option<(i64, CutRate)>,
+        receipt: &mut Receipt,
+        context: &WriteContext,
+    ) {
         let mut core = lock(&self.core);
         let key = CutKey {
             service: target.service.clone(),
@@ -80,10 +92,9 @@ impl Reconciler {
                 receipt.warnings.extend(self.begin_cut(&mut core, cut));
             }
             // A drain that keeps its flows takes the place of one that does not.
-            None if drain.is_some() => self.finish_cut(&mut core, &key, "stopped: drained anew"),
+            None if is_drain => self.finish_cut(&mut core, &key, "stopped: drained anew"),
             None => self.stop_drain_cuts(&mut core, &target.service),
         }
-        Ok(receipt)
     }
 
     /// Changes backends of a service and leaves its weight and dead-man as they are.

@@ -85,7 +85,10 @@ fn a_rollback_with_a_cut_ends_the_candidates_flows_at_its_pace() {
     assert!(view.cuts.is_empty(), "{:?}", view.cuts);
     assert_eq!(view.ended_flows[0], ("rollback", 30));
     let record = &rig.audit()[0];
-    assert_eq!((record.actor.as_str(), record.action.as_str()), ("tester", "cut-end"));
+    assert_eq!(
+        (record.actor.as_str(), record.action.as_str()),
+        ("tester", "cut-end")
+    );
     assert_eq!(record.after, "30 flows of green ended, none is left");
 }
 
@@ -118,7 +121,10 @@ fn a_flow_of_a_socket_on_this_host_is_ended_by_the_kernel() {
         assert_eq!(*lock(&rig.facts.ended), [(at, peer)]);
         // The other's socket is elsewhere: behind DNAT, it may be.
         let told: Vec<SocketAddr> = lock(&rig.facts.resets).iter().map(|r| r.1).collect();
-        assert!(told.contains(&"192.0.2.1:1002".parse().unwrap()), "{told:?}");
+        assert!(
+            told.contains(&"192.0.2.1:1002".parse().unwrap()),
+            "{told:?}"
+        );
         assert_eq!(told.contains(&at), netns.is_some(), "{told:?}");
     }
 }
@@ -156,7 +162,10 @@ fn a_shift_stops_a_cut_and_so_does_the_end_of_its_service() {
     assert_eq!(carried(&rig), before);
     assert!(rig.reconciler.get("web").unwrap().cuts.is_empty());
     let record = &rig.audit()[0];
-    assert!(record.after.ends_with("stopped: green is given new flows"), "{record:?}");
+    assert!(
+        record.after.ends_with("stopped: green is given new flows"),
+        "{record:?}"
+    );
 }
 
 #[test]
@@ -165,8 +174,14 @@ fn a_rollback_to_a_generation_that_shares_cuts_nothing_and_says_so() {
     let shared = rig.reconciler.get("web").unwrap().generation;
     rig.shift("90%").unwrap();
     let cut = Some(rate(10));
-    let receipt = rig.reconciler.rollback("web", shared, cut, &context()).unwrap();
-    assert_eq!(receipt.warnings, ["no flow is ended: green is given new flows"]);
+    let receipt = rig
+        .reconciler
+        .rollback("web", shared, cut, &context())
+        .unwrap();
+    assert_eq!(
+        receipt.warnings,
+        ["no flow is ended: green is given new flows"]
+    );
     assert_eq!(rig.green(), "50%");
     pass(&rig, 1_000);
     assert_eq!(carried(&rig), [2, 2]);
@@ -224,7 +239,11 @@ fn a_drain_ends_what_is_left_at_its_deadline_unless_it_is_undone() {
     let too_long = DrainEnd {
         cut: Some((f64::INFINITY, rate(1))),
     };
-    assert!(rig.reconciler.drain(&target, Some(too_long), &context()).is_err());
+    assert!(
+        rig.reconciler
+            .drain(&target, Some(too_long), &context())
+            .is_err()
+    );
 }
 
 #[test]
@@ -248,7 +267,10 @@ fn the_flows_of_a_backend_that_is_down_end_where_the_service_says_so() {
         rig.datapath.with(|k| k.flows.extend(flows));
         pass(&rig, 500);
         assert_eq!(carried(&rig), [2, 0]);
-        assert!(rig.reconciler.settle("web", &BTreeSet::from([BLUE.parse().unwrap()])));
+        assert!(
+            rig.reconciler
+                .settle("web", &BTreeSet::from([BLUE.parse().unwrap()]))
+        );
         pass(&rig, 2_000);
         assert_eq!(carried(&rig), [1 + left, 0], "{on_down}");
         // Where all are down, it may be the check that is wrong.
