@@ -14,12 +14,13 @@ use crate::{
     },
     proto,
     reconcile::controller::{
-        BackendView, Change, ControlError, CutView, Event, Explanation, FlowView, InfoView,
-        Receipt, Recorded, RolloutView, ServiceView, ShareOf, WeightChange,
+        BackendView, Change, ControlError, Event, Explanation, FlowView, InfoView, Receipt,
+        Recorded, RolloutView, ServiceView, ShareOf, WeightChange,
     },
     telemetry::is_drop,
 };
 
+mod cuts;
 mod signals;
 
 fn invalid(text: impl std::fmt::Display) -> ControlError {
@@ -390,7 +391,7 @@ pub(super) fn service(view: &ServiceView) -> proto::Service {
         green_signals: Some(signals::message(&view.signals[1])),
         breaker: view.breaker.as_ref().map(signals::status),
         cohorts: view.cohorts.to_owned(),
-        cuts: view.cuts.iter().map(cut).collect(),
+        cuts: view.cuts.iter().map(cuts::status).collect(),
         ended_flows: view
             .ended_flows
             .into_iter()
@@ -571,20 +572,5 @@ pub(super) fn info(view: InfoView, kernel: String) -> proto::Info {
         warnings: view.warnings,
         state_dir: view.state_dir,
         kernel,
-    }
-}
-
-fn cut(view: &CutView) -> proto::CutStatus {
-    let pool = view.pool.map_or(proto::Pool::Unspecified, pool_message);
-    proto::CutStatus {
-        cause: view.cause.to_owned(),
-        pool: pool.into(),
-        backend: view.backend.map_or(String::new(), |addr| addr.to_string()),
-        per_second: view.rate.get(),
-        ended: view.ended,
-        left: view.left,
-        begins_in_seconds: view.begins_in_s,
-        actor: view.actor.clone(),
-        reason: view.reason.clone(),
     }
 }

@@ -11,7 +11,7 @@ use super::{
     reconciler::{Reconciler, find, lock},
 };
 use crate::{
-    model::{BackendState, PoolName, ServiceSpec},
+    model::{BackendState, CutRate, PoolName, ServiceSpec},
     store::{Cut, CutCause, CutKey},
 };
 
@@ -60,9 +60,21 @@ impl Reconciler {
             None => "undrain",
         };
         let mut receipt = self.change_backends(&named.service, action, set, false, context)?;
-        if context.validate_only {
-            return Ok(receipt);
+        if !context.validate_only {
+            self.cut_after_drain(named, drain.is_some(), due, &mut receipt, context);
         }
+        Ok(receipt)
+    }
+
+    /// What becomes of the flows that the named backends still have.
+    fn cut_after_drain(
+        &self,
+        named: &NamedBackends,
+        is_drain: bool,
+        due: Option<(i64, CutRate)>,
+        receipt: &mut Receipt,
+        context: &WriteContext,
+    ) {
         let mut core = lock(&self.core);
         let key = CutKey {
             service: named.service.clone(),
@@ -84,10 +96,9 @@ impl Reconciler {
                 receipt.warnings.extend(self.begin_cut(&mut core, cut));
             }
             // A drain that keeps its flows takes the place of one that does not.
-            None if drain.is_some() => self.finish_cut(&mut core, &key, "stopped: drained anew"),
+            None if is_drain => self.finish_cut(&mut core, &key, "stopped: drained anew"),
             None => self.stop_drain_cuts(&mut core, &named.service),
         }
-        Ok(receipt)
     }
 
     /// Changes backends of a service and leaves its weight and dead-man as they are.
