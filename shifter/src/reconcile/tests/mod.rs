@@ -13,5 +13,6 @@ mod observe;
 mod refresh;
 mod restart;
 mod rig;
+mod rollout_waits;
 mod rollouts;
 mod split;
