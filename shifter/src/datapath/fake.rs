@@ -25,6 +25,8 @@ use crate::model::{PoolName, Protocol, cohort::Rule, signals::PoolSignals};
 #[derive(Default)]
 pub struct FakeDatapath {
     state: Mutex<State>,
+    /// Run once, in the middle of the next reading of signals.
+    pub signals_gate: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 /// What the fake kernel holds; tests may look at it and change it.
@@ -308,6 +310,13 @@ impl Datapath for FakeDatapath {
     }
 
     fn signals(&self, id: ServiceId) -> Result<[PoolSignals; 2], DatapathError> {
+        let gate = self.signals_gate.lock();
+        let gate = gate
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
+        if let Some(gate) = gate {
+            gate();
+        }
         Ok(self.lock().signals.get(&id).cloned().unwrap_or_default())
     }
 

@@ -7,6 +7,7 @@ mod audit;
 mod cut;
 mod error;
 mod event;
+mod measured;
 mod place;
 mod rollout;
 mod schema;
@@ -26,6 +27,7 @@ pub use cut::{Cut, CutCause, CutKey};
 pub use error::StoreError;
 use error::sql;
 pub use event::{Event, EventFile, EventQuery, EventQueue, Events};
+pub use measured::{Beside, Measured};
 use place::Place;
 pub use rollout::{Ended, Frozen, NewRollout, Progress, ROLLOUT_LOST, RolloutFigures, RolloutRow};
 
@@ -103,6 +105,8 @@ pub struct Loaded {
 /// The agent's store.
 pub struct Store {
     connection: Connection,
+    /// For what rollouts measure. None of a store in memory or one that is refused.
+    beside: Option<Beside>,
     /// None of a store in memory.
     place: Option<Place>,
     /// Why nothing is written before the agent is started again.
@@ -130,7 +134,9 @@ impl Store {
         connection
             .set_db_config(keep_log, false)
             .map_err(&opening)?;
-        Ok(Self::over(connection, Some(place)))
+        let mut store = Self::over(connection, Some(place));
+        store.beside = Some(Beside::open(&path)?);
+        Ok(store)
     }
 
     /// As [`Store::open`]; where that fails, a store that refuses every write
@@ -163,6 +169,7 @@ impl Store {
     fn over(connection: Connection, place: Option<Place>) -> Self {
         Self {
             connection,
+            beside: None,
             place,
             refused: None,
             failing: None,
@@ -174,6 +181,7 @@ impl Store {
     pub fn refuse(&mut self, why: String) {
         tracing::error!(why, "the agent runs without its store");
         self.keep_log(true);
+        self.beside = None;
         self.refused = Some(why);
     }
 
@@ -218,13 +226,6 @@ impl Store {
             tx.execute("UPDATE host SET generation = generation", [])
                 .map(drop)
         })
-    }
-
-    /// From now on every write fails (or not any more), as on a full disk.
-    pub fn set_read_only(&self, read_only: bool) -> Result<(), StoreError> {
-        self.connection
-            .pragma_update(None, "query_only", read_only)
-            .map_err(sql("switching to read-only"))
     }
 
     /// Reads everything that a start needs.
@@ -328,6 +329,8 @@ impl Store {
         self.check()?;
         // They happened before what is written now.
         let told = self.events.take_along();
+        let beside = self.beside.clone();
+        let _turn = beside.as_ref().map(Beside::turn);
         let done = self
             .connection
             .transaction()
@@ -436,6 +439,8 @@ impl Store {
 impl Drop for Store {
     /// What went bad since the last look is not written to at the end either.
     fn drop(&mut self) {
+        // The last connection to be closed moves the log into the file.
+        self.beside = None;
         if self.check().is_err() {
             tracing::debug!("the store's log stays beside its file");
         }

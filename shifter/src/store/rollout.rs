@@ -155,24 +155,7 @@ impl Store {
             for note in progress.notes {
                 insert.execute(params![id, note.at_unix_ms, note.kind, note.text])?;
             }
-            let mut insert = tx.prepare_cached(
-                "INSERT OR REPLACE INTO rollout_window VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            )?;
-            for it in progress.windows {
-                let [blue, green] = it.signals.each_ref().map(|s| window::write(s).to_string());
-                insert.execute(params![
-                    id,
-                    it.at_unix_ms,
-                    it.ms as i64,
-                    it.step as i64,
-                    it.weight,
-                    blue,
-                    green,
-                    it.flows[0] as i64,
-                    it.flows[1] as i64,
-                ])?;
-            }
-            Ok(())
+            insert_windows(tx, id, progress.windows)
         })
     }
 
@@ -388,6 +371,32 @@ impl Store {
                 .map(drop)
         })
     }
+}
+
+/// Stores windows of a rollout.
+pub(super) fn insert_windows(
+    tx: &Transaction<'_>,
+    id: i64,
+    windows: &[Window],
+) -> rusqlite::Result<()> {
+    let mut insert = tx.prepare_cached(
+        "INSERT OR REPLACE INTO rollout_window VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    )?;
+    for it in windows {
+        let [blue, green] = it.signals.each_ref().map(|s| window::write(s).to_string());
+        insert.execute(params![
+            id,
+            it.at_unix_ms,
+            it.ms as i64,
+            it.step as i64,
+            it.weight,
+            blue,
+            green,
+            it.flows[0] as i64,
+            it.flows[1] as i64,
+        ])?;
+    }
+    Ok(())
 }
 
 /// Drops rollouts and windows beyond what is kept a service.

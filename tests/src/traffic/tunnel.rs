@@ -1,6 +1,7 @@
-//! A server behind a forwarder that holds SYN-ACKs back. The kernel answers for
-//! its listeners at once and this kernel has no netem, so the server lives in a
-//! namespace behind two TUN devices, and a thread carries the packets over.
+//! Two servers behind one forwarder that holds SYN-ACKs back. The kernel answers for
+//! its listeners at once and this kernel has no netem, so each server lives in a
+//! namespace behind two TUN devices, and one thread carries the packets of both: what
+//! a busy machine adds, it adds to both.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +19,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::topology::{Lab, Netns, Side};
+use crate::topology::{Family, Lab, Netns, Side};
 
 /// `_IOW('T', 202, int)` of linux/if_tun.h.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
@@ -27,57 +28,39 @@ const IFF_NO_PI: i16 = 0x1000;
 /// How often the thread looks whether it shall end.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A namespace behind a server's, and the thread that carries packets there.
+/// Namespaces behind those of the servers, and the thread that carries packets there.
 #[derive(Debug)]
 pub struct Tunnel {
-    /// Where the server is.
-    pub inner: Netns,
-    address: Ipv4Addr,
+    /// Where the servers of blue and green are.
+    pub inner: [Netns; 2],
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Tunnel {
-    /// Behind the server of `side` (`Placement::RemoteOther`), at an address of
-    /// its own. SYN-ACKs wait for `hold`, nothing else does.
-    pub fn behind(lab: &Lab, side: Side, hold: Duration) -> Result<Self> {
-        let last = [21, 22][side as usize];
-        let address = Ipv4Addr::new(10, 76, 0, last);
-        let outer = lab.server_ns(side);
-        let inner = Netns::create(format!("{}t", outer.name()))?;
-        let outer_end = outer.run(|| open_tun("hold0"))?;
-        let inner_end = inner.run(|| open_tun("hold1"))?;
-        outer.sysctl("ipv4/ip_forward", "1")?;
-        outer.ip(&[
-            "link set hold0 up".to_owned(),
-            format!("route add {address}/32 dev hold0"),
-        ])?;
-        inner.ip(&[
-            "link set hold1 up".to_owned(),
-            format!("address add {address}/32 dev hold1"),
-            "route add default dev hold1".to_owned(),
-        ])?;
-        let via = lab.listen(side, crate::topology::Family::V4).ip();
-        lab.host
-            .ip(&[format!("route add {address}/32 via {via}")])?;
+    /// Behind both servers (`Placement::RemoteOther`), at addresses of their own.
+    /// SYN-ACKs of blue and of green wait for `holds`, nothing else does.
+    pub fn behind(lab: &Lab, holds: [Duration; 2]) -> Result<Self> {
+        let (blue, mut first) = wire(lab, Side::Blue)?;
+        let (green, mut second) = wire(lab, Side::Green)?;
+        (first.hold, second.hold) = holds.into();
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            if let Err(error) = carry(outer_end, inner_end, hold, &flag) {
+            if let Err(error) = carry(&mut [first, second], &flag) {
                 eprintln!("the tunnel broke: {error}");
             }
         });
         Ok(Self {
-            inner,
-            address,
+            inner: [blue, green],
             stop,
             thread: Some(thread),
         })
     }
 
-    /// Where the server listens, which is the backend's address too.
-    pub fn at(&self, port: u16) -> SocketAddr {
-        (self.address, port).into()
+    /// Where a side's server listens, which is the backend's address too.
+    pub fn at(&self, side: Side, port: u16) -> SocketAddr {
+        (address(side), port).into()
     }
 }
 
@@ -88,6 +71,39 @@ impl Drop for Tunnel {
             let _ = thread.join();
         }
     }
+}
+
+fn address(side: Side) -> Ipv4Addr {
+    Ipv4Addr::new(10, 76, 0, [21, 22][side as usize])
+}
+
+/// A namespace behind a server's, and the two ends that packets go between.
+fn wire(lab: &Lab, side: Side) -> Result<(Netns, Pair)> {
+    let address = address(side);
+    let outer = lab.server_ns(side);
+    let inner = Netns::create(format!("{}t", outer.name()))?;
+    let outer_end = outer.run(|| open_tun("hold0"))?;
+    let inner_end = inner.run(|| open_tun("hold1"))?;
+    outer.sysctl("ipv4/ip_forward", "1")?;
+    outer.ip(&[
+        "link set hold0 up".to_owned(),
+        format!("route add {address}/32 dev hold0"),
+    ])?;
+    inner.ip(&[
+        "link set hold1 up".to_owned(),
+        format!("address add {address}/32 dev hold1"),
+        "route add default dev hold1".to_owned(),
+    ])?;
+    let via = lab.listen(side, Family::V4).ip();
+    lab.host
+        .ip(&[format!("route add {address}/32 via {via}")])?;
+    let pair = Pair {
+        outer: outer_end,
+        inner: inner_end,
+        hold: Duration::ZERO,
+        held: VecDeque::new(),
+    };
+    Ok((inner, pair))
 }
 
 fn open_tun(name: &str) -> Result<File> {
@@ -108,28 +124,57 @@ fn open_tun(name: &str) -> Result<File> {
     Ok(file)
 }
 
+/// One server's way.
+struct Pair {
+    outer: File,
+    inner: File,
+    hold: Duration,
+    /// SYN-ACKs and when they go on, oldest first.
+    held: VecDeque<(Instant, Vec<u8>)>,
+}
+
+impl Pair {
+    /// Lets go of what has waited long enough; how long the next one waits.
+    fn let_go(&mut self, now: Instant) -> io::Result<Duration> {
+        while let Some((due, packet)) = self.held.pop_front() {
+            if due > now {
+                self.held.push_front((due, packet));
+                return Ok(due - now);
+            }
+            self.outer.write_all(&packet)?;
+        }
+        Ok(LOOK)
+    }
+
+    /// Carries what has come both ways.
+    fn carry(&mut self, packet: &mut [u8]) -> io::Result<()> {
+        while let Some(length) = read(&mut self.outer, packet)? {
+            self.inner.write_all(&packet[..length])?;
+        }
+        while let Some(length) = read(&mut self.inner, packet)? {
+            if is_syn_ack(&packet[..length]) {
+                let due = Instant::now() + self.hold;
+                self.held.push_back((due, packet[..length].to_vec()));
+            } else {
+                self.outer.write_all(&packet[..length])?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Carries packets both ways until told to stop.
-fn carry(mut outer: File, mut inner: File, hold: Duration, stop: &AtomicBool) -> io::Result<()> {
-    let mut held: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
+fn carry(pairs: &mut [Pair; 2], stop: &AtomicBool) -> io::Result<()> {
     let mut packet = vec![0; 65_536];
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
-        while held.front().is_some_and(|(due, _)| *due <= now) {
-            if let Some((_, packet)) = held.pop_front() {
-                outer.write_all(&packet)?;
-            }
+        let mut wait = LOOK;
+        for pair in pairs.iter_mut() {
+            wait = wait.min(pair.let_go(now)?);
         }
-        let wait = held.front().map_or(LOOK, |(due, _)| *due - now);
-        wait_for(&[&outer, &inner], wait)?;
-        while let Some(length) = read(&mut outer, &mut packet)? {
-            inner.write_all(&packet[..length])?;
-        }
-        while let Some(length) = read(&mut inner, &mut packet)? {
-            if is_syn_ack(&packet[..length]) {
-                held.push_back((Instant::now() + hold, packet[..length].to_vec()));
-            } else {
-                outer.write_all(&packet[..length])?;
-            }
+        wait_for(pairs, wait)?;
+        for pair in pairs.iter_mut() {
+            pair.carry(&mut packet)?;
         }
     }
     Ok(())
@@ -144,7 +189,9 @@ fn read(from: &mut File, packet: &mut [u8]) -> io::Result<Option<usize>> {
     }
 }
 
-fn wait_for(files: &[&File; 2], limit: Duration) -> io::Result<()> {
+fn wait_for(pairs: &[Pair; 2], limit: Duration) -> io::Result<()> {
+    let [first, second] = pairs;
+    let files = [&first.outer, &first.inner, &second.outer, &second.inner];
     let mut polled = files.map(|file| libc::pollfd {
         fd: file.as_raw_fd(),
         events: libc::POLLIN,
@@ -154,8 +201,8 @@ fn wait_for(files: &[&File; 2], limit: Duration) -> io::Result<()> {
         tv_sec: limit.as_secs() as i64,
         tv_nsec: i64::from(limit.subsec_nanos()),
     };
-    // SAFETY: two pollfds and a timespec, which outlive the call.
-    let ready = unsafe { libc::ppoll(polled.as_mut_ptr(), 2, &raw const limit, std::ptr::null()) };
+    // SAFETY: four pollfds and a timespec, which outlive the call.
+    let ready = unsafe { libc::ppoll(polled.as_mut_ptr(), 4, &raw const limit, std::ptr::null()) };
     match ready {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),

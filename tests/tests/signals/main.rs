@@ -272,12 +272,9 @@ fn the_kernel_says_what_clients_saw_under_xdp() {
 fn a_held_syn_ack_is_seen(hook: &'static str) {
     const HOLD: Duration = Duration::from_millis(3);
     let lab = Lab::new(Placement::RemoteOther).unwrap();
-    let tunnels = [
-        Tunnel::behind(&lab, Side::Blue, Duration::ZERO).unwrap(),
-        Tunnel::behind(&lab, Side::Green, HOLD).unwrap(),
-    ];
-    let at = tunnels.each_ref().map(|tunnel| tunnel.at(7_000));
-    let _servers = [0, 1].map(|i| Server::start(&tunnels[i].inner, at[i], |_| End::Served));
+    let tunnel = Tunnel::behind(&lab, [Duration::ZERO, HOLD]).unwrap();
+    let at = Side::BOTH.map(|side| tunnel.at(side, 7_000));
+    let _servers = [0, 1].map(|i| Server::start(&tunnel.inner[i], at[i], |_| End::Served));
     let mut service = Service::of(&lab, "tcp", Family::V4).with_green("50%");
     (service.blue, service.green) = (vec![at[0]], vec![at[1]]);
     let agent = Agent::start(&lab, settings(hook)).unwrap();

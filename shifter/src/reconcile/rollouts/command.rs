@@ -103,6 +103,7 @@ impl Reconciler {
             at_unix_ms: rollout.began_unix_ms,
         };
         rollout.id = core.store.begin_rollout(&new).map_err(nothing_changed)?;
+        rollout.stored = state;
         fault::point("rollout_begun");
         tracing::info!(
             service = name,

@@ -192,6 +192,7 @@ impl Reconciler {
         });
         match &stored {
             Ok(()) => {
+                rollout.stored = text;
                 rollout.sampler.full.clear();
                 rollout.late.clear();
                 rollout.unstored = None;

@@ -6,6 +6,7 @@ mod command;
 mod drive;
 mod end;
 mod gates;
+mod measure;
 mod sample;
 mod tell;
 mod tick;
@@ -40,6 +41,8 @@ pub struct Rollout {
     pub spec: RolloutSpec,
     pub plan: Plan,
     pub state: State,
+    /// As the store has it.
+    stored: String,
     pub actor: String,
     pub reason: String,
     pub began_unix_ms: i64,
@@ -160,6 +163,7 @@ impl Reconciler {
         rollout.actor = row.actor;
         rollout.reason = row.reason;
         rollout.began_unix_ms = row.began_unix_ms;
+        rollout.stored = row.state;
         let step = rollout.state.step;
         if let Ok(windows) = core.store.rollout_windows_of(row.id, step) {
             rollout.sampler.resume(step);
@@ -188,6 +192,7 @@ impl Reconciler {
             offset_ms: self.clock.unix_ms() - (self.clock.boot_ns() / 1_000_000) as i64,
             actor: String::new(),
             reason: String::new(),
+            stored: String::new(),
             began_unix_ms: self.clock.unix_ms(),
             renewed_ns: 0,
             aftermath: None,

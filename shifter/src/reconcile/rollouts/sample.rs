@@ -38,6 +38,8 @@ pub struct Sampler {
 
 /// What the sampler is told beside the signals.
 pub struct At {
+    /// When the reading began and was done, CLOCK_MONOTONIC.
+    pub began_ns: u64,
     pub monotonic_ns: u64,
     pub unix_ms: i64,
     pub began_unix_ms: i64,
@@ -52,8 +54,12 @@ impl Sampler {
         self.step = step;
     }
 
-    /// Takes a reading in; the window that is full with it.
+    /// Takes a reading in; the window that is full with it. One that was made beside
+    /// the last may be the older of the two: the next one has what it would tell.
     pub fn take(&mut self, reading: [PoolSignals; 2], at: At) -> Option<Window> {
+        if self.last.is_some() && at.began_ns < self.last_ns {
+            return None;
+        }
         if at.step != self.step {
             self.close(&at);
             self.step = at.step;
@@ -119,12 +125,22 @@ impl Sampler {
     }
 }
 
+impl Sampler {
+    /// Windows that the store did not take, older than those that wait.
+    pub fn put_back(&mut self, mut windows: Vec<Window>) {
+        windows.append(&mut self.full);
+        windows.truncate(WAITING);
+        self.full = windows;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn at(second: u64, step: usize) -> At {
         At {
+            began_ns: second * 1_000_000_000,
             monotonic_ns: second * 1_000_000_000,
             unix_ms: second as i64 * 1_000,
             began_unix_ms: 0,
@@ -186,5 +202,20 @@ mod tests {
         sampler.take(reading(1_000), at(1, 0));
         let window = sampler.take(reading(5), at(2, 0)).unwrap();
         assert_eq!(window.signals[0].attempts, 0);
+    }
+
+    #[test]
+    fn a_reading_that_was_made_beside_another_is_left_to_the_next() {
+        let mut sampler = Sampler::default();
+        sampler.take(reading(100), at(1, 0));
+        sampler.take(reading(130), at(3, 0));
+        // Begun before the last was done, and slower.
+        let overtaken = At {
+            began_ns: 2_000_000_000,
+            ..at(4, 0)
+        };
+        assert_eq!(sampler.take(reading(120), overtaken), None);
+        let window = sampler.take(reading(150), at(5, 0)).unwrap();
+        assert_eq!((window.signals[1].attempts, window.ms), (20, 2_000));
     }
 }

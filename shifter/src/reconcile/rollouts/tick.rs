@@ -1,8 +1,8 @@
 //! Once a second: what the pools did, what gates say, and time for every rollout.
 
 use super::{
-    gates::{self, Ask, HookRun, Seen, Work},
-    sample::At,
+    gates::{self, Ask, HookRun, Work},
+    measure::{Reading, Taken},
 };
 use crate::{
     datapath::Census,
@@ -57,12 +57,16 @@ impl Reconciler {
     fn tick_one(&self, name: &str, census: &Census) {
         for _ in 0..STEPS_AT_ONCE {
             let before = lock(&self.core).rollouts.get(name).map(|r| r.state.step);
-            {
+            let reading = self.read_signals(name);
+            let measured = {
                 let mut core = lock(&self.core);
-                if let Err(error) = self.tick_rollout(&mut core, name, census) {
+                let ticked = self.tick_rollout(&mut core, name, census, reading);
+                ticked.unwrap_or_else(|error| {
                     tracing::warn!(service = name, %error, "a rollout does not go on");
-                }
-            }
+                    None
+                })
+            };
+            self.store_measured(name, measured);
             self.carry_all_slow(name);
             let core = lock(&self.core);
             let rollout = core.rollouts.get(name);
@@ -74,16 +78,18 @@ impl Reconciler {
         }
     }
 
+    /// What it measured comes back, to be stored without the lock.
     fn tick_rollout(
         &self,
         core: &mut Core,
         name: &str,
         census: &Census,
-    ) -> Result<(), ControlError> {
+        reading: Option<Reading>,
+    ) -> Result<Option<Taken>, ControlError> {
         self.record_passed_dead_man(core, name);
-        self.sample(core, name, census);
+        self.sample(core, name, census, reading);
         if core.rollouts.get(name).is_none_or(|r| r.is_over()) {
-            return Ok(());
+            return Ok(None);
         }
         self.renew_lease(core, name)?;
         self.resume_rollout(core, name)?;
@@ -98,53 +104,14 @@ impl Reconciler {
         self.advance_rollout(core, name, Event::Tick(facts))?;
         self.collect_hook(core, name);
         // Time that was spent and windows that are full, where nothing else moved.
-        let state = core.rollouts.get(name).map(|r| r.state.clone());
-        if let Some(state) = state.filter(|state| {
-            before
-                .as_ref()
-                .is_some_and(|b| b.step == state.step && b.phase == state.phase)
-        }) && let Err(error) = self.store_state(core, name, &state, &[])
-        {
-            tracing::debug!(service = name, %error, "what a rollout measured is not stored yet");
-        }
-        Ok(())
-    }
-
-    fn sample(&self, core: &mut Core, name: &str, census: &Census) {
-        let Some(entry) = core.services.get(name) else {
-            return;
-        };
-        let flows = census.services.get(&entry.id).copied().unwrap_or_default();
-        let reading = self.datapath.signals(entry.id);
-        let (monotonic_ns, unix_ms) = (self.clock.monotonic_ns(), self.clock.unix_ms());
-        let Some(rollout) = core.rollouts.get_mut(name) else {
-            return;
-        };
-        match reading {
-            Ok(reading) => {
-                rollout.sampler.problem = None;
-                if rollout.seen_step != rollout.state.step {
-                    rollout.seen = Seen::new(&rollout.spec.gates);
-                    rollout.seen_step = rollout.state.step;
-                }
-                let window = rollout.sampler.take(
-                    reading,
-                    At {
-                        monotonic_ns,
-                        unix_ms,
-                        began_unix_ms: rollout.began_unix_ms,
-                        step: rollout.state.step,
-                        weight: rollout.state.weight.to_string(),
-                        flows,
-                    },
-                );
-                if let Some(window) = window {
-                    let gates = &rollout.spec.gates;
-                    rollout.seen.add(gates, &window, rollout.plan.candidate);
-                }
-            }
-            Err(error) => rollout.sampler.problem = Some(error.to_string()),
-        }
+        let stays = core
+            .rollouts
+            .get(name)
+            .zip(before)
+            .is_some_and(|(r, before)| {
+                before.step == r.state.step && before.phase == r.state.phase
+            });
+        Ok(stays.then(|| self.measured(core, name)).flatten())
     }
 
     /// Once after a start: what a crash has cut off is recognised or carried out.

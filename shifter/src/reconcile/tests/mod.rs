@@ -15,6 +15,7 @@ mod outward;
 mod refresh;
 mod restart;
 mod rig;
+mod rollout_waits;
 mod rollouts;
 mod split;
 mod told;
