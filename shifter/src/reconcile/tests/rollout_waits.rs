@@ -80,7 +80,7 @@ fn a_rollback_does_not_wait_for_signals_that_are_read() {
     let ticking = thread::spawn(move || reconciler.tick_rollouts());
     is_reached.recv_timeout(PATIENCE).unwrap();
     let reconciler = Arc::clone(&rig.reconciler);
-    let rolling_back = thread::spawn(move || reconciler.rollback("web", 0, &context()));
+    let rolling_back = thread::spawn(move || reconciler.rollback("web", 0, None, &context()));
     assert!(comes_to_zero(&rig), "the rollback waits for signals");
     rolling_back.join().unwrap().unwrap();
     assert_eq!(
@@ -103,7 +103,7 @@ fn a_rollback_is_programmed_while_measurements_are_stored() {
     thread::sleep(Duration::from_millis(100));
     assert!(!ticking.is_finished(), "nothing was to be stored");
     let reconciler = Arc::clone(&rig.reconciler);
-    let rolling_back = thread::spawn(move || reconciler.rollback("web", 0, &context()));
+    let rolling_back = thread::spawn(move || reconciler.rollback("web", 0, None, &context()));
     let is_programmed = comes_to_zero(&rig);
     drop(turn);
     assert!(is_programmed, "the rollback waits for the store");
