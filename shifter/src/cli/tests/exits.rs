@@ -66,7 +66,7 @@ fn wrong_usage_is_64_and_help_is_0() {
         ("shift web --green 5% --blue 5%", "cannot be used with"),
         (
             "shift web --green 5% --revert-after 10",
-            "write it with units",
+            "write numbers with units",
         ),
         ("shift web --green 500%", "is no weight"),
         ("shift web --candidate 5", "a fraction (1/3)"),
