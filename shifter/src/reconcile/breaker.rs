@@ -93,6 +93,12 @@ impl Reconciler {
         true
     }
 
+    /// Whether a breaker has tripped and nobody could record it yet: then only the
+    /// generation in force holds it, and what nobody asked for must not replace that.
+    pub(super) fn holds_by_trip(&self, entry: &Entry) -> bool {
+        self.trip_in_force(entry).is_some() && entry.split() != entry.way_back(entry.spec.live)
+    }
+
     /// As [`Reconciler::record_trip`], for one that tripped while no agent ran:
     /// the start publishes what it leads to.
     pub(super) fn take_trip(&self, entry: &mut Entry, at_unix_ms: i64) -> Option<Audit> {
