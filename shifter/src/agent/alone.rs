@@ -26,6 +26,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use super::peer;
+
 /// Name of an abstract socket, of which there is one in each network namespace.
 const NAME: &str = "shifter-agent";
 /// How long a holder of the name may take to answer: an agent always listens.
@@ -165,7 +167,7 @@ fn ask(name: &SocketAddr) -> Option<Answer> {
     let name = name.clone();
     std::thread::spawn(move || {
         let heard = UnixStream::connect_addr(&name).ok().and_then(|stream| {
-            let peer = peer(&stream)?;
+            let peer = peer::of(&stream)?;
             let mut path = Vec::new();
             // One that says nothing is an agent of an older version, or none.
             let _ = stream.set_read_timeout(Some(PATIENCE / 2));
@@ -176,25 +178,4 @@ fn ask(name: &SocketAddr) -> Option<Answer> {
         let _ = answer.send(heard);
     });
     answered.recv_timeout(PATIENCE).ok().flatten()
-}
-
-/// Whoever called listen at the other end, or connect.
-pub fn peer(stream: &UnixStream) -> Option<libc::ucred> {
-    let mut peer = libc::ucred {
-        pid: 0,
-        uid: libc::uid_t::MAX,
-        gid: libc::gid_t::MAX,
-    };
-    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: `peer` and `length` are valid for what the kernel writes.
-    let result = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut peer).cast(),
-            &raw mut length,
-        )
-    };
-    (result == 0).then_some(peer)
 }

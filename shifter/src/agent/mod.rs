@@ -17,6 +17,7 @@ mod limits;
 mod loud;
 mod notify;
 mod panics;
+pub mod peer;
 pub mod prepare;
 pub mod privilege;
 mod rollouts;

@@ -29,7 +29,7 @@ pub struct MapShape {
 }
 
 /// Maps with a value for each CPU.
-const PER_CPU: [&str; 7] = [
+pub(super) const PER_CPU: [&str; 7] = [
     "POOL_COUNTERS",
     "SIGNALS",
     "HISTOGRAMS",

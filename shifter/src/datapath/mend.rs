@@ -20,7 +20,7 @@ use super::{
     DatapathError,
     attach::Place,
     inspect::identity_of,
-    load::{COHORTS, OLD_TC, OLD_XDP, Pins, failed, map_fd, shapes},
+    load::{COHORTS, OLD_TC, OLD_XDP, PER_CPU, Pins, failed, map_fd, shapes},
     memory::MappedArray,
     migrate,
     off::would_cut,
@@ -48,15 +48,6 @@ const REMADE: [&str; 15] = [
 /// Maps with zeros only until the first start is through.
 const FILLED: [&str; 4] = ["CONFIG", "SERVICE_HEAD", "BACKENDS", "FLOWS"];
 const HASHES: [&str; 3] = ["VIPS", "BACKEND_IDS", "NEXT_HOP_IDS"];
-const PER_CPU: [&str; 7] = [
-    "POOL_COUNTERS",
-    "SIGNALS",
-    "HISTOGRAMS",
-    "SPLIT_ERRORS",
-    "BACKEND_COUNTERS",
-    "VERDICTS",
-    "EVICTED",
-];
 /// The kernel keeps so many characters of a map's name.
 const NAME_CHARS: usize = 15;
 

@@ -3,7 +3,7 @@
 
 use super::{
     controller::BreakerView,
-    entry::{Entry, Split, all_to},
+    entry::{Entry, all_to},
     reconciler::{Core, Durability, Reconciler, SplitWrite, audit, own_context},
 };
 use crate::{
@@ -71,12 +71,7 @@ impl Reconciler {
             return false;
         };
         let reason = reason(entry, &trip);
-        let next = Split {
-            green: all_to(entry.spec.live),
-            cohorts_on: entry.cohorts_after_return(),
-            dead_man: None,
-            ..entry.split()
-        };
+        let next = entry.way_back(entry.spec.live);
         if next == entry.split() {
             // The weight was there already: late failures of flows of its own
             // generation. Nothing to take back.
@@ -99,16 +94,17 @@ impl Reconciler {
         true
     }
 
+    /// Whether a breaker has tripped and nobody could record it yet: then only the
+    /// generation in force holds it, and what nobody asked for must not replace that.
+    pub(super) fn holds_by_trip(&self, entry: &Entry) -> bool {
+        self.trip_in_force(entry).is_some() && entry.split() != entry.way_back(entry.spec.live)
+    }
+
     /// As [`Reconciler::record_trip`], for one that tripped while no agent ran:
     /// the start publishes what it leads to.
     pub(super) fn take_trip(&self, entry: &mut Entry, at_unix_ms: i64) -> Option<Audit> {
         let trip = self.trip_in_force(entry)?;
-        let next = Split {
-            green: all_to(entry.spec.live),
-            cohorts_on: entry.cohorts_after_return(),
-            dead_man: None,
-            ..entry.split()
-        };
+        let next = entry.way_back(entry.spec.live);
         if next == entry.split() {
             return None;
         }

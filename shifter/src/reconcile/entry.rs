@@ -214,6 +214,18 @@ impl Entry {
         self.spec.cohorts.is_empty()
     }
 
+    /// Everything to one pool, with no dead-man, as after a rollback. An earlier
+    /// promote is not undone by it where that pool is live.
+    pub fn way_back(&self, live: PoolName) -> Split {
+        Split {
+            live,
+            green: all_to(live),
+            cohorts_on: self.cohorts_after_return(),
+            dead_man: None,
+            promoted: self.promoted.filter(|_| live == self.spec.live),
+        }
+    }
+
     /// "on" or "suspended", as the kernel acts now; "" without cohorts.
     pub fn cohorts_word(&self, clock: &dyn Clock) -> &'static str {
         match (self.spec.cohorts.is_empty(), self.spec.cohorts_on) {

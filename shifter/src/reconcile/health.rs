@@ -168,6 +168,9 @@ impl Watched for Reconciler {
             // An apply came in between: the next turn sees what it has made.
             return false;
         }
+        if self.holds_by_trip(entry) {
+            return false;
+        }
         match self.bring_down(&mut core, service, next) {
             Ok(()) => true,
             Err(error) => {

@@ -240,6 +240,10 @@ impl Reconciler {
                 continue;
             }
             let before = std::mem::replace(&mut entry.local_backends, local);
+            if self.holds_by_trip(entry) {
+                // The rollback that records it brings them along.
+                continue;
+            }
             match self.publish(generation, entry, false) {
                 Ok(()) => {
                     entry.dirty = true;
@@ -265,6 +269,10 @@ impl Reconciler {
         } = &mut *core;
         for (name, entry) in services.iter_mut() {
             let before = std::mem::replace(&mut entry.settle_until_ns, self.settle_until_ns());
+            if self.holds_by_trip(entry) {
+                // Every new flow goes to the live pool already.
+                continue;
+            }
             match self.publish(generation, entry, false) {
                 Ok(()) => entry.dirty = true,
                 Err(error) => {

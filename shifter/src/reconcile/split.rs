@@ -266,11 +266,8 @@ impl Reconciler {
             promoted = None;
         }
         let next = Split {
-            live,
-            green: all_to(live),
-            cohorts_on: entry.cohorts_after_return(),
-            dead_man: None,
             promoted,
+            ..entry.way_back(live)
         };
         (next, warnings)
     }
@@ -318,14 +315,11 @@ impl Reconciler {
         }
         let write = SplitWrite {
             next: Split {
-                live,
-                green: all_to(live),
-                cohorts_on: entry.cohorts_after_return(),
-                dead_man: None,
                 promoted: Some(Promoted {
                     former,
                     at_unix_ms: self.clock.unix_ms(),
                 }),
+                ..entry.way_back(live)
             },
             action: "promote",
             durability: Durability::Required,
@@ -351,12 +345,7 @@ impl Reconciler {
         let after = Duration::from_millis(dead_man.stored.after_ms.max(0) as u64);
         let reason = format!("not confirmed within {}", duration::show(after));
         let write = SplitWrite {
-            next: Split {
-                green: all_to(entry.spec.live),
-                cohorts_on: entry.cohorts_after_return(),
-                dead_man: None,
-                ..entry.split()
-            },
+            next: entry.way_back(entry.spec.live),
             action: "rollback",
             durability: Durability::Wanted,
             warnings: Vec::new(),
@@ -432,13 +421,10 @@ fn earlier_split(core: &Core, entry: &Entry, to: u32) -> Result<Split, ControlEr
             )));
         }
     }
+    // For everybody, whatever generation it goes to: cohorts are suspended.
     Ok(Split {
-        live,
         green,
-        // A rollback is for everybody, whatever generation it goes to.
-        cohorts_on: entry.cohorts_after_return(),
-        dead_man: None,
-        promoted: entry.promoted.filter(|_| live == entry.spec.live),
+        ..entry.way_back(live)
     })
 }
 

@@ -473,6 +473,7 @@ impl Start<'_> {
             match self.reconciler.datapath.delete_service(image.id) {
                 Ok(()) => {
                     core.ids.retired.insert(image.id);
+                    self.reconciler.datapath.drop_cohorts(image.cohort_set);
                 }
                 Err(error) => tracing::error!(vip = %image.vip, %error, "freeing it failed"),
             }

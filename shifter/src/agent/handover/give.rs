@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::{Offer, Said, VERSION, wire};
 use crate::{
     agent::{
-        alone,
+        alone, peer,
         supervise::{Stopped, blocking},
     },
     control::Socket,
@@ -69,7 +69,7 @@ pub async fn listen(socket: Socket, asks: mpsc::Sender<Asked>, mut stopped: Stop
 
 /// What a process that has connected asks, if it may.
 fn hear(stream: UnixStream) -> Option<Asked> {
-    let peer = alone::peer(&stream)?;
+    let peer = peer::of(&stream)?;
     let limits = stream
         .set_nonblocking(false)
         .and_then(|()| stream.set_read_timeout(Some(ASK_WAIT)))

@@ -15,7 +15,10 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Offer, Said, VERSION, wire};
 use crate::{
-    agent::alone::{self, Holder},
+    agent::{
+        alone::{self, Holder},
+        peer,
+    },
     control::Socket,
     fault,
 };
@@ -84,7 +87,7 @@ fn connect(path: &Path, pid: u32) -> Result<UnixStream> {
         )
     };
     let stream = UnixStream::connect(path).with_context(unreachable)?;
-    let peer = alone::peer(&stream);
+    let peer = peer::of(&stream);
     if !peer.as_ref().is_some_and(alone::is_agent) {
         bail!(
             "what answers at {} is no agent of this user: see who holds that path; nothing was taken over",

@@ -29,7 +29,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::RunnerAt;
-use crate::{agent::privilege, model::config::AgentConfig};
+use crate::{
+    agent::{peer, privilege},
+    model::config::AgentConfig,
+};
 
 /// Programs at once.
 const MOST: usize = 16;
@@ -208,25 +211,10 @@ fn answer(mut stream: UnixStream, gates: &crate::model::gates::GatesConfig, runn
 
 fn request(stream: &UnixStream) -> Result<Request, String> {
     // Of the peer at connect(2): root, or whoever runs this.
-    let mut peer = libc::ucred {
-        pid: 0,
-        uid: u32::MAX,
-        gid: 0,
-    };
-    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the buffer is as long as is said, both live over the call.
-    let result = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut peer).cast(),
-            &raw mut length,
-        )
-    };
+    let peer = peer::of(stream);
     // SAFETY: it cannot fail and touches no memory.
     let own = unsafe { libc::geteuid() };
-    if result != 0 || peer.uid != own {
+    if peer.is_none_or(|peer| peer.uid != own) {
         return Err(format!("only user {own} may have programs run"));
     }
     let limit = Some(Duration::from_secs(5));

@@ -166,9 +166,10 @@ impl Reconciler {
         if is_good && !promoted && entry.dead_man.is_none() {
             return Ok(None);
         }
+        // To the pool that was live when the rollout began.
         let live = rollout.map_or(entry.spec.live, |rollout| rollout.plan.candidate.other());
         let write = SplitWrite {
-            next: way_back(entry, live),
+            next: entry.way_back(live),
             action: "rollback",
             durability: Durability::Wanted,
             warnings: Vec::new(),
@@ -328,18 +329,6 @@ impl Reconciler {
 fn needs_lease(entry: &Entry, green: Weight, cohorts_on: bool) -> bool {
     let has_cohorts = cohorts_on && !entry.spec.cohorts.is_empty();
     has_cohorts || green.threshold() != all_to(entry.spec.live).threshold()
-}
-
-/// Everything to the pool that was live when the rollout began: an earlier promote is
-/// not undone by it.
-pub(in crate::reconcile) fn way_back(entry: &Entry, live: PoolName) -> Split {
-    Split {
-        live,
-        green: all_to(live),
-        cohorts_on: entry.cohorts_after_return(),
-        dead_man: None,
-        promoted: entry.promoted.filter(|_| live == entry.spec.live),
-    }
 }
 
 /// Which pool the rollout of a service may give traffic, and its lease in ms.

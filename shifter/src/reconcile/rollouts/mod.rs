@@ -211,7 +211,7 @@ impl Reconciler {
     pub(super) fn rollout_way_back(core: &Core, entry: &Entry) -> Option<Split> {
         let rollout = core.rollouts.get(&entry.spec.name)?;
         let moves = !rollout.is_over() && rollout.plan.has_weight();
-        moves.then(|| carry::way_back(entry, rollout.plan.candidate.other()))
+        moves.then(|| entry.way_back(rollout.plan.candidate.other()))
     }
 
     /// Refuses a write by anyone but the rollout itself while one runs.

@@ -1,13 +1,13 @@
 //! A breaker that trips in the kernel is told, and recorded as a rollback.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use super::rig::{Rig, context, web};
 use crate::{
-    datapath::{BreakerState, Trip},
+    datapath::{BreakerState, Placement, Trip},
     health::Watched as _,
     model::{ServiceSpec, breaker::Breaker},
-    reconcile::Controller as _,
+    reconcile::{Controller as _, reconciler::lock},
 };
 
 fn guarded() -> ServiceSpec {
@@ -117,8 +117,57 @@ fn nothing_that_nobody_asked_for_arms_it_anew() {
     assert_eq!(rig.actions()[0], "breaker rollback");
 }
 
+/// The kernel refuses the next publication, and takes those after it.
+fn refuse_next(rig: &Rig) {
+    rig.datapath
+        .with(|k| k.fail_publication = Some(k.publications + 1));
+}
+
+fn generation(rig: &Rig) -> u32 {
+    rig.datapath.with(|k| k.services[&0].generation)
+}
+
+/// Recorded as soon as the kernel takes it.
+fn assert_recorded(rig: &Rig) {
+    rig.reconciler.maintain();
+    assert_eq!(rig.green(), "0%");
+    assert_eq!(rig.actions()[0], "breaker rollback");
+}
+
 #[test]
-fn a_change_of_health_does_not_arm_it_anew() {
+fn a_trip_that_the_kernel_refuses_to_record_outlives_a_settling_time() {
+    let rig = shifted();
+    trip(&rig);
+    let before = generation(&rig);
+    rig.clock.pass(Duration::from_secs(600));
+    refuse_next(&rig);
+    rig.reconciler.settle_again();
+    assert_eq!(generation(&rig), before, "the breaker is armed anew");
+    let until = || rig.datapath.with(|k| k.services[&0].settle_until_ns);
+    let unsettled = until();
+    assert_recorded(&rig);
+    assert!(until() > unsettled, "the rollback brings it along");
+}
+
+#[test]
+fn a_trip_that_the_kernel_refuses_to_record_outlives_new_placements() {
+    let rig = shifted();
+    trip(&rig);
+    let before = generation(&rig);
+    let addr = web().blue_pool[0].addr;
+    lock(&rig.facts.placements).insert(addr, Placement::Host);
+    refuse_next(&rig);
+    rig.reconciler.refresh_placements();
+    assert_eq!(generation(&rig), before, "the breaker is armed anew");
+    assert_recorded(&rig);
+    let local = rig
+        .datapath
+        .with(|k| k.services[&0].local_backends[0].len());
+    assert_eq!(local, 1, "the rollback brings it along");
+}
+
+/// With the breaker, half on green, and two checked backends in blue; the second.
+fn checked() -> (Rig, SocketAddr) {
     let rig = Rig::new();
     let mut spec = super::rig::specs(
         "[[service]]\nname = \"web\"\nvip = \"203.0.113.10:443/tcp\"\n\
@@ -130,6 +179,24 @@ fn a_change_of_health_does_not_arm_it_anew() {
     let lost = spec.blue_pool[1].addr;
     rig.apply(&[spec]).unwrap();
     rig.shift("50%").unwrap();
+    (rig, lost)
+}
+
+#[test]
+fn a_trip_that_the_kernel_refuses_to_record_outlives_a_change_of_health() {
+    let (rig, lost) = checked();
+    trip(&rig);
+    let before = generation(&rig);
+    refuse_next(&rig);
+    assert!(!rig.reconciler.settle("web", &BTreeSet::from([lost])));
+    assert_eq!(generation(&rig), before, "the breaker is armed anew");
+    assert!(rig.reconciler.settle("web", &BTreeSet::from([lost])));
+    assert_eq!(rig.actions()[0], "breaker rollback");
+}
+
+#[test]
+fn a_change_of_health_does_not_arm_it_anew() {
+    let (rig, lost) = checked();
     trip(&rig);
     assert!(rig.reconciler.settle("web", &BTreeSet::from([lost])));
     assert_eq!(rig.actions()[0], "breaker rollback");

@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use super::rig::{Rig, context, specs, to_green, web};
 use crate::{
-    datapath::CohortSet,
+    datapath::{CohortSet, ServiceImage},
     model::{CohortSpec, PoolName, ServiceSpec, cohort},
-    reconcile::{Controller as _, controller::WeightChange},
+    reconcile::{
+        Controller as _,
+        controller::WeightChange,
+        entry::{base_hash, desired_hash},
+        reconciler::lock,
+    },
 };
 
 /// `web` with one cohort of these prefixes.
@@ -262,4 +267,42 @@ fn the_agents_file_does_not_undo_a_suspension() {
     rig.reconciler.load_file_services(&specs(&more)).unwrap();
     assert_eq!(state(&rig), "suspended", "the file changed nothing of that");
     assert_eq!(sets(&rig).len(), 1);
+}
+
+#[test]
+fn a_vip_that_is_freed_at_a_start_takes_its_set_along() {
+    let mut rig = Rig::new();
+    let staff = with_staff(&["10.1.0.0/16"]);
+    rig.apply(std::slice::from_ref(&staff)).unwrap();
+    let first = sets(&rig);
+    // The agent dies between the publication at another VIP and the end of the one before.
+    let mut moved = staff;
+    moved.vip.addr = "203.0.113.12:443".parse().unwrap();
+    lock(&rig.reconciler.core)
+        .store
+        .note_pending(&[("web", Some(&moved))])
+        .unwrap();
+    rig.datapath.with(|k| {
+        let before = k.services[&0].clone();
+        let rules = k.cohort_sets[&before.cohort_set].clone();
+        k.cohort_sets.insert(before.cohort_set + 1, rules);
+        let wanted = (moved.live, moved.green.threshold(), moved.cohorts_on);
+        let image = ServiceImage {
+            id: 1,
+            vip: moved.vip,
+            generation: before.generation + 1,
+            desired_hash: desired_hash(base_hash(&moved), wanted.0, wanted.1, wanted.2),
+            cohort_set: before.cohort_set + 1,
+            ..before
+        };
+        k.services.insert(1, image);
+        let rings = k.rings[&0].clone();
+        k.rings.insert(1, rings);
+    });
+    rig.restart();
+    let view = rig.reconciler.get("web").unwrap();
+    assert_eq!(view.spec.vip, moved.vip);
+    assert_eq!(rig.datapath.with(|k| k.services.len()), 1);
+    assert_eq!(sets(&rig).len(), 1);
+    assert_ne!(sets(&rig), first);
 }
