@@ -13,6 +13,7 @@ pub mod mover;
 pub mod need;
 pub mod next;
 pub mod packet;
+pub mod programs;
 pub mod records;
 pub mod rpc;
 pub mod scene;

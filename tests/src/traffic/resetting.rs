@@ -25,8 +25,8 @@ pub struct Resetting {
 
 impl Resetting {
     /// Where the lab's placement has this side's server.
-    pub fn start(lab: &Lab, side: Side, one_in: u64) -> Self {
-        let addr = lab.listen(side, Family::V4);
+    pub fn start(lab: &Lab, side: Side, family: Family, one_in: u64) -> Self {
+        let addr = lab.listen(side, family);
         let (stop, reset) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (until, counted) = (Arc::clone(&stop), Arc::clone(&reset));
         let identity = side.identity();

@@ -187,7 +187,7 @@ fn a_hook_that_lies_keeps_no_bad_version() {
     need!();
     let lab = Lab::new(Placement::Container).unwrap();
     let _blue = server::start(&lab, Side::Blue).unwrap();
-    let bad = Resetting::start(&lab, Side::Green, 10);
+    let bad = Resetting::start(&lab, Side::Green, Family::V4, 10);
     let hooks = HookServer::start(&lab);
     // It says yes, whatever it knows.
     let lie = "{\"ok\": true, \"errors\": 1000}".to_owned();

@@ -1,6 +1,8 @@
 //! The agent with the three capabilities of packaging/shifter.service and no
 //! other: what it does, and what it says that it cannot do.
 
+mod runner;
+
 use std::{
     fs,
     os::{linux::net::SocketAddrExt as _, unix::net::SocketAddr, unix::net::UnixDatagram},
