@@ -27,6 +27,29 @@ pub const fn claimed(seen: u64, tag: u32, now: u32) -> u64 {
     control_word(STATE_CLAIMING, tag, sequence, now as u16)
 }
 
+/// The word under which the agent fills an entry for a flow of the table before. To
+/// packets it is a proven flow that none of them belongs to: its tag is neither that
+/// flow's nor that of who lay there. So, unlike a claim, it may last as long as the
+/// agent is kept from running.
+#[inline(always)]
+pub const fn held(seen: u64, tag: u32, now: u32) -> u64 {
+    let sequence = control_sequence(seen).wrapping_add(1);
+    let other = tag ^ 0xff_ffff;
+    let nobody = if other == control_tag(seen) {
+        other ^ 1
+    } else {
+        other
+    };
+    control_word(STATE_ESTABLISHED, nobody, sequence, now as u16)
+}
+
+/// The claim of the flow for an entry that is held and filled: packets see it as a
+/// rival, and nothing is written under it.
+#[inline(always)]
+pub const fn offered(held: u64, tag: u32, now: u32) -> u64 {
+    control_word(STATE_CLAIMING, tag, control_sequence(held), now as u16)
+}
+
 /// The word of the same flow in another state: a claim made visible, or a transition.
 #[inline(always)]
 pub const fn moved(seen: u64, state: u8, now: u32) -> u64 {
@@ -89,6 +112,27 @@ mod tests {
         assert_eq!(control_sequence(claimed(free, 7, 101)), 4);
         assert_eq!(control_sequence(claimed(live, 7, 101)), 4);
         assert_eq!(control_tag(free), 0);
+    }
+
+    #[test]
+    fn a_held_entry_is_found_by_nobody_and_gives_way_to_nobody() {
+        use crate::{
+            abi::config::{DEFAULT_TIMEOUTS_S, ticks_of_seconds},
+            table::{RANK_NONE, rank},
+        };
+        let timeouts = DEFAULT_TIMEOUTS_S.map(ticks_of_seconds);
+        let tag = 0x12_3456;
+        for before in [tag, tag ^ 0xff_ffff, 0] {
+            let seen = control_word(STATE_FREE, before, 3, 100);
+            let held = held(seen, tag, 1_000);
+            assert_ne!(control_tag(held), before);
+            assert_ne!(control_tag(held), tag);
+            // Longer than any claim.
+            assert_eq!(rank(held, 1_000, 1_000 + 300_000, &timeouts), RANK_NONE);
+            let claim = offered(held, tag, 5_000);
+            assert_eq!(control_sequence(claim), 4);
+            assert_eq!(rival(claim, tag, 5_030, true), RIVAL_LOWER);
+        }
     }
 
     #[test]

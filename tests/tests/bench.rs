@@ -3,7 +3,7 @@
 
 use shifter::datapath::attach::Place;
 use shifter_tests::{
-    bench::{object, packets},
+    bench::{control, migration, object, packets},
     need,
 };
 
@@ -38,4 +38,18 @@ fn every_case_of_the_bench_does_with_each_packet_what_it_says() {
     for case in ["ipv4-tcp-forward", "ipv6-udp-reply", "ipv4-tcp-adopt"] {
         assert!(table.contains(case), "{table}");
     }
+}
+
+#[test]
+fn the_bench_of_a_migration_moves_every_flow() {
+    need!();
+    let options = control::Options {
+        rounds: 1,
+        flows: 4_096,
+        flow_capacity: 4_096,
+        ..control::Options::default()
+    };
+    let lines = migration::measure(&options, &mut |_| {}).unwrap();
+    // Two of the agent; two kinds of traffic, before and while flows move.
+    assert_eq!(lines.len(), 2 + 2 * 2 * 3, "{lines:?}");
 }

@@ -11,6 +11,7 @@ use shifter_tests::{
     mover::Service,
     need,
     need::{long, scaled},
+    next::next_binary,
     records::assert_as_stored,
     topology::{Family, Lab, Placement},
     traffic::{
@@ -154,12 +155,20 @@ const LAYOUTS: [Step; 2] = [(65_536, true, By::Kill), (131_072, true, By::Replac
 /// Sizes alone: other kernels have no agent of a later layout.
 const SIZES: [Step; 2] = [(131_072, false, By::Replace), (32_768, false, By::Kill)];
 
+/// Before any flow waits for it: it takes minutes the first time.
+fn build_next() {
+    next_binary().unwrap();
+}
+
 fn moves_over(placement: Placement, settings: Settings, steps: &[Step]) {
     let what = format!(
         "{placement:?} under {} {}",
         settings.hook,
         settings.more.trim()
     );
+    if steps.iter().any(|(_, next, _)| *next) {
+        build_next();
+    }
     let lab = Lab::new(placement).unwrap();
     let _servers = server::start_both(&lab).unwrap();
     let mut agent = start(&lab, settings);
@@ -274,6 +283,7 @@ fn assert_refused(agent: &mut Agent<'_>, words: &[&str]) {
 #[test]
 fn what_cannot_move_is_refused_and_goes_on() {
     need!();
+    build_next();
     let lab = Lab::new(Placement::Container).unwrap();
     let _servers = server::start_both(&lab).unwrap();
     let mut agent = start(&lab, Settings::hook("tc"));

@@ -34,7 +34,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     }
     // The others call nothing that is not there anyway.
     let has_traffic = arguments.iter().any(|argument| argument == "traffic");
-    let others = ["packets", "control", "start"];
+    let others = ["packets", "control", "start", "migration"];
     let has_others = arguments.iter().any(|a| others.contains(&a.as_str()));
     if !asks_for_help && (has_traffic || !has_others) {
         setup(Need::Bench)?;

@@ -95,7 +95,12 @@ fn clock<'a>(ticks: u32) -> Process<'a> {
 }
 
 fn live_of(memory: &Memory, flow: u64) -> Vec<&Entry> {
-    let is_it = |entry: &&Entry| entry.who == flow && is_live(control_state(entry.control));
+    // What the agent holds has another tag.
+    let is_it = |entry: &&Entry| {
+        entry.who == flow
+            && is_live(control_state(entry.control))
+            && u64::from(control_tag(entry.control)) == flow & 0xff_ffff
+    };
     memory.entries().filter(is_it).collect()
 }
 
@@ -269,6 +274,54 @@ fn a_claim_left_behind(faults: Faults) -> Result<Searched, String> {
     })
 }
 
+/// The agent moves A here while a packet opens B, and is kept from running for
+/// longer than a claim lasts.
+fn a_move_and_another_flow(faults: Faults) -> Result<Searched, String> {
+    let memory = table([[proven(P), EMPTY], [proven(P + 100), EMPTY]]);
+    let processes = [
+        packet(move |view| open(view, B, 1, faults)),
+        agent(move |view| take_in(view, A, 0, faults)),
+        clock(u32::from(CLAIM_TICKS) + 1),
+    ];
+    search(memory, &processes, &|memory, ends| {
+        lasting(memory, ends)?;
+        is_proven_still(memory, P)?;
+        if ends[1] == Some(End::Moved) && live_of(memory, A).len() != 1 {
+            return Err("the flow that moved is lost".to_owned());
+        }
+        match (ends[0], live_of(memory, B).as_slice()) {
+            (Some(End::Pinned), [entry]) if entry.to == B << 4 | 1 => Ok(()),
+            (Some(End::Pinned), there) => Err(format!("B's entry is spoilt: {there:?}")),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// What holds where the agent moves A here, as process 1, and a packet of A, which the
+/// programs before leave to these no more, opens it anew, as process 0.
+fn a_move_ended_well(memory: &Memory, ends: &[Option<End>]) -> Result<(), String> {
+    let there = live_of(memory, A).len();
+    match ends[1] {
+        // Dead right after the second became visible: the next start frees it.
+        None if there <= 2 => {}
+        _ => lasting(memory, ends)?,
+    }
+    let is_made = ends[0] == Some(End::Pinned) || ends[1] == Some(End::Moved);
+    match is_made && there == 0 {
+        true => Err("the entry that was made is lost".to_owned()),
+        false => Ok(()),
+    }
+}
+
+fn a_move_and_the_same_flow(faults: Faults) -> Result<Searched, String> {
+    let processes = [
+        packet(move |view| open(view, A, 1, faults)),
+        agent(move |view| take_in(view, A, 0, faults)),
+        clock(1),
+    ];
+    search(table([[EMPTY; 2]; 2]), &processes, &a_move_ended_well)
+}
+
 /// A scenario: it searches under these faults.
 type Scenario = (&'static str, fn(Faults) -> Result<Searched, String>);
 
@@ -282,6 +335,8 @@ const SCENARIOS: &[Scenario] = &[
         packet_and_expiry(faults, true)
     }),
     ("packet and release", packet_and_release),
+    ("a move and another flow", a_move_and_another_flow),
+    ("a move and the same flow", a_move_and_the_same_flow),
     ("proof and eviction", proof_and_eviction),
     ("close and open", close_and_open),
     ("two packets of a flow", |faults| {
@@ -361,6 +416,13 @@ fn the_search_finds_every_fault() {
                 ..none
             },
             "keeps its flow out",
+        ),
+        (
+            Faults {
+                fills_under_claim: true,
+                ..none
+            },
+            "the flow that moved is lost",
         ),
     ];
     for (faults, wanted) in faults {

@@ -50,6 +50,8 @@ pub enum Op {
     Or(usize, u32),
     /// Word seen, word wanted; gives what was there.
     Swap(Place, u64, u64),
+    /// The same with when it was last seen.
+    SwapLastSeen(Place, u32, u32),
     /// Time goes on by so many ticks.
     Advance(u32),
 }
@@ -87,6 +89,13 @@ impl Memory {
                     self.at_mut(at).control = wanted;
                 }
                 return was;
+            }
+            Op::SwapLastSeen(at, seen, wanted) => {
+                let was = self.at(at).last_seen;
+                if was == seen {
+                    self.at_mut(at).last_seen = wanted;
+                }
+                return u64::from(was);
             }
         }
         0
@@ -162,6 +171,8 @@ pub enum End {
     Unpinned,
     /// A packet brought its flow's entry to this state, or kept it; where it was sent.
     Tracked(u64),
+    /// The agent brought a flow of the table before here.
+    Moved,
     /// The agent freed an entry of the flow.
     Freed(u64),
     /// The agent read an entry: client, and service with backend.
@@ -240,7 +251,7 @@ pub fn search(memory: Memory, processes: &[Process], judge: &Judge) -> Result<Se
             let ends: Vec<Option<End>> = nexts.into_iter().map(Result::ok).collect();
             searched.deaths += u64::from(ends.contains(&None));
             searched.ends += u64::from(!ends.contains(&None));
-            no_claim(&state.memory)?;
+            no_claim(&state.memory, &ends)?;
             judge(&state.memory, &ends)
                 .map_err(|why| format!("{why}: {ends:?} {:#x?}", state.memory))?;
         }
@@ -270,10 +281,14 @@ fn digest(state: &State) -> (u64, u64) {
     (hash(1), hash(2))
 }
 
+/// Tags of an entry that the agent holds: none of a flow here.
+const NOBODY: u32 = 0xff_0000;
+
 /// What is visible is whole, in every state.
 fn never_torn(memory: &Memory) -> Result<(), String> {
     let torn = memory.entries().find(|entry| {
         is_live(control_state(entry.control))
+            && control_tag(entry.control) < NOBODY
             && (entry.who != entry.to >> 4 || u64::from(control_tag(entry.control)) != entry.who)
     });
     match torn {
@@ -282,10 +297,17 @@ fn never_torn(memory: &Memory) -> Result<(), String> {
     }
 }
 
-/// A packet that ended holds no claim.
-fn no_claim(memory: &Memory) -> Result<(), String> {
-    let leaked =
-        |entry: &Entry| control_state(entry.control) == STATE_CLAIMING && entry.who != super::LEFT;
+/// What ended holds nothing. An agent that died may: a claim is free after a second,
+/// and what else it held is freed by the next start.
+fn no_claim(memory: &Memory, ends: &[Option<End>]) -> Result<(), String> {
+    let is_held = |control| is_live(control_state(control)) && control_tag(control) >= NOBODY;
+    let leaked = |entry: &Entry| {
+        (control_state(entry.control) == STATE_CLAIMING && entry.who != super::LEFT)
+            || is_held(entry.control)
+    };
+    if ends.contains(&None) {
+        return Ok(());
+    }
     match memory.entries().any(leaked) {
         true => Err(format!("a claim has leaked: {memory:x?}")),
         false => Ok(()),

@@ -26,6 +26,8 @@ pub struct Faults {
     pub no_look: bool,
     /// A claim is taken for a rival however old it is.
     pub no_age: bool,
+    /// The agent writes an entry under a claim, which packets take after a second.
+    pub fills_under_claim: bool,
 }
 
 pub fn timeouts() -> [u32; TIMEOUTS] {
@@ -285,6 +287,155 @@ pub fn track(
         true => Ok(End::Tracked(sent)),
         false => Ok(End::Followed(sent)),
     }
+}
+
+/// Times that the agent tries, as TRIES of migrate/flows.rs but fewer.
+const MOVES: u32 = 2;
+/// A packet was at it, to be tried again.
+const AGAIN: u64 = 101;
+
+/// The agent takes a flow over from the table before, as `NewTable::take_in`.
+pub fn take_in(view: &mut View, flow: u64, choice: u64, faults: Faults) -> Result<End, Asked> {
+    for _ in 0..MOVES {
+        match view.part("put", |view| put(view, flow, choice, faults))? {
+            NEW => return Ok(End::Moved),
+            AGAIN => {}
+            FULL => break,
+            place => return Ok(End::Followed(view.ask(Op::To(place_of(place)))?)),
+        }
+    }
+    Ok(End::Unpinned)
+}
+
+/// `NewTable::put`.
+fn put(view: &mut View, flow: u64, choice: u64, faults: Faults) -> Result<u64, Asked> {
+    if let Some(at) = other_of(view, flow, None, false)? {
+        return Ok(number_of(at));
+    }
+    let now = view.ask(Op::Now)? as u32;
+    let mut best = (0, (0, 0));
+    for at in (0..2).flat_map(|set| (0..PLACES).map(move |distance| (set, distance))) {
+        let rank = rank(view.ask(Op::Control(at))?, now, now, &timeouts());
+        if rank > best.0 {
+            best = (rank, at);
+        }
+    }
+    let (rank, at) = best;
+    if rank < RANK_UNPROVEN {
+        return Ok(FULL);
+    }
+    let seen = view.ask(Op::Control(at))?;
+    let now = view.ask(Op::Now)? as u32;
+    if control_state(seen) != STATE_FREE {
+        if rank_of_place(seen, now) >= rank {
+            view.ask(Op::Swap(at, seen, freed(seen, now)))?;
+        }
+        return Ok(AGAIN);
+    }
+    let Some(claim) = fill(view, flow, choice, (at, seen, now), faults)? else {
+        return Ok(AGAIN);
+    };
+    if other_of(view, flow, Some(at), true)?.is_some() {
+        view.ask(Op::Swap(at, claim, freed(claim, now)))?;
+        return Ok(AGAIN);
+    }
+    let live = moved(claim, STATE_HALF_OPEN, now);
+    if view.ask(Op::Swap(at, claim, live))? != claim {
+        return Ok(AGAIN);
+    }
+    if other_of(view, flow, Some(at), true)?.is_none() {
+        return Ok(NEW);
+    }
+    loop {
+        let word = view.ask(Op::Control(at))?;
+        let is_own =
+            is_live(control_state(word)) && control_sequence(word) == control_sequence(live);
+        if !is_own || view.ask(Op::Swap(at, word, freed(word, now)))? == word {
+            return Ok(AGAIN);
+        }
+    }
+}
+
+fn rank_of_place(control: u64, now: u32) -> u32 {
+    rank(control, now, now, &timeouts())
+}
+
+/// `NewTable::fill_held`: the claim of the flow over its whole entry.
+fn fill(
+    view: &mut View,
+    flow: u64,
+    choice: u64,
+    (at, seen, now): (Place, u64, u32),
+    faults: Faults,
+) -> Result<Option<u64>, Asked> {
+    let (tag, idle_since) = (flow as u32, now - 50);
+    if faults.fills_under_claim {
+        let claim = claimed(seen, tag, now);
+        if view.ask(Op::Swap(at, seen, claim))? != seen {
+            return Ok(None);
+        }
+        view.ask(Op::SetWho(at, flow))?;
+        view.ask(Op::SetTo(at, flow << 4 | choice))?;
+        mark_place(view, at)?;
+        return Ok(Some(claim));
+    }
+    let before = view.ask(Op::LastSeen(at))? as u32;
+    if before != now && view.ask(Op::SwapLastSeen(at, before, now))? as u32 != before {
+        return Ok(None);
+    }
+    let held = held(seen, tag, now);
+    if view.ask(Op::Swap(at, seen, held))? != seen {
+        return Ok(None);
+    }
+    view.ask(Op::SetWho(at, flow))?;
+    view.ask(Op::SetTo(at, flow << 4 | choice))?;
+    mark_place(view, at)?;
+    let claim = offered(held, tag, view.ask(Op::Now)? as u32);
+    if view.ask(Op::Swap(at, held, claim))? != held {
+        return Ok(None);
+    }
+    view.ask(Op::SwapLastSeen(at, now, idle_since))?;
+    Ok(Some(claim))
+}
+
+fn mark_place(view: &mut View, (set, distance): Place) -> Result<(), Asked> {
+    view.ask(Op::Or(set, 1 << distance))?;
+    if set == 1 {
+        view.ask(Op::Or(0, HOME_OVERFLOW))?;
+    }
+    Ok(())
+}
+
+/// `NewTable::find`: another entry of the flow, or a claim of its tag.
+fn other_of(
+    view: &mut View,
+    flow: u64,
+    but: Option<Place>,
+    with_claims: bool,
+) -> Result<Option<Place>, Asked> {
+    const NONE: u64 = u64::MAX;
+    let found = view.part("other", |view| {
+        for at in (0..2).flat_map(|set| (0..PLACES).map(move |distance| (set, distance))) {
+            let control = view.ask(Op::Control(at))?;
+            if Some(at) == but || u64::from(control_tag(control)) != flow {
+                continue;
+            }
+            let is_it = match is_live(control_state(control)) {
+                true => view.ask(Op::Who(at))? == flow && view.ask(Op::To(at))? >> 4 == flow,
+                false => {
+                    with_claims && {
+                        let now = view.ask(Op::Now)? as u32;
+                        rival(control, flow as u32, now, true) != RIVAL_NONE
+                    }
+                }
+            };
+            if is_it {
+                return Ok(number_of(at));
+            }
+        }
+        Ok(NONE)
+    })?;
+    Ok((found != NONE).then(|| place_of(found)))
 }
 
 /// `FlowTable::sweep` on one entry.

@@ -160,7 +160,8 @@ impl KernelDatapath {
         let sets = load::flow_sets(setup.flow_capacity);
         let timeouts = setup.timeouts_s.map(ticks_of_seconds);
         let config: MappedArray<Config> = mapped(&mut ebpf, "CONFIG", 1)?;
-        prepare_config(&config, sets, setup.watch_one_in - 1, &timeouts, inherited)?;
+        let watched_before =
+            prepare_config(&config, sets, setup.watch_one_in - 1, &timeouts, inherited)?;
         let mut known = Known::new(mapped(&mut ebpf, "KNOWN", KNOWN_WORDS as u32)?);
         let services = Services::adopt(
             mapped(&mut ebpf, "SERVICE_HEAD", abi::MAX_SERVICES)?,
@@ -195,6 +196,9 @@ impl KernelDatapath {
             breakers: mapped(&mut ebpf, "BREAKERS", abi::MAX_SERVICES)?,
             watched_one_in: setup.watch_one_in,
         };
+        if let Some(before) = watched_before {
+            signals.rescale(before)?;
+        }
         let attacher = Attacher::new(ebpf, pins, setup.egress);
         attacher.know_own()?;
         Ok(Self {
@@ -361,11 +365,17 @@ impl Datapath for KernelDatapath {
     }
 
     fn reset_service_counters(&self, id: ServiceId) -> Result<(), DatapathError> {
+        if let Some(migration) = &*lock(&self.migration) {
+            migration.forget_service(u32::from(id))?;
+        }
         self.counters.zero_pools(id)?;
         self.signals.zero(id)
     }
 
     fn reset_backend_counters(&self, id: BackendId) -> Result<(), DatapathError> {
+        if let Some(migration) = &*lock(&self.migration) {
+            migration.forget_backend(u32::from(id))?;
+        }
         self.counters.zero_backend(id)
     }
 

@@ -47,6 +47,15 @@ impl Histogram {
     }
 }
 
+/// A count of one flow in `before` as one of one flow in `now`: what it stands for stays,
+/// rounded up, because a sum never falls.
+pub const fn rescaled(count: u64, before: u32, now: u32) -> u64 {
+    match before >= now {
+        true => count.saturating_mul((before / now) as u64),
+        false => count.div_ceil((now / before) as u64),
+    }
+}
+
 /// Signals of one pool of one service, cumulative. Adopted flows and flows
 /// of UDP are in none of them but `bytes`.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]

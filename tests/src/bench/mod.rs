@@ -2,6 +2,7 @@
 //! usual ways of doing the same. docs/bench.md says how to read it.
 
 pub mod control;
+pub mod migration;
 pub mod object;
 pub mod packets;
 pub mod report;

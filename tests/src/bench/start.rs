@@ -78,7 +78,7 @@ fn start_once(agent: &mut Agent<'_>, with: &str, figures: &mut Figures) -> Resul
         ("attach_ms", "programs attached"),
     ] {
         // Older versions say less.
-        if let Some(ms) = said(&log, field) {
+        if let Some(ms) = said(&log, "serving took_ms=", field) {
             figures.add(&format!("- {what}"), "ms", [ms]);
         }
     }
@@ -86,16 +86,16 @@ fn start_once(agent: &mut Agent<'_>, with: &str, figures: &mut Figures) -> Resul
     Ok(())
 }
 
-/// A field of the line that the agent logs when it serves.
-fn said(log: &str, field: &str) -> Option<f64> {
-    let line = log.lines().find(|line| line.contains("serving took_ms="))?;
+/// A field of the line of the agent's log that has these words.
+pub(super) fn said(log: &str, words: &str, field: &str) -> Option<f64> {
+    let line = log.lines().find(|line| line.contains(words))?;
     let (_, rest) = line.split_once(&format!("{field}="))?;
     rest.split_whitespace().next()?.parse().ok()
 }
 
 /// Puts flows of one service into the table of an agent that does not run:
 /// established, one in every second place.
-fn fill(lab: &Lab, flows: u32, capacity: u32) -> Result<()> {
+pub(super) fn fill(lab: &Lab, flows: u32, capacity: u32) -> Result<()> {
     let sets = flow_sets(capacity);
     ensure!(
         u64::from(flows) * 2 <= u64::from(sets) * SET_ENTRIES as u64,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use shifter::datapath::attach::Place;
-use shifter_tests::bench::{control, object, packets, report, start, traffic};
+use shifter_tests::bench::{control, migration, object, packets, report, start, traffic};
 
 /// Parts of the bench.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -18,6 +18,8 @@ enum Part {
     Control,
     /// Starts of the agent with many services and flows.
     Start,
+    /// Flows that move to another table under traffic.
+    Migration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -53,7 +55,7 @@ struct Arguments {
     /// traffic: only ways with this in their names (repeatable).
     #[arg(long, value_name = "TEXT")]
     way: Vec<String>,
-    /// traffic and control: rounds (5, quick 1).
+    /// traffic and control: rounds (5, quick 1); start and migration (3, quick 1).
     #[arg(long)]
     rounds: Option<usize>,
 }
@@ -116,6 +118,18 @@ fn main() -> Result<()> {
         println!("\nstarts, median (quartiles)\n");
         print!("{}", control::table(&lines));
         found.push(("start", control::json(&lines)));
+    }
+    if wants(Part::Migration) {
+        let options = control::Options {
+            rounds: arguments
+                .rounds
+                .unwrap_or(if arguments.quick { 1 } else { 3 }),
+            ..control::Options::default()
+        };
+        let lines = migration::measure(&options, &mut |text| eprintln!("{text}"))?;
+        println!("\nmigration, median (quartiles)\n");
+        print!("{}", control::table(&lines));
+        found.push(("migration", control::json(&lines)));
     }
     if let Some(path) = &arguments.json {
         report::write_json(path, arguments.quick, &found)?;

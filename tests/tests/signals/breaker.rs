@@ -15,6 +15,7 @@ use shifter_tests::{
 };
 
 use super::{
+    Signals,
     server::{End, Server, visit},
     settings,
 };
@@ -136,4 +137,64 @@ fn the_breaker_trips_without_an_agent_under_tc() {
 fn the_breaker_trips_without_an_agent_under_xdp() {
     need!();
     trips_without_an_agent("xdp");
+}
+
+/// The agent dies while flows move to another table: new flows are chosen by the
+/// programs before, whose breaker trips, and the next agent ends the migration.
+fn trips_while_flows_move(hook: &'static str) {
+    let lab = Lab::new(Placement::RemoteOther).unwrap();
+    let at = |side| lab.listen(side, Family::V4);
+    let _blue = Server::start(lab.server_ns(Side::Blue), at(Side::Blue), |_| End::Served);
+    let green = Server::start(lab.server_ns(Side::Green), at(Side::Green), |_| End::Served);
+    let service = Service::of(&lab, "tcp", Family::V4).with_green("50%");
+    let mut agent = Agent::start(&lab, settings(hook)).unwrap();
+    apply(&agent, &service);
+    let vip = lab.vip(Family::V4);
+    let visits = |count: usize| -> Vec<End> {
+        lab.client
+            .run(|| (0..count).map(|_| visit(vip, PATIENCE)).collect())
+    };
+    assert!(visits(40).iter().all(|end| *end == End::Served));
+
+    agent
+        .change(|settings| settings.flow_capacity = 131_072)
+        .unwrap();
+    agent.kill();
+    let started = agent.restart_with("SHIFTER_KILL_AT", "migrate-copied");
+    assert!(started.is_err(), "{hook}: it was not killed");
+    assert_eq!(agent.wait_for_signal(PATIENCE), Some(libc::SIGKILL));
+    drop(green);
+    let ends = visits(200);
+    let refused = ends.iter().filter(|end| **end == End::Refused).count();
+    assert!((6..40).contains(&refused), "{hook}: {ends:?}");
+    let last = ends.iter().rposition(|end| *end == End::Refused).unwrap();
+    assert!(ends[last + 1..].iter().all(|end| *end == End::Served));
+
+    agent.restart().unwrap();
+    let ends = visits(50);
+    assert!(
+        ends.iter().all(|end| *end == End::Served),
+        "{hook}: {ends:?}"
+    );
+    let recorded = eventually(Duration::from_secs(20), || {
+        agent.service(&service.name).unwrap()["weights"]["configured"] == "0%"
+    });
+    assert!(recorded, "{hook}: {}", agent.log());
+    let audit = agent.json(&["get", "audit"]).unwrap();
+    assert_eq!(audit["records"][0]["actor"], "breaker", "{audit}");
+    // Nothing of what was counted on the way is lost or counted twice.
+    let count = |side, name| Signals::of(&agent, &service.name, side).count(name);
+    let attempts = Side::BOTH.map(|side| count(side, "attempts"));
+    assert_eq!(attempts[0] + attempts[1], 290, "{hook}: {attempts:?}");
+    assert_eq!(count(Side::Green, "refused"), refused as u64, "{hook}");
+}
+
+#[test]
+fn a_breaker_that_trips_while_flows_move_has_tripped_after_it() {
+    need!();
+    std::thread::scope(|scope| {
+        for hook in ["tc", "xdp"] {
+            scope.spawn(move || trips_while_flows_move(hook));
+        }
+    });
 }

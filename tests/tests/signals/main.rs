@@ -244,16 +244,47 @@ fn ask_echo(to: SocketAddr) -> std::io::Result<()> {
     Ok(())
 }
 
+/// What was counted of every flow stands for as much where one in four is watched.
+fn another_watch_keeps_what_was_counted(agent: &mut Agent<'_>, service: &Service) {
+    let counts = |agent: &Agent<'_>| {
+        let signals = Signals::of(agent, &service.name, Side::Green);
+        ["client_retransmits", "backend_retransmits"].map(|name| signals.count(name))
+    };
+    let before = counts(agent);
+    assert!(before.iter().all(|count| *count >= 10), "{before:?}");
+    for one_in in [4, 1] {
+        agent.stop();
+        agent
+            .change(|settings| {
+                let lines = settings.more.lines();
+                let lines = lines.map(|line| match line.starts_with("watch_one_in") {
+                    true => format!("watch_one_in = {one_in}\n"),
+                    false => format!("{line}\n"),
+                });
+                settings.more = lines.collect();
+            })
+            .unwrap();
+        agent.restart().unwrap();
+        for (now, before) in counts(agent).into_iter().zip(before) {
+            assert!(
+                (before..before + 4).contains(&now),
+                "one in {one_in}: {now} of {before}"
+            );
+        }
+    }
+}
+
 fn agrees_with_clients(hook: &'static str) {
     let lab = Lab::new(Placement::RemoteOther).unwrap();
     let services = services(&lab);
-    let agent = Agent::start(&lab, settings(hook)).unwrap();
+    let mut agent = Agent::start(&lab, settings(hook)).unwrap();
     agent.apply(&services).unwrap();
     for (service, family) in services.iter().zip(Family::BOTH) {
         resets_are_told_apart(&lab, &agent, service, family);
         what_never_stands_is_counted(&lab, &agent, service, family);
     }
     what_is_sent_again_is_counted(&lab, &agent, &services[0]);
+    another_watch_keeps_what_was_counted(&mut agent, &services[0]);
 }
 
 #[test]

@@ -31,6 +31,11 @@ const FILES: [(&str, u32); 12] = [
     ("usr/share/doc/shifter/copyright", 0o644),
     ("usr/share/doc/shifter/changelog.gz", 0o644),
 ];
+/// What `systemctl enable` makes of its units.
+const ENABLED: [&str; 2] = [
+    "etc/systemd/system/multi-user.target.wants/shifter.service",
+    "etc/systemd/system/sockets.target.wants/shifter-runner.socket",
+];
 /// Where dpkg keeps its books, and where this check keeps its own.
 const BOOKS: [&str; 4] = ["var/lib/dpkg", "var/log", "var/cache", "tmp"];
 const CALLS: &str = "tmp/systemctl-calls";
@@ -102,11 +107,19 @@ fn installed(root: &Root, package: &Path, recipe: &Recipe) -> Result<()> {
         !root.has(STATE),
         "the package makes /{STATE}, which is the unit's"
     );
-    let enabled = "etc/systemd/system/multi-user.target.wants/shifter.service";
-    ensure!(
-        !root.has(enabled),
-        "the agent is enabled before it is configured"
-    );
+    for enabled in ENABLED {
+        ensure!(
+            !root.has(enabled),
+            "/{enabled} is there before anybody asked for it"
+        );
+    }
+    for unit in ["shifter.service", "shifter-runner.service"] {
+        let text = fs::read_to_string(root.path(&format!("usr/lib/systemd/system/{unit}")))?;
+        ensure!(
+            text.contains("\nExecStart=/usr/bin/shifter "),
+            "{unit} starts something else than what is installed"
+        );
+    }
     let says = root.run(&["/usr/bin/shifter", "--version"])?;
     let plain = recipe.version.split('+').next().unwrap_or_default();
     ensure!(
@@ -145,7 +158,12 @@ fn upgraded(root: &Root, package: &Path, recipe: &Recipe) -> Result<()> {
     );
     let calls = root.calls()?;
     ensure!(
-        calls == ["daemon-reload", "try-restart shifter.service"],
+        calls
+            == [
+                "daemon-reload",
+                "try-restart shifter.service",
+                "try-restart shifter-runner.service"
+            ],
         "systemctl was called with {calls:?}"
     );
     ensure!(
@@ -166,7 +184,12 @@ fn removed(root: &Root) -> Result<()> {
     );
     let calls = root.calls()?;
     ensure!(
-        calls == ["stop shifter.service", "daemon-reload"],
+        calls
+            == [
+                "stop shifter.service",
+                "stop shifter-runner.socket shifter-runner.service",
+                "daemon-reload"
+            ],
         "systemctl was called with {calls:?}"
     );
     for (path, _) in FILES {
@@ -180,10 +203,9 @@ fn removed(root: &Root) -> Result<()> {
         "a remove took state or pins"
     );
     // Enabled by the operator: the purge takes that too.
-    root.write(
-        "etc/systemd/system/multi-user.target.wants/shifter.service",
-        "enabled",
-    )
+    ENABLED
+        .iter()
+        .try_for_each(|path| root.write(path, "enabled"))
 }
 
 /// A Debian root that is this check's alone.

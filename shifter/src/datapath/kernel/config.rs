@@ -36,14 +36,15 @@ impl KernelDatapath {
 }
 
 /// Writes the settings of a new installation, or of one whose flows move here
-/// (`inherited`), or checks those that are there.
+/// (`inherited`), or checks those that are there. Returns one in how many flows was
+/// watched, where that is another number now.
 pub(super) fn prepare_config(
     config: &MappedArray<Config>,
     sets: u32,
     watch_mask: u32,
     timeouts: &[u32; TIMEOUTS],
     inherited: Option<Config>,
-) -> Result<(), DatapathError> {
+) -> Result<Option<u32>, DatapathError> {
     let old = config.read(0);
     if old.abi_version != 0 && old.abi_version != abi::ABI_VERSION {
         return Err(DatapathError::Refused(format!(
@@ -59,7 +60,7 @@ pub(super) fn prepare_config(
             std::ptr::write_volatile(&raw mut (*record).timeouts, *timeouts);
             std::ptr::write_volatile(&raw mut (*record).watch_mask, watch_mask);
         }
-        return Ok(());
+        return Ok((old.watch_mask != watch_mask).then(|| old.watch_mask.wrapping_add(1).max(1)));
     }
     let mut random = [0u8; 32];
     std::fs::File::open("/dev/urandom")
@@ -96,5 +97,5 @@ pub(super) fn prepare_config(
             ..fresh
         },
     );
-    Ok(())
+    Ok(None)
 }

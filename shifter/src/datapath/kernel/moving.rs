@@ -2,7 +2,7 @@
 
 use super::{KernelDatapath, lock};
 use crate::datapath::{
-    DatapathError,
+    DatapathError, ServiceId,
     attach::{Ingress, Place},
     migrate,
 };
@@ -25,9 +25,16 @@ impl KernelDatapath {
             (Place::TcEgress, self.program(Place::TcEgress)?),
         ];
         match lock(&self.migration).take() {
-            Some(migration) => migration
-                .finish(self.flows.sets(), self.config.read(0), programs)
-                .map(Some),
+            Some(migration) => {
+                let in_force = |id: u32| {
+                    let body = lock(&self.tables).services.body(id as ServiceId);
+                    body.map(|body| body.generation)
+                };
+                let config = self.config.read(0);
+                migration
+                    .finish(self.flows.sets(), config, programs, &in_force)
+                    .map(Some)
+            }
             None => migrate::settle(lock(&self.attacher).pins(), programs).map(|()| None),
         }
     }

@@ -8,7 +8,7 @@ use std::sync::{
 use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
 use shifter_common::{
     abi::{
-        BreakerRecord, PoolCounters, ServiceBody,
+        BreakerRecord, MAX_SERVICES, PoolCounters, ServiceBody,
         signals::{HISTOGRAMS as KINDS, *},
     },
     breaker::{half_of, outdated},
@@ -21,7 +21,7 @@ use crate::{
         BreakerState, DatapathError, ServiceId, Trip, backends::Plain, load::failed,
         memory::MappedArray, monotonic_ns,
     },
-    model::signals::{Histogram, PoolSignals},
+    model::signals::{Histogram, PoolSignals, rescaled},
 };
 
 /// The maps behind it.
@@ -144,6 +144,34 @@ impl Signals {
         // SAFETY: within the mapping, aligned to 8, and only ever used as a word.
         let count = unsafe { AtomicU64::from_ptr(&raw mut (*record).expired[pool]) };
         count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What was counted of one flow in `before` becomes a count of one in as many as
+    /// now: its estimate stays, and never falls. A segment that is counted in between is lost.
+    pub fn rescale(&self, before: u32) -> Result<(), DatapathError> {
+        let failed = |error: MapError| failed("rescaling a pool's signals", error, "");
+        let mut all = lock(&self.counts);
+        for index in 0..2 * MAX_SERVICES {
+            let values = all.get(&index, 0).map_err(failed)?;
+            let is_counted = |Plain(counts): &Plain<SignalCounts>| {
+                counts[CLIENT_RETRANSMITS] | counts[BACKEND_RETRANSMITS] != 0
+            };
+            if !values.iter().any(is_counted) {
+                continue;
+            }
+            let rescale = |Plain(counts): &Plain<SignalCounts>| {
+                let mut counts = *counts;
+                for counter in [CLIENT_RETRANSMITS, BACKEND_RETRANSMITS] {
+                    counts[counter] = rescaled(counts[counter], before, self.watched_one_in);
+                }
+                Plain(counts)
+            };
+            let values: Vec<_> = values.iter().map(rescale).collect();
+            let values =
+                PerCpuValues::try_from(values).map_err(|error| failed(MapError::IoError(error)))?;
+            all.set(index, values, 0).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// A service's begin anew.

@@ -9,7 +9,7 @@ use shifter_common::{
         old::{FlowLayout, read_entry},
     },
     hash::address_words,
-    life::{claimed, freed, moved},
+    life::{freed, held, moved, offered},
     table::{Places, RANK_UNPROVEN, flow_hash, is_claim_stale, places, rank},
 };
 
@@ -106,7 +106,13 @@ pub struct Passed {
 pub struct NewTable<'a> {
     pub sets: &'a MappedArray<FlowSet>,
     pub config: Config,
+    /// Told set and position of a place where another flow lay: what is kept beside
+    /// its entry is not of the flow that comes there.
+    pub forget_times: &'a dyn Fn(u32, u32),
 }
+
+/// Tries of a flow whose places packets take.
+const TRIES: u32 = 100;
 
 enum Put {
     Placed,
@@ -123,7 +129,7 @@ impl NewTable<'_> {
             let mut put = self.put(entry);
             // Only a packet that took the very place: there are others.
             let mut tries = 0;
-            while put.is_none() && tries < 100 {
+            while put.is_none() && tries < TRIES {
                 put = self.put(entry);
                 tries += 1;
             }
@@ -167,53 +173,98 @@ impl NewTable<'_> {
             });
         }
         let now = now_tick();
-        let Some((which, distance)) = self.free_place(&places, flow, now) else {
+        let Some((which, distance, best)) = self.free_place(&places, flow, now) else {
             return Some(Put::Full);
         };
         let (set, home) = (places.sets[which], places.homes[which]);
-        let entry = self.at(set, home + distance);
+        let position = (home + distance) & (SET_ENTRIES as u32 - 1);
+        let entry = self.at(set, position);
         let control = control(entry);
         let seen = control.load(Ordering::Acquire);
-        if self.score(entry, seen, flow, now) == 0 {
+        // After that: to a clock that was read before, a claim of just now would look stale.
+        let now = now_tick();
+        if control_state(seen) != STATE_FREE {
+            // What gives way does so first, by one transition, unless a packet came there
+            // since and another place may be more willing now.
+            if self.score(entry, seen, flow, now) >= best {
+                swap(control, seen, freed(seen, now));
+            }
             return None;
         }
-        // From here on as a packet does it (`flow_table/insert.rs`).
-        let claim = claimed(seen, places.tag, now);
-        swap(control, seen, claim)?;
+        let held = hold(entry, seen, places.tag, now)?;
+        if seen != 0 {
+            (self.forget_times)(set, position);
+        }
         fill(entry, flow);
         mark(self.at(set, home), 1 << distance);
         if which == 1 {
             mark(self.at(places.sets[0], places.homes[0]), HOME_OVERFLOW);
         }
-        if self.find(&places, flow, Some(entry)).is_some() {
-            // A packet of the flow was first.
+        let claim = offered(held, places.tag, now_tick());
+        swap(control, held, claim)?;
+        swap_last_seen(entry, now, flow.last_seen);
+        let is_rivalled = self.find(&places, flow, Some((entry, true))).is_some();
+        if is_rivalled || is_claim_stale(claim, now_tick()) {
             swap(control, claim, freed(claim, now));
             return None;
         }
-        swap(
-            control,
-            claim,
-            moved(claim, control_state(flow.control), now),
-        )?;
+        let live = moved(claim, control_state(flow.control), now_tick());
+        swap(control, claim, live)?;
+        // Where this was kept from running since it looked, a packet may have taken
+        // the claim for one left behind, and made an entry of its own.
+        if self.find(&places, flow, Some((entry, true))).is_some() {
+            withdraw(control, live);
+            return None;
+        }
         Some(Put::Placed)
     }
 
-    /// The entry of a flow, visible or about to be; `but` is not looked at.
+    /// Frees what an agent left that was killed while flows moved: entries that it
+    /// held, and the one of two entries of a flow that no packet finds. Returns how many.
+    pub fn mend(&self) -> u64 {
+        let mut mended = 0;
+        for (set, position) in (0..self.sets.count())
+            .flat_map(|set| (0..SET_ENTRIES as u32).map(move |position| (set, position)))
+        {
+            let entry = self.at(set, position);
+            let word = control(entry).load(Ordering::Acquire);
+            if !is_live(control_state(word)) {
+                continue;
+            }
+            // SAFETY: within the mapping; every bit pattern is a valid entry.
+            let flow = unsafe { std::ptr::read_volatile(entry) };
+            let places = self.places(&flow);
+            let is_held = control_tag(word) != places.tag;
+            let is_second = || {
+                let first = self.find(&places, &flow, None);
+                first.is_some_and(|first| first != entry)
+            };
+            if is_held || is_second() {
+                let free = freed(word, now_tick());
+                mended += u64::from(swap(control(entry), word, free).is_some());
+            }
+        }
+        mended
+    }
+
+    /// The entry of a flow, the first by place, as packets find it. `but`: another than
+    /// this one, and with `true` a claim of the flow's tag as well.
     fn find(
         &self,
         places: &Places,
         flow: &FlowEntry,
-        but: Option<*mut FlowEntry>,
+        but: Option<(*mut FlowEntry, bool)>,
     ) -> Option<*mut FlowEntry> {
-        let now = now_tick();
         let is_it = |entry: *mut FlowEntry| {
             let word = control(entry).load(Ordering::Acquire);
-            if control_tag(word) != places.tag || Some(entry) == but {
+            if control_tag(word) != places.tag || but.is_some_and(|(but, _)| but == entry) {
                 return false;
             }
             if !is_live(control_state(word)) {
-                let claims = control_state(word) == STATE_CLAIMING && !is_claim_stale(word, now);
-                return claims && but.is_some();
+                // The clock is read after the word, or a claim of just now would look stale.
+                return but.is_some_and(|(_, with_claims)| with_claims)
+                    && control_state(word) == STATE_CLAIMING
+                    && !is_claim_stale(word, now_tick());
             }
             // SAFETY: within the mapping; every bit pattern is a valid entry.
             let there = unsafe { std::ptr::read_volatile(entry) };
@@ -222,11 +273,9 @@ impl NewTable<'_> {
                 && (there.service == flow.service || there.backend == flow.backend)
                 && (there.flags ^ flow.flags) & (FLOW_IPV6 | FLOW_UDP) == 0
         };
-        places
-            .sets
-            .into_iter()
-            .flat_map(|set| (0..SET_ENTRIES as u32).map(move |position| (set, position)))
-            .map(|(set, position)| self.at(set, position))
+        (0..2)
+            .flat_map(|which| (0..SET_ENTRIES as u32).map(move |distance| (which, distance)))
+            .map(|(which, distance)| self.at(places.sets[which], places.homes[which] + distance))
             .find(|entry| is_it(*entry))
     }
 
@@ -245,7 +294,7 @@ impl NewTable<'_> {
     }
 
     /// The most willing place, the first set and the nearest distance before others.
-    fn free_place(&self, places: &Places, flow: &FlowEntry, now: u32) -> Option<(usize, u32)> {
+    fn free_place(&self, places: &Places, flow: &FlowEntry, now: u32) -> Option<(usize, u32, u32)> {
         let mut best = (0, 0, 0);
         for which in 0..2 {
             for distance in 0..SET_ENTRIES as u32 {
@@ -257,7 +306,7 @@ impl NewTable<'_> {
                 }
             }
         }
-        (best.0 > 0).then_some((best.1, best.2))
+        (best.0 > 0).then_some((best.1, best.2, best.0))
     }
 }
 
@@ -275,6 +324,39 @@ fn swap(control: &AtomicU64, from: u64, to: u64) -> Option<()> {
         .map(drop)
 }
 
+/// Takes a free entry out of packets' reach: gives its word. First it is brought up to
+/// date when it was last seen, which says nothing of a free one, or it would give way at once.
+fn hold(entry: *mut FlowEntry, seen: u64, tag: u32, now: u32) -> Option<u64> {
+    // SAFETY: within the mapping.
+    let before = unsafe { std::ptr::read_volatile(&raw const (*entry).last_seen) };
+    if before != now && !swap_last_seen(entry, before, now) {
+        return None;
+    }
+    let held = held(seen, tag, now);
+    swap(control(entry), seen, held)?;
+    Some(held)
+}
+
+/// When a flow was last seen, if nobody has said otherwise since.
+fn swap_last_seen(entry: *mut FlowEntry, from: u32, to: u32) -> bool {
+    // SAFETY: aligned and within the mapping.
+    let last_seen = unsafe { AtomicU32::from_ptr(&raw mut (*entry).last_seen) };
+    last_seen
+        .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed)
+        .is_ok()
+}
+
+/// Frees an entry that was made visible, whatever state packets brought it to since.
+fn withdraw(control: &AtomicU64, live: u64) {
+    let mut word = live;
+    while is_live(control_state(word))
+        && control_sequence(word) == control_sequence(live)
+        && swap(control, word, freed(word, now_tick())).is_none()
+    {
+        word = control.load(Ordering::Acquire);
+    }
+}
+
 /// Sets bits of a place's `home` word, which packets do too.
 fn mark(entry: *mut FlowEntry, bits: u32) {
     // SAFETY: aligned and within the mapping.
@@ -282,11 +364,12 @@ fn mark(entry: *mut FlowEntry, bits: u32) {
     home.fetch_or(bits, Ordering::AcqRel);
 }
 
-/// Writes all but the control word and the place's marks.
+/// Writes all but the control word, the place's marks and when it was last seen, of an
+/// entry that is held.
 fn fill(entry: *mut FlowEntry, flow: &FlowEntry) {
     macro_rules! copy {
         ($($field:ident),*) => {
-            // SAFETY: within the mapping, under a claim.
+            // SAFETY: within the mapping, and held.
             unsafe { $(std::ptr::write_volatile(&raw mut (*entry).$field, flow.$field);)* }
         };
     }
@@ -299,7 +382,6 @@ fn fill(entry: *mut FlowEntry, flow: &FlowEntry) {
         next_hop,
         route_generation,
         generation,
-        last_seen,
         created,
         seq_a,
         seq_b,

@@ -9,6 +9,7 @@
 //! connections, then about other packets of clients, at the very end about
 //! replies, with a grace period and a pass over the old table after each.
 
+mod counts;
 mod flows;
 mod mark;
 mod programs;
@@ -31,6 +32,7 @@ use shifter_common::abi::{
     flow::{FlowSet, SET_ENTRIES},
     miss::*,
     old::layout_of,
+    signals::HISTOGRAMS,
 };
 
 use super::{
@@ -41,6 +43,7 @@ use super::{
     pinned::bpf,
 };
 use crate::fault;
+use counts::{Counts, InForce, Times};
 use flows::{NewTable, OldTable, Passed};
 use mark::Mark;
 pub use programs::pin_running;
@@ -63,8 +66,10 @@ pub struct Migration {
     old_config: Config,
     /// What it is from, in words.
     from: String,
-    /// An earlier start has attached programs over the new maps.
+    /// Programs were attached over the new maps, by this start or an earlier one.
     begun: bool,
+    /// No earlier one has.
+    is_first: bool,
     programs: [Option<OwnedFd>; 3],
 }
 
@@ -177,6 +182,7 @@ pub fn look(pins: &Pins, flow_capacity: u32) -> Result<Ground, DatapathError> {
         old_config,
         from,
         begun,
+        is_first: !begun,
         programs,
     };
     migration.refuse_little_room(flow_capacity)?;
@@ -327,13 +333,19 @@ impl Migration {
         sets: &MappedArray<FlowSet>,
         config: Config,
         programs: [(super::attach::Place, OwnedFd); 3],
+        in_force: InForce,
     ) -> Result<String, DatapathError> {
         let begun = Instant::now();
         let pins = &self.pins;
-        let table = NewTable { sets, config };
+        let times = Times::open(&pins.next());
+        let table = NewTable {
+            sets,
+            config,
+            forget_times: &|set, position| times.forget(set, position),
+        };
         let mut moved = 0;
         if !matches!(Mark::read(pins), Some(Mark::Moved(_))) {
-            moved = self.move_flows(&table)?;
+            moved = self.move_flows(&table, in_force)?;
             let id = flows_of(&pins.next()).map_or(0, |flows| flows.id());
             Mark::Moved(id).write(pins)?;
         }
@@ -352,7 +364,9 @@ impl Migration {
         ))
     }
 
-    fn move_flows(&self, table: &NewTable) -> Result<u64, DatapathError> {
+    fn move_flows(&self, table: &NewTable, in_force: InForce) -> Result<u64, DatapathError> {
+        let (maps, next) = (self.pins.maps(), self.pins.next());
+        let counts = self.counts(&maps, &next, table.config.watch_mask);
         let asked = programs::Asked::open(&self.pins.next())?;
         let records = match Mark::read(&self.pins) {
             Some(Mark::Attaching(records) | Mark::Moving(records)) => records,
@@ -360,6 +374,10 @@ impl Migration {
         };
         Mark::Moving(records).write(&self.pins)?;
         fault::point("migrate-moving");
+        if !self.is_first {
+            let mended = table.mend();
+            tracing::debug!(mended, "entries that an agent left which was killed");
+        }
         let mut moved = self.pass(table)?;
         fault::point("migrate-copied");
         for (misses, point) in [
@@ -370,11 +388,48 @@ impl Migration {
             // Who is still in a program before has no part in what follows.
             self.wait()?;
             moved += self.pass(table)?;
+            counts.carry_trips(in_force)?;
+            if misses.contains(&MISS_OPENING) && asked.is_asked(MISS_OPENING) {
+                counts.carry_split_errors()?;
+            }
             misses.iter().for_each(|miss| asked.clear(*miss));
             fault::point(point);
         }
         self.wait()?;
-        Ok(moved + self.pass(table)?)
+        moved += self.pass(table)?;
+        counts.add(in_force)?;
+        Ok(moved)
+    }
+
+    fn counts<'a>(&self, from: &'a Path, to: &'a Path, watch_mask: u32) -> Counts<'a> {
+        let one_in = |mask: u32| mask.wrapping_add(1).max(1);
+        Counts {
+            from,
+            to,
+            watched: (one_in(self.old_config.watch_mask), one_in(watch_mask)),
+        }
+    }
+
+    /// An id names another service from now on: what the maps before count of it is
+    /// not to be added.
+    pub fn forget_service(&self, id: u32) -> Result<(), DatapathError> {
+        let (maps, next) = (self.pins.maps(), self.pins.next());
+        let counts = self.counts(&maps, &next, 0);
+        counts.forget(counts::BREAKERS, id)?;
+        for pool in 2 * id..2 * id + 2 {
+            counts.forget("POOL_COUNTERS", pool)?;
+            counts.forget("SIGNALS", pool)?;
+            for kind in 0..HISTOGRAMS {
+                counts.forget("HISTOGRAMS", pool * HISTOGRAMS + kind)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for a backend.
+    pub fn forget_backend(&self, id: u32) -> Result<(), DatapathError> {
+        let (maps, next) = (self.pins.maps(), self.pins.next());
+        self.counts(&maps, &next, 0).forget("BACKEND_COUNTERS", id)
     }
 
     fn pass(&self, table: &NewTable) -> Result<u64, DatapathError> {

@@ -178,6 +178,11 @@ impl Asked {
         }
     }
 
+    /// Whether packets of a kind are left to anybody.
+    pub fn is_asked(&self, miss: u32) -> bool {
+        has(&self.xdp, miss) || has(&self.tc, miss)
+    }
+
     /// Whether the program before can be asked at a hook, or none has to be any more.
     pub fn can_ask(&self, hook: Ingress) -> bool {
         let map = match hook {

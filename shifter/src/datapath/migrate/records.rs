@@ -8,8 +8,12 @@ use std::{
 };
 
 use aya::maps::{MapInfo, MapType};
+use shifter_common::abi::BreakerRecord;
 
-use super::open_map;
+use super::{
+    counts::{BREAKERS, SUMS, trip_alone},
+    open_map,
+};
 use crate::datapath::{
     DatapathError,
     load::{MapShape, OLD_TC, OLD_XDP, failed, shapes},
@@ -48,9 +52,9 @@ pub fn check(from: &Path) -> Result<(), DatapathError> {
     Ok(())
 }
 
-/// Copies all of them.
+/// Copies all but what the programs count, which is added in the end.
 pub fn copy(from: &Path, to: &Path) -> Result<(), DatapathError> {
-    for shape in shared() {
+    for shape in shared().filter(|shape| !SUMS.contains(&shape.name)) {
         if from.join(shape.name).exists() {
             copy_map(from, to, &shape).map_err(|error| {
                 let what = format!("copying {} into {}", shape.name, to.display());
@@ -88,11 +92,25 @@ fn copy_map(from: &Path, to: &Path, shape: &MapShape) -> io::Result<()> {
         open_map(&to.join(shape.name))?,
     );
     match kind {
+        MapType::Array if shape.name == BREAKERS => copy_trips(&from, &to, &info),
         MapType::Array if info.map_flags() & MMAPABLE != 0 => copy_array(&from, &to, &info),
         MapType::Array => copy_values(&from, &to, &info, 1),
         MapType::PerCpuArray => copy_values(&from, &to, &info, possible_cpus()?),
         _ => copy_keys(&from, &to, &info),
     }
+}
+
+/// What has tripped, without what breakers count.
+fn copy_trips(from: &OwnedFd, to: &OwnedFd, info: &MapInfo) -> io::Result<()> {
+    let from = MappedArray::<BreakerRecord>::new(from, info.max_entries())?;
+    let to = MappedArray::<BreakerRecord>::new(to, info.max_entries())?;
+    for id in 0..from.count() {
+        let tripped = trip_alone(&from.read(id));
+        if tripped != BreakerRecord::default() {
+            to.write(id, tripped);
+        }
+    }
+    Ok(())
 }
 
 /// Through memory; nobody writes either meanwhile.
@@ -111,7 +129,12 @@ fn copy_array(from: &OwnedFd, to: &OwnedFd, info: &MapInfo) -> io::Result<()> {
 }
 
 /// Element by element, each with so many values.
-fn copy_values(from: &OwnedFd, to: &OwnedFd, info: &MapInfo, each: usize) -> io::Result<()> {
+pub(super) fn copy_values(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    info: &MapInfo,
+    each: usize,
+) -> io::Result<()> {
     let mut values = vec![0u64; (info.value_size() as usize).div_ceil(8) * each];
     for index in 0..info.max_entries() {
         lookup(from, (&raw const index).cast(), &mut values)?;
@@ -141,12 +164,12 @@ fn copy_keys(from: &OwnedFd, to: &OwnedFd, info: &MapInfo) -> io::Result<()> {
     }
 }
 
-fn lookup(map: &OwnedFd, key: *const u8, value: &mut [u64]) -> io::Result<()> {
+pub(super) fn lookup(map: &OwnedFd, key: *const u8, value: &mut [u64]) -> io::Result<()> {
     let attr = [fd_of(map), key as u64, value.as_mut_ptr() as u64, 0];
     bpf(MAP_LOOKUP, attr).map(drop)
 }
 
-fn update(map: &OwnedFd, key: *const u8, value: &[u64]) -> io::Result<()> {
+pub(super) fn update(map: &OwnedFd, key: *const u8, value: &[u64]) -> io::Result<()> {
     let attr = [fd_of(map), key as u64, value.as_ptr() as u64, 0];
     bpf(MAP_UPDATE, attr).map(drop)
 }
@@ -156,7 +179,7 @@ fn fd_of(map: &OwnedFd) -> u64 {
 }
 
 /// CPUs that the kernel keeps values of per-CPU maps for.
-fn possible_cpus() -> io::Result<usize> {
+pub(super) fn possible_cpus() -> io::Result<usize> {
     aya::util::nr_cpus().map_err(|(what, error)| io::Error::other(format!("{what}: {error}")))
 }
 

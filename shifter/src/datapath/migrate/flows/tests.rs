@@ -90,6 +90,7 @@ fn live(sets: &MappedArray<FlowSet>, config: &Config) -> Vec<FlowEntry> {
     let table = NewTable {
         sets,
         config: *config,
+        forget_times: &|_, _| {},
     };
     let mut found = Vec::new();
     for set in 0..sets.count() {
@@ -131,7 +132,11 @@ fn every_flow_of_an_older_layout_is_found_in_the_new_table_as_it_was() {
         .map(|i| flow(i, states[usize::from(i % 4)]))
         .collect();
     let (old, new, config) = (table_of_v3(&flows), memory(256), config(256));
-    let table = NewTable { sets: &new, config };
+    let table = NewTable {
+        sets: &new,
+        config,
+        forget_times: &|_, _| {},
+    };
     assert_eq!(
         table.take_in(&old),
         Passed {
@@ -161,7 +166,11 @@ fn what_a_packet_still_wrote_in_the_old_entry_comes_after() {
         memory(2),
         config(2),
     );
-    let table = NewTable { sets: &new, config };
+    let table = NewTable {
+        sets: &new,
+        config,
+        forget_times: &|_, _| {},
+    };
     table.take_in(&old);
     let later = FlowEntry {
         seq_a: 5,
@@ -223,7 +232,11 @@ fn a_flow_that_was_chosen_anew_or_knows_more_stays() {
 fn only_a_proven_flow_has_others_give_way() {
     let full: Vec<_> = (0..32).map(|i| flow(i, STATE_HALF_OPEN)).collect();
     let (new, config) = (memory(2), config(2));
-    let table = NewTable { sets: &new, config };
+    let table = NewTable {
+        sets: &new,
+        config,
+        forget_times: &|_, _| {},
+    };
     assert_eq!(table.take_in(&table_of_v3(&full)).placed, 32);
     let passed = table.take_in(&table_of_v3(&[flow(100, STATE_HALF_OPEN)]));
     assert_eq!(
@@ -264,4 +277,77 @@ fn a_flow_that_moves_is_watched_by_nobody_and_counts_as_one_with_data() {
     assert_eq!(flags_of(3, had, STATE_ESTABLISHED), FLOW_GREEN | data);
     assert_eq!(flags_of(3, had, STATE_HALF_OPEN), FLOW_GREEN);
     assert_eq!(flags_of(4, had, STATE_ESTABLISHED), FLOW_GREEN);
+}
+
+#[test]
+fn times_of_who_lay_there_are_forgotten_and_only_these() {
+    let (new, config) = (memory(2), config(2));
+    let forgotten = std::cell::RefCell::new(Vec::new());
+    let forget_times = |set, position| forgotten.borrow_mut().push((set, position));
+    let table = NewTable {
+        sets: &new,
+        config,
+        forget_times: &forget_times,
+    };
+    let half: Vec<_> = (0..32).map(|i| flow(i, STATE_HALF_OPEN)).collect();
+    assert_eq!(table.take_in(&table_of_v3(&half)).placed, 32);
+    assert_eq!(*forgotten.borrow(), [], "nobody lay there");
+    let passed = table.take_in(&table_of_v3(&[flow(100, STATE_ESTABLISHED)]));
+    assert_eq!(passed.placed, 1);
+    let is_it = |entry: &FlowEntry| entry.client_port == 100u16.to_be_bytes();
+    let at = |(set, position): (u32, u32)| new.read(set)[position as usize];
+    let places = forgotten.borrow();
+    assert_eq!(places.len(), 1);
+    assert!(is_it(&at(places[0])));
+}
+
+#[test]
+fn a_flow_keeps_when_it_was_last_seen_though_that_is_long_ago() {
+    let (new, config) = (memory(2), config(2));
+    let table = NewTable {
+        sets: &new,
+        config,
+        forget_times: &|_, _| {},
+    };
+    let idle = FlowEntry {
+        last_seen: now_tick().wrapping_sub(ticks_of_seconds(8 * 3_600)),
+        ..flow(1, STATE_ESTABLISHED)
+    };
+    assert_eq!(table.take_in(&table_of_v3(&[idle])).placed, 1);
+    assert_eq!(live(&new, &config)[0].last_seen, idle.last_seen);
+}
+
+#[test]
+fn what_an_agent_left_that_was_killed_is_freed_and_nothing_else() {
+    let flows: Vec<_> = (0..20).map(|i| flow(i, STATE_ESTABLISHED)).collect();
+    let (new, config) = (memory(4), config(4));
+    let table = NewTable {
+        sets: &new,
+        config,
+        forget_times: &|_, _| {},
+    };
+    table.take_in(&table_of_v3(&flows));
+    assert_eq!(table.mend(), 0);
+    // One that it held, half written.
+    let twice = flow(3, STATE_ESTABLISHED);
+    let places = table.places(&flow(50, STATE_ESTABLISHED));
+    let (which, distance, _) = table.free_place(&places, &twice, now_tick()).unwrap();
+    let entry = table.at(places.sets[which], places.homes[which] + distance);
+    let word = control(entry).load(Ordering::Relaxed);
+    hold(entry, word, places.tag, now_tick()).unwrap();
+    fill(entry, &flow(50, STATE_ESTABLISHED));
+    // And a flow that is there twice.
+    let places = table.places(&twice);
+    let first = table.find(&places, &twice, None).unwrap();
+    let free = (0..SET_ENTRIES as u32)
+        .rev()
+        .map(|distance| table.at(places.sets[1], places.homes[1] + distance))
+        .find(|entry| control(*entry).load(Ordering::Relaxed) == 0)
+        .unwrap();
+    let word = control(first).load(Ordering::Relaxed);
+    fill(free, &twice);
+    control(free).store(word, Ordering::Relaxed);
+    assert_eq!(table.mend(), 2);
+    assert_eq!(live(&new, &config).len(), 20);
+    assert_eq!(table.find(&places, &twice, None), Some(first));
 }
