@@ -191,7 +191,7 @@ fn a_drain_resets_at_its_deadline_what_is_left() {
 
 #[test]
 fn flows_of_a_backend_that_is_down_end_where_the_service_says_so() {
-    need!();
+    need!("nft");
     let lab = Lab::new(Placement::RemoteOther).unwrap();
     let _servers = server::start_both(&lab).unwrap();
     let scene = Scene::new(&lab, Settings::hook("tc"), Family::V4);

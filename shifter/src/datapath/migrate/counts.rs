@@ -179,10 +179,7 @@ impl Counts<'_> {
         both.map(Some).map_err(|error| self.failed(name, error))
     }
 
-    fn both<T: Copy>(
-        &self,
-        name: &str,
-    ) -> Result<Option<(MappedArray<T>, MappedArray<T>)>, DatapathError> {
+    fn both<T: Copy>(&self, name: &str) -> Result<Option<Both<T>>, DatapathError> {
         let Some((from, to)) = self.files(name)? else {
             return Ok(None);
         };
@@ -199,6 +196,9 @@ impl Counts<'_> {
         failed(what, error, "the next start tries it again")
     }
 }
+
+/// A map of the ones before, and the one that takes its place.
+type Both<T> = (MappedArray<T>, MappedArray<T>);
 
 /// A breaker's record without what it has counted: that is added in the end.
 pub fn trip_alone(record: &BreakerRecord) -> BreakerRecord {
