@@ -427,12 +427,12 @@ impl Datapath for FakeDatapath {
         flows.any(|f| (f.backend, f.client, f.protocol) == (backend, client, Protocol::Tcp))
     }
 
-    fn release(&self, flows: &[IdleFlow], idle_s: u32) -> u64 {
+    fn release(&self, flows: &[IdleFlow], idle_s: Option<u32>) -> u64 {
         let mut state = self.lock();
         let before = state.flows.len();
         state
             .flows
-            .retain(|f| !is_idle(f, idle_s) || !flows.contains(&idle_flow(f)));
+            .retain(|f| !idle_s.is_none_or(|s| is_idle(f, s)) || !flows.contains(&idle_flow(f)));
         (before - state.flows.len()) as u64
     }
 

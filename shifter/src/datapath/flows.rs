@@ -197,10 +197,10 @@ impl FlowTable {
         found
     }
 
-    /// Frees flows that are still as they were read. One that had a packet
+    /// Frees flows that are still as they were read. With `idle_s` one that had a packet
     /// since is left: its time is read again right before the compare-and-swap.
-    pub fn release(&self, flows: &[IdleFlow], idle_s: u32) -> u64 {
-        let least = ticks_of_seconds(idle_s);
+    pub fn release(&self, flows: &[IdleFlow], idle_s: Option<u32>) -> u64 {
+        let least = idle_s.map(ticks_of_seconds);
         let mut freed = 0;
         for flow in flows {
             let (set, place) = (flow.place.0, usize::from(flow.place.1));
@@ -208,7 +208,8 @@ impl FlowTable {
             let is_same = self
                 .read(set, place)
                 .is_some_and(|entry| entry.control == flow.control);
-            if is_same && idle_ticks(self.last_seen(set, place), now) > least {
+            let is_idle = |least| idle_ticks(self.last_seen(set, place), now) > least;
+            if is_same && least.is_none_or(is_idle) {
                 freed += u64::from(free(self.control(set, place), flow.control, now));
             }
         }

@@ -451,7 +451,7 @@ impl Datapath for KernelDatapath {
         self.flows.carries(&self.config.read(0), backend, client)
     }
 
-    fn release(&self, flows: &[IdleFlow], idle_s: u32) -> u64 {
+    fn release(&self, flows: &[IdleFlow], idle_s: Option<u32>) -> u64 {
         self.flows.release(flows, idle_s)
     }
 

@@ -419,9 +419,9 @@ pub trait Datapath: Send + Sync {
     fn idle_flows(&self, backends: &BTreeSet<BackendId>, idle_s: u32) -> Vec<IdleFlow>;
     /// Whether a live TCP flow of this client is on the backend.
     fn carries(&self, backend: BackendId, client: SocketAddr) -> bool;
-    /// Frees those of the flows that are still as they were read and idle for
-    /// `idle_s`; returns how many entries.
-    fn release(&self, flows: &[IdleFlow], idle_s: u32) -> u64;
+    /// Frees those of the flows that are still as they were read, and idle for
+    /// `idle_s` where that is given; returns how many entries.
+    fn release(&self, flows: &[IdleFlow], idle_s: Option<u32>) -> u64;
     /// Flows in mid-stream that match, at most `limit`, and the number of all that
     /// match, half-open ones too.
     fn flows_to_cut(&self, filter: &CutFilter, limit: usize) -> (Vec<CutFlow>, u64);

@@ -108,6 +108,8 @@ struct Backend {
     addr: SocketAddr,
     state: State,
     lots: Lots,
+    /// Its program could not be run the last time.
+    is_unasked: bool,
 }
 
 struct Service {
@@ -244,6 +246,7 @@ impl Checker {
             addr,
             state: State::new(health),
             lots,
+            is_unasked: false,
         };
         self.backends.insert(self.given, backend);
         self.given
@@ -336,7 +339,14 @@ impl Checker {
         let spec = &service.spec;
         let passed = ended.outcome == Outcome::Passed;
         let was = backend.state.health();
-        let is_news = backend.state.note(passed, spec.rise, spec.fall);
+        // A program that cannot be run says nothing of the backend.
+        let is_unasked =
+            ended.is_program && matches!(&ended.outcome, Outcome::Failed { kind: "config", .. });
+        if is_unasked && !backend.is_unasked {
+            tracing::warn!(service = backend.service, backend = %backend.addr, outcome = ?ended.outcome, "its check cannot be made: it stays what it was");
+        }
+        backend.is_unasked = is_unasked;
+        let is_news = !is_unasked && backend.state.note(passed, spec.rise, spec.fall);
         let health = backend.state.health();
         if (was == Health::Down) != (health == Health::Down) {
             self.dirty.insert(backend.service.clone());

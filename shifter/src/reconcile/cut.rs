@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use super::{
@@ -35,7 +36,19 @@ pub(super) struct Job {
     pub key: CutKey,
     pub rate: CutRate,
     pub filter: CutFilter,
-    pub homes: HashMap<BackendId, (SocketAddr, Placement)>,
+    pub homes: Arc<Homes>,
+    /// The generation and the time of what was asked for; `None`: backends are down.
+    pub asked: Option<(u32, i64)>,
+}
+
+/// Where each backend is.
+pub(super) type Homes = HashMap<BackendId, (SocketAddr, Placement)>;
+
+impl Job {
+    /// Whether it is what was asked for, and not what took its place since.
+    pub fn is_of(&self, cut: &Cut) -> bool {
+        self.key == cut.key && self.asked == Some((cut.before, cut.due_unix_ms))
+    }
 }
 
 impl Reconciler {
@@ -105,6 +118,12 @@ impl Reconciler {
     fn offers(&self, entry: &Entry, pool: PoolName) -> Option<String> {
         if entry.spec.live == pool {
             return Some(format!("{pool} is live"));
+        }
+        let live = entry.spec.live;
+        if entry.rings[live.index()].is_empty() {
+            return Some(format!(
+                "{pool} has the new flows of {live}, which has no backend for them"
+            ));
         }
         if entry.programmed_threshold(&*self.clock) != all_to(entry.spec.live).threshold() {
             return Some(format!("{pool} is given new flows"));
@@ -217,6 +236,7 @@ impl Reconciler {
         let mut core = lock(&self.core);
         self.drop_moot(&mut core, None);
         let now_ms = self.clock.unix_ms();
+        let mut homes = None;
         let due = core.cuts.iter().filter(|cut| cut.due_unix_ms <= now_ms);
         let asked = due.filter_map(|cut| {
             let entry = core.services.get(&cut.key.service)?;
@@ -228,17 +248,19 @@ impl Reconciler {
                 backends,
                 before: Some(cut.before),
             };
-            Some(job(&core, cut.key.clone(), cut.rate, filter))
+            let asked = Some((cut.before, cut.due_unix_ms));
+            Some((cut.key.clone(), cut.rate, filter, asked))
         });
         let down = core.services.values().filter_map(|entry| {
             let health = entry.spec.health.as_ref()?;
-            if health.on_down == OnDown::Keep || entry.out.is_empty() {
+            let ended = down_and_not_drained(entry);
+            if health.on_down == OnDown::Keep || ended.is_empty() {
                 return None;
             }
             let filter = CutFilter {
                 service: entry.id,
                 pool: None,
-                backends: Some(ids(&core, entry, &entry.out)),
+                backends: Some(ids(&core, entry, &ended)),
                 before: None,
             };
             let key = CutKey {
@@ -247,9 +269,16 @@ impl Reconciler {
                 pool: None,
                 backend: None,
             };
-            Some(job(&core, key, DOWN_RATE, filter))
+            Some((key, DOWN_RATE, filter, None))
         });
-        asked.chain(down).collect()
+        let mut job = |(key, rate, filter, asked)| Job {
+            key,
+            rate,
+            filter,
+            homes: Arc::clone(homes.get_or_insert_with(|| Arc::new(homes_of(&core)))),
+            asked,
+        };
+        asked.chain(down).map(&mut job).collect()
     }
 
     /// Cuts of a service, as they stand.
@@ -297,17 +326,24 @@ pub(super) fn due_after(now_unix_ms: i64, seconds: f64) -> Result<i64, ControlEr
     Ok(now_unix_ms + (seconds * 1e3) as i64)
 }
 
-fn job(core: &Core, key: CutKey, rate: CutRate, filter: CutFilter) -> Job {
+fn homes_of(core: &Core) -> Homes {
     let home = |id: BackendId| {
         let slot = core.backends.get(id)?;
         Some((id, (slot.addr, slot.placement)))
     };
-    Job {
-        key,
-        rate,
-        filter,
-        homes: core.backends.ids().into_iter().filter_map(home).collect(),
-    }
+    core.backends.ids().into_iter().filter_map(home).collect()
+}
+
+/// Backends that are out for their checks alone. One that drains may have closed its
+/// listener and go on serving what it has.
+fn down_and_not_drained(entry: &Entry) -> BTreeSet<SocketAddr> {
+    [PoolName::Blue, PoolName::Green]
+        .into_iter()
+        .flat_map(|pool| entry.spec.pool(pool))
+        .filter(|backend| backend.state == BackendState::Ready)
+        .map(|backend| backend.addr)
+        .filter(|addr| entry.out.contains(addr))
+        .collect()
 }
 
 /// Those of a drain's backends that are offered no new flow now.

@@ -20,9 +20,9 @@ use super::{
     reconciler::{Reconciler, lock},
 };
 use crate::{
-    datapath::{CutFlow, IdleFlow, Placement},
+    datapath::{CutFilter, CutFlow, IdleFlow, Placement},
     model::{CutRate, Protocol},
-    store::{CutCause, CutKey},
+    store::CutKey,
 };
 
 /// Flows taken from the table in one look.
@@ -30,6 +30,13 @@ const LOOKED_AT: usize = 1 << 16;
 /// Between two looks, in ns, at least; or 20 times what a look took.
 const PAUSE_NS: u64 = 1_000_000_000;
 const REST: u64 = 20;
+/// Where backends are down and carry nothing, pauses double up to this.
+const LONGEST_PAUSE_NS: u64 = 30_000_000_000;
+/// Flows that wait for their turn are those of this much time, in s, or of half as much
+/// again as the pause until the next look.
+const QUEUED_S: f64 = 2.0;
+/// How many flows were ended is stored this often.
+const STORED_NS: u64 = 5_000_000_000;
 /// A cut that could not work for a while does not make up for more than this, in s.
 const CATCH_UP_S: f64 = 0.5;
 /// A flow that goes on is tried again after 1 s, then 2, up to 64.
@@ -45,13 +52,25 @@ pub struct Cutting {
 
 #[derive(Default)]
 struct Run {
+    /// What the flows in the queue were found by.
+    filter: Option<CutFilter>,
     queue: VecDeque<CutFlow>,
-    /// How often a flow was tried, and when again.
-    tried: HashMap<FlowId, (u32, u64)>,
+    tried: HashMap<FlowId, Tried>,
     allowed: f64,
     at_ns: Option<u64>,
     look_ns: u64,
+    pause_ns: u64,
+    stored_ns: u64,
     said: bool,
+}
+
+/// A flow that goes on although it was to end.
+#[derive(Default)]
+struct Tried {
+    times: u32,
+    /// When it is tried again.
+    due_ns: u64,
+    is_counted: bool,
 }
 
 impl Run {
@@ -62,12 +81,22 @@ impl Run {
         self.allowed = (self.allowed + more).min((rate * CATCH_UP_S).max(1.0));
     }
 
-    /// True for the first time.
-    fn note(&mut self, flow: &CutFlow, now_ns: u64) -> bool {
-        let (tries, due_ns) = self.tried.entry(flow.id()).or_default();
-        *due_ns = now_ns + (1_000_000_000 << (*tries).min(MOST_DOUBLED));
-        *tries += 1;
-        *tries == 1
+    /// True where it counts as ended from now on.
+    fn note(&mut self, flow: &CutFlow, now_ns: u64, is_ended: bool) -> bool {
+        let tried = self.tried.entry(flow.id()).or_default();
+        tried.due_ns = now_ns + (1_000_000_000 << tried.times.min(MOST_DOUBLED));
+        tried.times += 1;
+        is_ended && !std::mem::replace(&mut tried.is_counted, true)
+    }
+
+    /// Flows found by another filter may be in use again: whose backend was undrained,
+    /// say, or is up.
+    fn follow(&mut self, filter: &CutFilter) {
+        if self.filter.as_ref() != Some(filter) {
+            self.filter = Some(filter.clone());
+            self.queue.clear();
+            (self.look_ns, self.pause_ns) = (0, PAUSE_NS);
+        }
     }
 }
 
@@ -89,6 +118,7 @@ impl Reconciler {
 
     fn run(&self, job: &Job, run: &mut Run) {
         let now_ns = self.clock.monotonic_ns();
+        run.follow(&job.filter);
         run.allow(now_ns, job.rate);
         if run.queue.is_empty() && now_ns >= run.look_ns {
             self.look_for_flows(job, run, now_ns);
@@ -112,21 +142,40 @@ impl Reconciler {
         let began = Instant::now();
         let (flows, left) = self.datapath.flows_to_cut(&job.filter, LOOKED_AT);
         let took_ns = began.elapsed().as_nanos() as u64;
-        run.look_ns = now_ns + PAUSE_NS.max(took_ns * REST);
+        let pause_ns = PAUSE_NS.max(took_ns * REST);
+        run.look_ns = now_ns + pause_ns;
         lock(&self.cut_figures).left.insert(job.key.clone(), left);
         if left == 0 {
             run.tried.clear();
-            if job.key.cause != CutCause::Down {
-                self.finish_cut(&mut lock(&self.core), &job.key, "none is left");
+            match job.asked {
+                Some(_) => self.finish_done(job),
+                None => {
+                    run.pause_ns = (run.pause_ns * 2).clamp(pause_ns, LONGEST_PAUSE_NS);
+                    run.look_ns = now_ns + run.pause_ns;
+                }
             }
             return;
         }
+        run.pause_ns = pause_ns;
         if flows.len() < LOOKED_AT {
             let there: std::collections::HashSet<FlowId> = flows.iter().map(CutFlow::id).collect();
             run.tried.retain(|id, _| there.contains(id));
         }
-        let is_due = |flow: &CutFlow| run.tried.get(&flow.id()).is_none_or(|t| t.1 <= now_ns);
-        run.queue = flows.into_iter().filter(is_due).collect();
+        let is_due = |flow: &CutFlow| {
+            let tried = run.tried.get(&flow.id());
+            tried.is_none_or(|tried| tried.due_ns <= now_ns)
+        };
+        let queued_s = QUEUED_S.max(pause_ns as f64 / 1e9 * 1.5);
+        let most = (f64::from(job.rate.get()) * queued_s).ceil() as usize;
+        run.queue = flows.into_iter().filter(is_due).take(most).collect();
+    }
+
+    /// Unless it was asked for anew meanwhile.
+    fn finish_done(&self, job: &Job) {
+        let mut core = lock(&self.core);
+        if core.cuts.iter().any(|cut| job.is_of(cut)) {
+            self.finish_cut(&mut core, &job.key, "none is left");
+        }
     }
 
     fn end_flows(&self, job: &Job, run: &mut Run, turn: &[CutFlow], now_ns: u64) {
@@ -140,17 +189,16 @@ impl Reconciler {
                 backend: flow.backend,
                 client: flow.client,
             };
-            run.note(flow, now_ns);
-            ended += self.datapath.release(&[idle], 0);
+            let is_released = self.datapath.release(&[idle], None) == 1;
+            ended += u64::from(run.note(flow, now_ns, is_released));
         }
         for flow in self.end_here(job, &tcp) {
-            let is_first = run.note(&flow.0, now_ns);
-            match flow.1 {
-                Ok(()) => ended += u64::from(is_first),
-                Err(error) => self.say_failed(job, run, &flow.0, &error),
+            ended += u64::from(run.note(&flow.0, now_ns, flow.1.is_ok()));
+            if let Err(error) = flow.1 {
+                self.say_failed(job, run, &flow.0, &error);
             }
         }
-        self.count_ended(&job.key, ended);
+        self.count_ended(job, run, ended, now_ns);
     }
 
     /// Ends TCP flows: by their sockets on this host, else by RSTs.
@@ -214,22 +262,31 @@ impl Reconciler {
         }
     }
 
-    fn count_ended(&self, key: &CutKey, ended: u64) {
+    /// Stored now and then, and without the core's lock: a rollback waits for no figure.
+    fn count_ended(&self, job: &Job, run: &mut Run, ended: u64, now_ns: u64) {
         if ended == 0 {
             return;
         }
         {
             let mut figures = lock(&self.cut_figures);
-            let of = (key.service.clone(), key.cause);
+            let of = (job.key.service.clone(), job.key.cause);
             *figures.ended.entry(of).or_default() += ended;
         }
-        let mut core = lock(&self.core);
-        let core = &mut *core;
-        if let Some(cut) = core.cuts.iter_mut().find(|cut| cut.key == *key) {
+        let (beside, ended) = {
+            let mut core = lock(&self.core);
+            let core = &mut *core;
+            let Some(cut) = core.cuts.iter_mut().find(|cut| job.is_of(cut)) else {
+                return;
+            };
             cut.ended += ended;
-            if let Err(error) = core.store.keep_cut(cut) {
-                tracing::debug!(%error, "how many flows were ended is not stored");
+            if now_ns < run.stored_ns {
+                return;
             }
+            (core.store.beside(), cut.ended)
+        };
+        run.stored_ns = now_ns + STORED_NS;
+        if let Some(Err(error)) = beside.map(|beside| beside.count_cut(&job.key, ended)) {
+            tracing::debug!(%error, "how many flows were ended is not stored");
         }
     }
 }

@@ -212,7 +212,7 @@ impl Reconciler {
         let now = self.homes();
         ended.retain(|flow| now.get(&flow.backend) == homes.get(&flow.backend));
         let gone_after_s = self.settings.gone_after.as_secs() as u32;
-        let released = self.datapath.release(&ended, gone_after_s);
+        let released = self.datapath.release(&ended, Some(gone_after_s));
         if released > 0 {
             tracing::info!(
                 flows = released,

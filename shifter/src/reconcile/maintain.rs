@@ -161,8 +161,12 @@ impl Reconciler {
             jump_s = jump_ms as f64 / 1e3,
             "the wall clock was set: dead-men and the time to undo a promote are not changed by it; records of the audit keep their order"
         );
-        for cut in &mut core.cuts {
+        let Core { cuts, store, .. } = core;
+        for cut in cuts {
             cut.due_unix_ms += jump_ms;
+            if let Err(error) = store.keep_cut(cut) {
+                tracing::warn!(service = cut.key.service, %error, "the deadline of a drain is not stored: an agent that starts anew takes the one from before the clock was set");
+            }
         }
         let text = format!(
             "by {} s; events keep their order by their numbers",

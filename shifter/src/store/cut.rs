@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use rusqlite::{Transaction, params};
 
-use super::{Store, StoreError, error::sql};
+use super::{Beside, Store, StoreError, error::sql};
 use crate::model::{CutRate, PoolName};
 
 /// What a cut belongs to.
@@ -111,6 +111,21 @@ impl Store {
             )
             .map(drop)
         })
+    }
+}
+
+impl Beside {
+    /// How many flows a cut has ended; of one that is forgotten meanwhile nothing.
+    pub fn count_cut(&self, key: &CutKey, ended: u64) -> Result<(), StoreError> {
+        let (pool, backend) = words(key);
+        self.turn()
+            .execute(
+                "UPDATE cut SET ended = ?5
+                 WHERE service = ?1 AND cause = ?2 AND pool = ?3 AND backend = ?4",
+                params![key.service, key.cause.word(), pool, backend, ended as i64],
+            )
+            .map(drop)
+            .map_err(sql("storing how many flows were ended"))
     }
 }
 

@@ -16,6 +16,7 @@ impl Dir {
     fn new(name: &str) -> Option<Self> {
         // SAFETY: it cannot fail and touches no memory.
         if unsafe { libc::geteuid() } != 0 {
+            assert!(std::env::var_os("CI").is_none(), "skipped: not root");
             eprintln!("skipped: running a program as another user needs root");
             return None;
         }

@@ -16,6 +16,7 @@ use crate::{
         Event, preset,
         state::{Action, Effect},
     },
+    store::CutCause,
 };
 
 /// What became of an effect within the core's lock.
@@ -188,7 +189,10 @@ impl Reconciler {
         let Some(rate) = core.rollouts.get(name).and_then(|r| r.spec.cut) else {
             return;
         };
-        let is_under_way = core.cuts.iter().any(|cut| cut.key.service == name);
+        let is_under_way = core
+            .cuts
+            .iter()
+            .any(|cut| cut.key.service == name && cut.key.cause == CutCause::Rollback);
         let Some(entry) = core.services.get(name).filter(|_| !is_under_way) else {
             return;
         };

@@ -16,6 +16,7 @@ use crate::{
 };
 
 const BLUE: &str = "10.0.0.1:8443";
+const SECOND: &str = "10.0.0.2:8443";
 const GREEN: &str = "10.0.1.1:8443";
 
 fn rate(per_second: u32) -> CutRate {
@@ -192,11 +193,14 @@ fn a_cut_goes_on_after_a_restart_where_it_was() {
     let mut rig = with_flows(30);
     roll_back(&rig, 10).unwrap();
     pass(&rig, 1_000);
-    let before = rig.reconciler.get("web").unwrap().cuts[0].ended;
+    let [_, before] = carried(&rig);
     rig.restart();
     pass(&rig, 1_000);
+    assert!(carried(&rig)[1] < before);
+    // The count is stored now and then.
     let cut = rig.reconciler.get("web").unwrap().cuts[0].clone();
-    assert!(cut.ended > before, "{cut:?}");
+    let gone = 30 - carried(&rig)[1] as u64;
+    assert!((1..=gone).contains(&cut.ended), "{cut:?}, {gone} are gone");
     pass(&rig, 6_000);
     assert_eq!(carried(&rig), [30, 0]);
     rig.restart();
@@ -279,4 +283,99 @@ fn the_flows_of_a_backend_that_is_down_end_where_the_service_says_so() {
         pass(&rig, 2_000);
         assert_eq!(carried(&rig), [1 + left, 0], "{on_down}");
     }
+}
+
+/// `web` with two backends in blue, so many flows on each, and words on its checks.
+fn with_two_in_blue(count: u16, health: &str) -> Rig {
+    let rig = Rig::new();
+    let text = format!(
+        "[[service]]\nname = \"web\"\nvip = \"203.0.113.10:443/tcp\"\n\
+         pools = {{ blue = [\"{BLUE}\", \"{SECOND}\"], green = [\"{GREEN}\"] }}\n{health}"
+    );
+    rig.apply(&specs(&text)).unwrap();
+    for (backend, base) in [(BLUE, 1_000), (SECOND, 2_000)] {
+        for n in 0..count {
+            let flow = FlowRow {
+                idle_s: 1.0,
+                ..rig.flow(PoolName::Blue, backend, &format!("192.0.2.1:{}", base + n))
+            };
+            rig.datapath.with(|k| k.flows.push(flow));
+        }
+    }
+    rig
+}
+
+fn carried_from(rig: &Rig, ports: std::ops::Range<u16>) -> usize {
+    let is_of = |flow: &&FlowRow| ports.contains(&flow.client.port());
+    rig.datapath.with(|k| k.flows.iter().filter(is_of).count())
+}
+
+#[test]
+fn flows_of_one_that_is_undrained_are_left_alone_from_then_on() {
+    let rig = with_two_in_blue(30, "");
+    let named = |backend: Option<&str>| NamedBackends {
+        service: "web".into(),
+        pool: Some(PoolName::Blue),
+        backend: backend.map(|addr| addr.parse().unwrap()),
+    };
+    let end = Some(DrainEnd {
+        cut: Some((0.0, rate(10))),
+    });
+    rig.reconciler.drain(&named(None), end, &context()).unwrap();
+    pass(&rig, 500);
+    let one = named(Some(BLUE));
+    rig.reconciler.drain(&one, None, &context()).unwrap();
+    let before = carried_from(&rig, 1_000..2_000);
+    assert!(before > 20, "{before}");
+    pass(&rig, 8_000);
+    assert_eq!(carried_from(&rig, 1_000..2_000), before);
+    assert_eq!(carried_from(&rig, 2_000..3_000), 0);
+}
+
+#[test]
+fn flows_of_one_that_drains_are_not_ended_for_its_checks() {
+    let rig = with_two_in_blue(2, "[service.health]\ntype = \"tcp\"\non_down = \"cut\"\n");
+    let named = NamedBackends {
+        service: "web".into(),
+        pool: Some(PoolName::Blue),
+        backend: Some(BLUE.parse().unwrap()),
+    };
+    let keep = Some(DrainEnd::default());
+    rig.reconciler.drain(&named, keep, &context()).unwrap();
+    let down = BTreeSet::from([BLUE.parse().unwrap()]);
+    assert!(rig.reconciler.settle("web", &down));
+    pass(&rig, 3_000);
+    assert_eq!(carried(&rig), [4, 0]);
+}
+
+#[test]
+fn the_flows_of_the_only_pool_that_is_up_are_not_ended() {
+    let rig = with_two_in_blue(0, "[service.health]\ntype = \"tcp\"\n");
+    rig.shift("50%").unwrap();
+    let flow = rig.flow(PoolName::Green, GREEN, "192.0.2.1:1000");
+    rig.datapath.with(|k| k.flows.push(flow));
+    let down = [BLUE, SECOND].map(|addr| addr.parse().unwrap());
+    assert!(rig.reconciler.settle("web", &BTreeSet::from(down)));
+    let receipt = roll_back(&rig, 100).unwrap();
+    assert_eq!(
+        receipt.warnings,
+        ["no flow is ended: green has the new flows of blue, which has no backend for them"]
+    );
+    pass(&rig, 2_000);
+    assert_eq!(carried(&rig), [0, 1]);
+}
+
+#[test]
+fn a_udp_flow_in_use_is_released() {
+    let rig = with_flows(0);
+    let flow = FlowRow {
+        protocol: crate::model::Protocol::Udp,
+        idle_s: 0.0,
+        ..rig.flow(PoolName::Green, GREEN, "192.0.2.1:1000")
+    };
+    rig.datapath.with(|k| k.flows.push(flow));
+    roll_back(&rig, 100).unwrap();
+    pass(&rig, 300);
+    assert_eq!(carried(&rig), [0, 0]);
+    assert_eq!(rig.reconciler.get("web").unwrap().ended_flows[0].1, 1);
 }
