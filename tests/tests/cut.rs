@@ -117,7 +117,7 @@ fn ends_at_its_pace(placement: Placement, settings: Settings, family: Family) {
     let ended = number(&service["ended_flows"]["rollback"]);
     assert_eq!(ended, u64::from(FLOWS), "{what}: {service}");
     let verdicts = scene.agent.done(&["get", "audit", &scene.name]).unwrap();
-    assert!(verdicts.contains("cut-end"), "{what}: {verdicts}");
+    assert!(verdicts.contains("cut end"), "{what}: {verdicts}");
     scene.assert_cut(&lab, family, &what);
 }
 

@@ -78,13 +78,26 @@ async fn follow(
     queue: &mpsc::Sender<Item>,
 ) -> Result<(), Option<Status>> {
     let mut stored = context.controller.events_stored();
+    // What the client has seen so far must still be followed by what is kept.
+    let mut resumed = query.after.filter(|after| *after > 0);
     loop {
         // Marked as seen before it is read: what comes in between wakes the loop again.
         stored.borrow_and_update();
         loop {
             let asked = query.clone();
             let found = long(&context.controller, move |c| c.events(&asked)).await;
-            let Events { events, newest } = found.map_err(|error| Some(Status::from(error)))?;
+            let Events {
+                events,
+                newest,
+                oldest,
+            } = found.map_err(|error| Some(Status::from(error)))?;
+            if let Some(after) = resumed.take()
+                && (after > newest || after + 1 < oldest)
+            {
+                return Err(Some(Status::failed_precondition(format!(
+                    "what came after event {after} is not there any more: {oldest} to {newest} are kept; begin anew"
+                ))));
+            }
             let is_page = query.after.is_some() && events.len() as u64 == u64::from(query.limit);
             let mut last = 0;
             // What is not stored yet comes once it is.

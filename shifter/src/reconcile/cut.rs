@@ -198,7 +198,7 @@ impl Reconciler {
             what(key)
         );
         tracing::info!(service = key.service, cause = key.cause.word(), "{after}");
-        self.record_cut(core, &cut, "cut-end", after);
+        self.record_cut(core, &cut, "cut end", after);
         lock(&self.cut_figures).left.remove(key);
         self.events.push(&key.service, false);
     }

@@ -11,7 +11,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, Transaction, config::DbConfig, params};
 use tokio::sync::watch;
 
-use super::{STORE_FILE, Store, StoreError, error::sql};
+use super::{Beside, STORE_FILE, Store, StoreError, error::sql};
 
 /// Events that are told and wait to be stored.
 const WAITING: usize = 4_096;
@@ -65,6 +65,8 @@ pub struct Events {
     pub events: Vec<Event>,
     /// Number of the newest event of all, as it was before the query.
     pub newest: u64,
+    /// Number of the oldest that is kept; 0: there is none.
+    pub oldest: u64,
 }
 
 /// Events that are told where nothing may wait for a disk.
@@ -119,7 +121,7 @@ impl EventQueue {
         self.stored.subscribe()
     }
 
-    pub(super) fn note_stored(&self) {
+    pub(crate) fn note_stored(&self) {
         self.stored.send_modify(|writes| *writes += 1);
     }
 
@@ -148,8 +150,12 @@ impl EventQueue {
         self.take(TAKEN_ALONG)
     }
 
-    pub(super) fn give_back(&self, events: Vec<Event>) {
+    pub(super) fn give_back(&self, mut events: Vec<Event>) {
         let mut waiting = self.lock();
+        if let Some(lost) = events.last().and_then(lost_in) {
+            waiting.lost += lost;
+            events.pop();
+        }
         for event in events.into_iter().rev() {
             waiting.events.push_front(event);
         }
@@ -160,14 +166,28 @@ impl EventQueue {
     }
 }
 
+/// How many an event tells to be lost.
+fn lost_in(event: &Event) -> Option<u64> {
+    let is_lost = event.kind == "agent" && event.what == "lost";
+    event
+        .text
+        .split(' ')
+        .next()
+        .filter(|_| is_lost)?
+        .parse()
+        .ok()
+}
+
 /// The store's file by a connection of its own, for events alone: whoever lists or
 /// stores them holds no lock that a rollback needs, and waits for no disk.
 pub struct EventFile {
     connection: Connection,
+    /// Whose turns to write it takes part in.
+    beside: Option<Beside>,
 }
 
 impl EventFile {
-    pub(super) fn open(state_dir: &Path) -> Result<Self, StoreError> {
+    fn open(state_dir: &Path, beside: Option<Beside>) -> Result<Self, StoreError> {
         let error = sql("opening it for events");
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection =
@@ -183,12 +203,14 @@ impl EventFile {
             .and_then(|_| connection.pragma_update(None, "synchronous", "NORMAL"))
             .and_then(|()| connection.pragma_update(None, "wal_autocheckpoint", 0))
             .map_err(&error)?;
-        Ok(Self { connection })
+        Ok(Self { connection, beside })
     }
 
     /// Stores what waits. What fails waits on.
     pub fn flush(&mut self, queue: &EventQueue) -> Result<(), StoreError> {
-        let events = queue.take(WAITING);
+        let beside = self.beside.clone();
+        let _turn = beside.as_ref().map(Beside::turn);
+        let events = queue.take(TAKEN_ALONG);
         if events.is_empty() {
             return Ok(());
         }
@@ -223,7 +245,7 @@ impl Store {
     /// Its file, for events alone; `None` where it has none that can be written.
     pub fn event_file(&self) -> Option<EventFile> {
         let place = self.place.as_ref().filter(|_| self.refused.is_none())?;
-        let opened = EventFile::open(place.directory());
+        let opened = EventFile::open(place.directory(), self.beside.clone());
         if let Err(error) = &opened {
             tracing::warn!(%error, "events are stored with what else is");
         }
@@ -297,9 +319,13 @@ fn read(connection: &Connection, query: &EventQuery) -> Result<Events, StoreErro
     if query.after.is_none() {
         events.reverse();
     }
+    let oldest: i64 = connection
+        .query_row("SELECT ifnull(min(id), 0) FROM event", [], |row| row.get(0))
+        .map_err(&error)?;
     Ok(Events {
         events,
         newest: newest.unsigned_abs(),
+        oldest: oldest.unsigned_abs(),
     })
 }
 

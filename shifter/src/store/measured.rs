@@ -9,8 +9,12 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, config::DbConfig, params};
 
-use super::{Store, StoreError, error::sql, rollout::insert_windows};
-use crate::rollout::Window;
+use super::{
+    Store, StoreError,
+    error::sql,
+    rollout::{insert_notes, insert_windows},
+};
+use crate::rollout::{Happened, Window};
 
 /// What one rollout has measured since it was last stored.
 #[derive(Clone, PartialEq, Debug)]
@@ -21,6 +25,8 @@ pub struct Measured {
     /// The state that takes its place.
     pub state: String,
     pub windows: Vec<Window>,
+    /// What happened and moves nothing: what gates say, who was not told.
+    pub notes: Vec<Happened>,
 }
 
 /// The second connection; transactions of both take turns by its lock.
@@ -59,6 +65,7 @@ impl Beside {
                 .prepare_cached("UPDATE rollout SET state = ?3 WHERE id = ?1 AND state = ?2")?
                 .execute(params![id, measured.before, measured.state])?;
             insert_windows(&tx, id, &measured.windows)?;
+            insert_notes(&tx, id, &measured.notes)?;
             tx.commit()?;
             Ok(changed == 1)
         };

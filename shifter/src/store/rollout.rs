@@ -149,12 +149,7 @@ impl Store {
                 progress.outcome,
                 progress.at_unix_ms
             ])?;
-            let mut insert = tx.prepare_cached(
-                "INSERT INTO rollout_note (rollout, at_unix_ms, kind, text) VALUES (?1, ?2, ?3, ?4)",
-            )?;
-            for note in progress.notes {
-                insert.execute(params![id, note.at_unix_ms, note.kind, note.text])?;
-            }
+            insert_notes(tx, id, progress.notes)?;
             insert_windows(tx, id, progress.windows)
         })
     }
@@ -374,6 +369,20 @@ impl Store {
 }
 
 /// Stores windows of a rollout.
+pub(super) fn insert_notes(
+    tx: &Transaction<'_>,
+    id: i64,
+    notes: &[Happened],
+) -> rusqlite::Result<()> {
+    let mut insert = tx.prepare_cached(
+        "INSERT INTO rollout_note (rollout, at_unix_ms, kind, text) VALUES (?1, ?2, ?3, ?4)",
+    )?;
+    for note in notes {
+        insert.execute(params![id, note.at_unix_ms, note.kind, note.text])?;
+    }
+    Ok(())
+}
+
 pub(super) fn insert_windows(
     tx: &Transaction<'_>,
     id: i64,

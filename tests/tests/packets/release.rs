@@ -36,9 +36,9 @@ fn an_idle_flow_is_released_once() {
         let found = idle(scene);
         let others = BTreeSet::from([backend_id(6)]);
         assert!(scene.datapath.idle_flows(&others, IDLE_S).is_empty());
-        assert_eq!(scene.datapath.release(&found, IDLE_S), 1);
+        assert_eq!(scene.datapath.release(&found, Some(IDLE_S)), 1);
         assert!(flows(scene).is_empty());
-        assert_eq!(scene.datapath.release(&found, IDLE_S), 0);
+        assert_eq!(scene.datapath.release(&found, Some(IDLE_S)), 0);
     });
 }
 
@@ -51,7 +51,7 @@ fn a_flow_that_had_a_packet_since_it_was_read_is_not_released() {
             scene,
             &client(&routed_tcp4(), ACK).seq(1_001, 5_001).data(b"x"),
         );
-        assert_eq!(scene.datapath.release(&found, IDLE_S), 0);
+        assert_eq!(scene.datapath.release(&found, Some(IDLE_S)), 0);
         assert_eq!(flows(scene).len(), 1);
     });
 }
@@ -61,10 +61,10 @@ fn a_flow_that_began_at_the_place_of_another_is_not_released() {
     need!();
     world(|scene| {
         let found = idle(scene);
-        assert_eq!(scene.datapath.release(&found, IDLE_S), 1);
+        assert_eq!(scene.datapath.release(&found, Some(IDLE_S)), 1);
         handshake(scene, &routed_tcp4());
         age(scene, 120);
-        assert_eq!(scene.datapath.release(&found, IDLE_S), 0);
+        assert_eq!(scene.datapath.release(&found, Some(IDLE_S)), 0);
         assert_eq!(flows(scene).len(), 1);
     });
 }

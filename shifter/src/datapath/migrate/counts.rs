@@ -153,9 +153,10 @@ impl Counts<'_> {
             is.iter_mut()
                 .zip(&was)
                 .for_each(|(is, was)| *is = is.wrapping_add(*was));
-            // A packet that counts in between is lost to the sum.
-            update(to, key, &is)?;
+            // A packet that counts in between is lost to the sum. Taken out first: where the
+            // agent is killed, counts are lost and never doubled.
             update(from, key, &zeros)?;
+            update(to, key, &is)?;
         }
         Ok(())
     }
@@ -237,13 +238,37 @@ fn trip(to: *mut BreakerRecord, was: &BreakerRecord, generation: u32) {
     }
 }
 
+/// Brings a record to a later half of its window, as the next packet would.
+fn turn(to: *mut BreakerRecord, before: u64, now: u64) {
+    let (even, odd) = outdated(before, now);
+    for (half, is_outdated) in [even, odd].into_iter().enumerate() {
+        if is_outdated {
+            // SAFETY: within the mapping.
+            let words = unsafe { [&raw mut (*to).attempts[half], &raw mut (*to).failures[half]] };
+            for at in words {
+                word(at).store(0, Ordering::Relaxed);
+            }
+        }
+    }
+    // SAFETY: within the mapping.
+    let half = unsafe { &raw mut (*to).half };
+    // Where a packet has turned it already, that stands.
+    let _ = word(half).compare_exchange(before, now, Ordering::AcqRel, Ordering::Relaxed);
+}
+
 /// Adds what is of the generation in force and of the present window, and takes it
 /// out where it was.
 fn add_breaker(from: *mut BreakerRecord, to: *mut BreakerRecord, in_force: Option<u32>) {
     // SAFETY: within the mappings; nobody writes the first any more.
     let (was, is) = unsafe { (std::ptr::read_volatile(from), std::ptr::read_volatile(to)) };
+    // Taken out first: where the agent is killed, counts are lost and never doubled.
+    // SAFETY: within the mapping; nobody else writes there any more.
+    unsafe { std::ptr::write_volatile(from, trip_alone(&was)) };
     let is_counting = is.generation == was.generation;
     if in_force.map(u64::from) == Some(was.generation) {
+        if is_counting && was.half > is.half {
+            turn(to, is.half, was.half);
+        }
         let (even, odd) = match is_counting {
             true => outdated(was.half, is.half.max(was.half)),
             false => (false, false),
@@ -275,8 +300,6 @@ fn add_breaker(from: *mut BreakerRecord, to: *mut BreakerRecord, in_force: Optio
         let expired = unsafe { &raw mut (*to).expired[pool] };
         word(expired).fetch_add(was.expired[pool], Ordering::Relaxed);
     }
-    // SAFETY: within the mapping; nobody else writes there any more.
-    unsafe { std::ptr::write_volatile(from, trip_alone(&was)) };
 }
 
 /// The times of flows that lay where others come.

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::{ACTOR, aftermath::Aftermath, carry::Carried};
+use super::{ACTOR, MOST_LATE, aftermath::Aftermath, carry::Carried};
 use crate::{
     fault,
     reconcile::{
@@ -47,6 +47,8 @@ impl Reconciler {
                 if let Some(rollout) = core.rollouts.get_mut(name) {
                     let new = notes.iter().map(|note| happened(note, at_unix_ms));
                     rollout.late.extend(new);
+                    let beyond = rollout.late.len().saturating_sub(MOST_LATE);
+                    rollout.late.drain(..beyond);
                 }
             } else if let Err(error) = self.store_move(core, name, &next, &notes) {
                 // Nobody tells a result a second time.

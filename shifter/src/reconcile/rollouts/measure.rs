@@ -92,7 +92,9 @@ impl Reconciler {
         let beside = core.store.beside();
         let rollout = core.rollouts.get_mut(name)?;
         let state = rollout.state.clone();
-        let (Some(beside), true, None) = (beside, rollout.late.is_empty(), state.outcome()) else {
+        // How a way back began is stored with its state.
+        let is_plain = !rollout.is_rolling_back() || rollout.late.is_empty();
+        let (Some(beside), true, None) = (beside, is_plain, state.outcome()) else {
             if let Err(error) = self.store_state(core, name, &state, &[]) {
                 tracing::debug!(service = name, %error, "what a rollout measured is not stored yet");
             }
@@ -103,6 +105,7 @@ impl Reconciler {
             before: rollout.stored.clone(),
             state: serde_json::to_string(&state).ok()?,
             windows: std::mem::take(&mut rollout.sampler.full),
+            notes: std::mem::take(&mut rollout.late),
         };
         Some(Taken { measured, beside })
     }
@@ -131,9 +134,13 @@ impl Reconciler {
                     rollout.stored = measured.state;
                 }
                 rollout.unstored = None;
+                if !measured.notes.is_empty() {
+                    self.event_queue.note_stored();
+                }
             }
             Err(error) => {
                 rollout.sampler.put_back(measured.windows);
+                rollout.late.splice(..0, measured.notes);
                 rollout.unstored = Some(error.to_string());
             }
         }

@@ -34,6 +34,8 @@ use tell::Told;
 
 /// Whom the audit names where a rollout has written.
 pub const ACTOR: &str = "rollout";
+/// What happened and is not stored yet: the oldest beyond this are dropped.
+const MOST_LATE: usize = 1_000;
 
 /// A rollout that is not over, or whose end is still being measured.
 pub struct Rollout {
@@ -67,7 +69,7 @@ pub struct Rollout {
     /// Results of effects that the store could not take: they are taken in first.
     owed: VecDeque<Event>,
     /// What happened and is not stored yet: on the way back, or while the store failed.
-    late: Vec<Happened>,
+    pub(super) late: Vec<Happened>,
     /// Cannot be stored just now, for this reason.
     unstored: Option<String>,
 }

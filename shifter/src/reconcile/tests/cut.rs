@@ -88,7 +88,7 @@ fn a_rollback_with_a_cut_ends_the_candidates_flows_at_its_pace() {
     let record = &rig.audit()[0];
     assert_eq!(
         (record.actor.as_str(), record.action.as_str()),
-        ("tester", "cut-end")
+        ("tester", "cut end")
     );
     assert_eq!(record.after, "30 flows of green ended, none is left");
 }

@@ -14,7 +14,7 @@ use crate::{
         controller::{ReportFormat, StartRollout},
         reconciler::lock,
     },
-    rollout::Window,
+    rollout::{Happened, Window},
     store::{Beside, Measured},
 };
 
@@ -96,6 +96,20 @@ fn a_rollback_does_not_wait_for_signals_that_are_read() {
 fn a_rollback_is_programmed_while_measurements_are_stored() {
     let rig = at_10_percent();
     let beside = beside(&rig);
+    // A gate has said something else; that moves nothing.
+    let said = Happened {
+        at_unix_ms: 1,
+        kind: "gate".into(),
+        text: "no data".into(),
+    };
+    {
+        let mut core = lock(&rig.reconciler.core);
+        core.rollouts
+            .get_mut("web")
+            .unwrap()
+            .late
+            .push(said.clone());
+    }
     let turn = beside.turn();
     let reconciler = Arc::clone(&rig.reconciler);
     let ticking = thread::spawn(move || reconciler.tick_rollouts());
@@ -110,6 +124,9 @@ fn a_rollback_is_programmed_while_measurements_are_stored() {
     let receipt = rolling_back.join().unwrap().unwrap();
     assert!(receipt.warnings.is_empty(), "{:?}", receipt.warnings);
     ticking.join().unwrap();
+    let (id, ..) = stored(&rig);
+    let notes = lock(&rig.reconciler.core).store.rollout_notes(id, 100);
+    assert!(notes.unwrap().contains(&said));
     // The tick's state is the older one, whichever was stored last.
     let mut rig = rig;
     rig.restart();
@@ -132,6 +149,7 @@ fn what_was_measured_replaces_no_newer_state_and_its_windows_are_kept() {
             ms: 1_000,
             ..Window::default()
         }],
+        notes: Vec::new(),
     };
     let beside = beside(&rig);
     assert!(!beside.write(&measured("older", "stale", 1)).unwrap());
