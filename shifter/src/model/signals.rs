@@ -1,7 +1,10 @@
 //! What the kernel sees of how a pool does, as sums that only grow, and the
 //! difference of two readings.
 
-use shifter_common::histogram::{BUCKETS, lower_bound_ns};
+use shifter_common::{
+    abi::signals::{BACKEND_RETRANSMITS, CLIENT_RETRANSMITS, SIGNAL_COUNTERS},
+    histogram::{BUCKETS, lower_bound_ns},
+};
 
 /// Counts by bucket of `shifter_common::histogram`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,10 +52,22 @@ impl Histogram {
 
 /// A count of one flow in `before` as one of one flow in `now`: what it stands for stays,
 /// rounded up, because a sum never falls.
-pub const fn rescaled(count: u64, before: u32, now: u32) -> u64 {
+const fn rescaled(count: u64, before: u32, now: u32) -> u64 {
     match before >= now {
         true => count.saturating_mul((before / now) as u64),
         false => count.div_ceil((now / before) as u64),
+    }
+}
+
+/// Rescales what was counted of watched flows, on every CPU: the sum, which the first CPU
+/// then has, so that it is rounded once.
+pub fn rescale(of_cpus: &mut [[u64; SIGNAL_COUNTERS]], before: u32, now: u32) {
+    for counter in [CLIENT_RETRANSMITS, BACKEND_RETRANSMITS] {
+        let sum = of_cpus.iter().map(|counts| counts[counter]).sum();
+        of_cpus.iter_mut().for_each(|counts| counts[counter] = 0);
+        if let Some(first) = of_cpus.first_mut() {
+            first[counter] = rescaled(sum, before, now);
+        }
     }
 }
 

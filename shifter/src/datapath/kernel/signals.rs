@@ -21,7 +21,7 @@ use crate::{
         BreakerState, DatapathError, ServiceId, Trip, backends::Plain, load::failed,
         memory::MappedArray, monotonic_ns,
     },
-    model::signals::{Histogram, PoolSignals, rescaled},
+    model::signals::{Histogram, PoolSignals, rescale},
 };
 
 /// The maps behind it.
@@ -159,14 +159,9 @@ impl Signals {
             if !values.iter().any(is_counted) {
                 continue;
             }
-            let rescale = |Plain(counts): &Plain<SignalCounts>| {
-                let mut counts = *counts;
-                for counter in [CLIENT_RETRANSMITS, BACKEND_RETRANSMITS] {
-                    counts[counter] = rescaled(counts[counter], before, self.watched_one_in);
-                }
-                Plain(counts)
-            };
-            let values: Vec<_> = values.iter().map(rescale).collect();
+            let mut of_cpus: Vec<SignalCounts> = values.iter().map(|Plain(c)| *c).collect();
+            rescale(&mut of_cpus, before, self.watched_one_in);
+            let values: Vec<_> = of_cpus.into_iter().map(Plain).collect();
             let values =
                 PerCpuValues::try_from(values).map_err(|error| failed(MapError::IoError(error)))?;
             all.set(index, values, 0).map_err(failed)?;

@@ -17,7 +17,7 @@ use shifter_common::{
     abi::{
         BreakerRecord, FirstFlow, FlowTimes,
         flow::SET_ENTRIES,
-        signals::{BACKEND_RETRANSMITS, CLIENT_RETRANSMITS, SIGNAL_COUNTERS, TimesSet},
+        signals::{SIGNAL_COUNTERS, TimesSet},
     },
     breaker::outdated,
 };
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     datapath::{DatapathError, load::failed, memory::MappedArray},
-    model::signals::rescaled,
+    model::signals::rescale,
 };
 
 /// Sums per CPU, in words of 64 bits.
@@ -147,7 +147,8 @@ impl Counts<'_> {
                 continue;
             }
             if name == SIGNALS {
-                self.rescale(&mut was);
+                let (of_cpus, _) = was.as_chunks_mut::<SIGNAL_COUNTERS>();
+                rescale(of_cpus, self.watched.0, self.watched.1);
             }
             lookup(to, key, &mut is)?;
             is.iter_mut()
@@ -159,15 +160,6 @@ impl Counts<'_> {
             update(to, key, &is)?;
         }
         Ok(())
-    }
-
-    fn rescale(&self, counts: &mut [u64]) {
-        let (before, now) = self.watched;
-        for counts in counts.chunks_exact_mut(SIGNAL_COUNTERS) {
-            for counter in [CLIENT_RETRANSMITS, BACKEND_RETRANSMITS] {
-                counts[counter] = rescaled(counts[counter], before, now);
-            }
-        }
     }
 
     /// A map in both; `None` where the maps before have none.
