@@ -94,9 +94,10 @@ async fn follow(
             if let Some(after) = resumed.take()
                 && (after > newest || after + 1 < oldest)
             {
-                return Err(Some(Status::failed_precondition(format!(
+                let text = format!(
                     "what came after event {after} is not there any more: {oldest} to {newest} are kept; begin anew"
-                ))));
+                );
+                return Err(Some(ControlError::Precondition(text).into()));
             }
             let is_page = query.after.is_some() && events.len() as u64 == u64::from(query.limit);
             let mut last = 0;

@@ -119,6 +119,6 @@ fn judge(file: &str, answer: &Answer) -> Judgement {
             said(outcome, format!("{file} ends with {code}: {line:?}"))
         }
         Answer::Killed { signal } => error(format!("{file} was ended by signal {signal}")),
-        Answer::Refused { text } => error(text.clone()),
+        Answer::Stopped { text } | Answer::Refused { text } => error(text.clone()),
     }
 }

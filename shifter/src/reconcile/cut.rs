@@ -253,8 +253,11 @@ impl Reconciler {
         });
         let down = core.services.values().filter_map(|entry| {
             let health = entry.spec.health.as_ref()?;
+            if health.on_down == OnDown::Keep || entry.out.is_empty() {
+                return None;
+            }
             let ended = down_and_not_drained(entry);
-            if health.on_down == OnDown::Keep || ended.is_empty() {
+            if ended.is_empty() {
                 return None;
             }
             let filter = CutFilter {

@@ -150,7 +150,7 @@ impl Reconciler {
             match job.asked {
                 Some(_) => self.finish_done(job),
                 None => {
-                    run.pause_ns = (run.pause_ns * 2).clamp(pause_ns, LONGEST_PAUSE_NS);
+                    run.pause_ns = (run.pause_ns * 2).min(LONGEST_PAUSE_NS).max(pause_ns);
                     run.look_ns = now_ns + run.pause_ns;
                 }
             }
@@ -167,7 +167,10 @@ impl Reconciler {
         };
         let queued_s = QUEUED_S.max(pause_ns as f64 / 1e9 * 1.5);
         let most = (f64::from(job.rate.get()) * queued_s).ceil() as usize;
-        run.queue = flows.into_iter().filter(is_due).take(most).collect();
+        let mut due: Vec<CutFlow> = flows.into_iter().filter(is_due).collect();
+        // One that takes no RST keeps no other from its turn.
+        due.sort_by_key(|flow| run.tried.get(&flow.id()).map_or(0, |tried| tried.times));
+        run.queue = due.into_iter().take(most).collect();
     }
 
     /// Unless it was asked for anew meanwhile.

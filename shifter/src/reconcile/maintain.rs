@@ -162,7 +162,9 @@ impl Reconciler {
             "the wall clock was set: dead-men and the time to undo a promote are not changed by it; records of the audit keep their order"
         );
         let Core { cuts, store, .. } = core;
-        for cut in cuts {
+        let then_ms = self.clock.unix_ms() - jump_ms;
+        // What has begun has no deadline any more.
+        for cut in cuts.iter_mut().filter(|cut| cut.due_unix_ms > then_ms) {
             cut.due_unix_ms += jump_ms;
             if let Err(error) = store.keep_cut(cut) {
                 tracing::warn!(service = cut.key.service, %error, "the deadline of a drain is not stored: an agent that starts anew takes the one from before the clock was set");

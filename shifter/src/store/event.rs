@@ -22,7 +22,7 @@ const TAKEN_ALONG: usize = 256;
 const KEPT: u32 = 200_000;
 const KEPT_OWN: u32 = 50_000;
 /// How long the file may be another's while events are written.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Something that happened.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -65,7 +65,7 @@ pub struct Events {
     pub events: Vec<Event>,
     /// Number of the newest event of all, as it was before the query.
     pub newest: u64,
-    /// Number of the oldest that is kept; 0: there is none.
+    /// From this number on nothing was dropped.
     pub oldest: u64,
 }
 
@@ -209,7 +209,13 @@ impl EventFile {
     /// Stores what waits. What fails waits on.
     pub fn flush(&mut self, queue: &EventQueue) -> Result<(), StoreError> {
         let beside = self.beside.clone();
-        let _turn = beside.as_ref().map(Beside::turn);
+        // Whoever waits for a disk in a turn is not waited for here.
+        let Some(_turn) = beside
+            .as_ref()
+            .map_or(Some(None), |b| b.try_turn().map(Some))
+        else {
+            return Ok(());
+        };
         let events = queue.take(TAKEN_ALONG);
         if events.is_empty() {
             return Ok(());
@@ -320,7 +326,7 @@ fn read(connection: &Connection, query: &EventQuery) -> Result<Events, StoreErro
         events.reverse();
     }
     let oldest: i64 = connection
-        .query_row("SELECT ifnull(min(id), 0) FROM event", [], |row| row.get(0))
+        .query_row("SELECT id + 1 FROM event_dropped", [], |row| row.get(0))
         .map_err(&error)?;
     Ok(Events {
         events,

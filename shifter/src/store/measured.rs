@@ -3,7 +3,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
     time::Duration,
 };
 
@@ -52,6 +52,15 @@ impl Beside {
     /// A turn to write: nobody else does as long as it is held.
     pub(crate) fn turn(&self) -> MutexGuard<'_, Connection> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A turn, unless somebody has it.
+    pub(super) fn try_turn(&self) -> Option<MutexGuard<'_, Connection>> {
+        match self.0.try_lock() {
+            Ok(turn) => Some(turn),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Stores what was measured. `false`: a newer state was stored meanwhile and

@@ -327,10 +327,10 @@ impl Store {
         body: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>,
     ) -> Result<(), StoreError> {
         self.check()?;
-        // They happened before what is written now.
-        let told = self.events.take_along();
         let beside = self.beside.clone();
         let _turn = beside.as_ref().map(Beside::turn);
+        // They happened before what is written now; in a turn, so that none overtakes another.
+        let told = self.events.take_along();
         let done = self
             .connection
             .transaction()

@@ -368,7 +368,7 @@ impl Store {
     }
 }
 
-/// Stores windows of a rollout.
+/// Stores what happened in a rollout.
 pub(super) fn insert_notes(
     tx: &Transaction<'_>,
     id: i64,
@@ -383,6 +383,7 @@ pub(super) fn insert_notes(
     Ok(())
 }
 
+/// Stores windows of a rollout.
 pub(super) fn insert_windows(
     tx: &Transaction<'_>,
     id: i64,

@@ -108,6 +108,8 @@ const MIGRATIONS: [&str; 6] = [
         text TEXT
     ) STRICT;
     CREATE INDEX event_service ON event (service, id);
+    CREATE INDEX event_audit ON event (audit) WHERE audit IS NOT NULL;
+    CREATE INDEX event_note ON event (note) WHERE note IS NOT NULL;
     INSERT INTO event (at_unix_ms, service, audit, note)
         SELECT at_unix_ms, service, audit, note FROM (
             SELECT at_unix_ms, service, id AS audit, NULL AS note FROM audit
@@ -121,6 +123,18 @@ const MIGRATIONS: [&str; 6] = [
     CREATE TRIGGER event_of_note AFTER INSERT ON rollout_note BEGIN
         INSERT INTO event (at_unix_ms, service, note)
         SELECT NEW.at_unix_ms, service, NEW.id FROM rollout WHERE id = NEW.rollout;
+    END;
+    CREATE TRIGGER event_without_audit AFTER DELETE ON audit BEGIN
+        DELETE FROM event WHERE audit = OLD.id;
+    END;
+    CREATE TRIGGER event_without_note AFTER DELETE ON rollout_note BEGIN
+        DELETE FROM event WHERE note = OLD.id;
+    END;
+    -- The last number that is missing in the list.
+    CREATE TABLE event_dropped (id INTEGER NOT NULL) STRICT;
+    INSERT INTO event_dropped VALUES (0);
+    CREATE TRIGGER event_is_dropped AFTER DELETE ON event BEGIN
+        UPDATE event_dropped SET id = max(id, OLD.id);
     END;
 ",
     "

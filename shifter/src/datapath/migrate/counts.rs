@@ -1,9 +1,9 @@
 //! What the programs before still count while flows move over, and the breakers of
 //! theirs that trip meanwhile.
 //!
-//! Counters of the new maps begin at zero. What the maps before hold is added once
-//! their last program is gone, and taken out there right after: a start that goes on
-//! where one was killed adds the rest.
+//! Counters of the new maps begin at zero. What the maps before hold is taken out there
+//! once their last program is gone, and then added: a start that goes on where one was
+//! killed adds the rest, without the one count that was under way.
 
 use std::{
     io,
@@ -248,8 +248,8 @@ fn turn(to: *mut BreakerRecord, before: u64, now: u64) {
     let _ = word(half).compare_exchange(before, now, Ordering::AcqRel, Ordering::Relaxed);
 }
 
-/// Adds what is of the generation in force and of the present window, and takes it
-/// out where it was.
+/// Takes out what was counted, and adds what is of the generation in force and of the
+/// present window.
 fn add_breaker(from: *mut BreakerRecord, to: *mut BreakerRecord, in_force: Option<u32>) {
     // SAFETY: within the mappings; nobody writes the first any more.
     let (was, is) = unsafe { (std::ptr::read_volatile(from), std::ptr::read_volatile(to)) };

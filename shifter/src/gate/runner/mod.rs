@@ -64,7 +64,11 @@ pub enum Answer {
     Killed {
         signal: i32,
     },
-    /// It was not run, or ended by the runner: why.
+    /// The runner ended it, for its time or its output.
+    Stopped {
+        text: String,
+    },
+    /// It was not run, or nobody knows how it went: why.
     Refused {
         text: String,
     },

@@ -156,15 +156,15 @@ fn follow(mut child: Child, timeout: Duration, file: &str) -> Answer {
     let group = child.id() as i32;
     let mut output = Vec::new();
     let mut pipe = child.stdout.take();
-    let refused = |child: &mut Child, text: String| {
+    let end = |child: &mut Child| {
         kill_all(group);
         let _ = child.wait();
-        Answer::Refused { text }
     };
     loop {
         if output.len() > OUTPUT {
             let text = format!("{file} wrote more than {OUTPUT} bytes and was ended");
-            return refused(&mut child, text);
+            end(&mut child);
+            return Answer::Stopped { text };
         }
         let left = timeout.saturating_sub(begun.elapsed());
         if left.is_zero() {
@@ -172,7 +172,8 @@ fn follow(mut child: Child, timeout: Duration, file: &str) -> Answer {
                 "{file} took longer than {} ms and was ended",
                 timeout.as_millis()
             );
-            return refused(&mut child, text);
+            end(&mut child);
+            return Answer::Stopped { text };
         }
         match has_ended(group) {
             Ok(false) => {}
@@ -185,7 +186,8 @@ fn follow(mut child: Child, timeout: Duration, file: &str) -> Answer {
             }
             Err(error) => {
                 let text = format!("waiting for {file} failed: {error}");
-                return refused(&mut child, text);
+                end(&mut child);
+                return Answer::Refused { text };
             }
         }
         // Both its end and its output are looked for this often.

@@ -121,7 +121,7 @@ fn a_program_that_hangs_is_ended_with_what_it_started() {
     let begun = Instant::now();
     let answer = dir.run("it", 300).unwrap();
     assert!(begun.elapsed() < Duration::from_secs(10));
-    let Answer::Refused { text } = answer else {
+    let Answer::Stopped { text } = answer else {
         panic!("{answer:?}")
     };
     assert!(text.contains("longer than 300 ms"), "{text}");
@@ -162,7 +162,7 @@ fn what_left_its_session_does_not_outlive_it() {
     dir.script("it", &format!("{away}; sleep 0.2; {away}; sleep 60"));
     dir.script("ends", &format!("{away}; sleep 0.2; exit 0"));
     let answer = dir.run("it", 1_000).unwrap();
-    assert!(matches!(answer, Answer::Refused { .. }), "{answer:?}");
+    assert!(matches!(answer, Answer::Stopped { .. }), "{answer:?}");
     assert!(!lives(&mark));
     let answer = dir.run("ends", 20_000).unwrap();
     assert!(
@@ -196,7 +196,7 @@ fn a_program_that_writes_without_end_is_ended() {
         "while :; do echo 0123456789012345678901234567890123456789; done",
     );
     let answer = dir.run("it", 60_000).unwrap();
-    let Answer::Refused { text } = answer else {
+    let Answer::Stopped { text } = answer else {
         panic!("{answer:?}")
     };
     assert!(text.contains("wrote more than"), "{text}");

@@ -41,11 +41,12 @@ pub(super) async fn ask(
             let text = format!("{} was ended by signal {signal}", check.file);
             Err(Fault::answer(text))
         }
-        // The runner ends what takes too long, and says so.
-        Ok(Answer::Refused { .. }) if begun.elapsed() >= timeout => {
+        // The runner ends what takes too long, and says so unless it hangs in that.
+        Ok(Answer::Stopped { .. }) | Err(_) if begun.elapsed() >= timeout => {
             let text = format!("{} has not ended within {}", check.file, show(timeout));
             Err(Fault::new("timeout", text))
         }
+        Ok(Answer::Stopped { text }) => Err(Fault::answer(text)),
         Ok(Answer::Refused { text }) | Err(text) => Err(config(text)),
     }
 }
@@ -152,6 +153,9 @@ mod tests {
         let text = "it is a user's".to_owned();
         let (said, _) = check("refused", Some(Answer::Refused { text })).await;
         assert_eq!(said, Err(Fault::new("config", "it is a user's")));
+        let text = "it wrote more than it may".to_owned();
+        let (said, _) = check("stopped", Some(Answer::Stopped { text })).await;
+        assert_eq!(said, Err(Fault::answer("it wrote more than it may")));
         let (said, _) = check("gone", None).await;
         let text = "the runner of programs ended without an answer";
         assert_eq!(said, Err(Fault::new("config", text)));
