@@ -1,10 +1,10 @@
-//! `shifter runner`: runs the programs of exec gates as another user.
+//! `shifter runner`: runs the programs of exec gates, hooks and checks as another user.
 
 use std::path::PathBuf;
 
 use super::{EXIT_DONE, failure::Failure};
 
-/// Run the programs of exec gates, as `exec_user`; started by the agent or systemd.
+/// Run the programs of exec gates, hooks and checks, as `exec_user`; started by the agent or systemd.
 ///
 /// It listens on descriptor 3 and answers root alone. The agent has not the right to
 /// become another user: it starts this before it gives that right up, or asks

@@ -3,19 +3,19 @@
 //! A stream reads on from the store after the last event that it has sent. So a slow
 //! client misses nothing, and nothing piles up for it.
 
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::{Context, convert, gate::leaving, services::long, stopped};
+use super::{
+    Context, convert, list_limit,
+    services::long,
+    stream::{self, Ended, Queue},
+};
 use crate::{
     proto,
-    reconcile::controller::{EventQuery, Events},
+    reconcile::controller::{ControlError, EventQuery, Events},
 };
 
-/// Events listed where a request says no limit, and at most.
-const DEFAULT_LIST: u32 = 100;
-const MAX_LIST: u32 = 10_000;
 /// Events that are read at once for a stream.
 const PAGE: u32 = 1_000;
 /// Events that wait for the client.
@@ -23,20 +23,13 @@ const QUEUE: usize = 64;
 
 type Item = Result<proto::Event, Status>;
 
-fn limit(asked: u32) -> u32 {
-    match asked {
-        0 => DEFAULT_LIST,
-        limit => limit.min(MAX_LIST),
-    }
-}
-
 pub(super) fn list_query(message: proto::ListEventsRequest) -> EventQuery {
     EventQuery {
         service: message.service,
         kind: message.kind,
         since_unix_ms: (message.since_unix_seconds * 1e3) as i64,
         after: (message.after > 0).then_some(message.after),
-        limit: limit(message.limit),
+        limit: list_limit(message.limit),
     }
 }
 
@@ -52,31 +45,17 @@ pub(super) fn stream_query(message: proto::StreamEventsRequest) -> EventQuery {
 
 /// Starts a stream: what the query finds, then whatever happens.
 pub(super) fn start(context: &Context, query: EventQuery) -> ReceiverStream<Item> {
-    let (queue, responses) = mpsc::channel(QUEUE);
-    let context = context.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            ended = follow(&context, query, &queue) => {
-                if let Err(Some(status)) = ended {
-                    let _ = queue.send(Err(status)).await;
-                }
-            }
-            () = queue.closed() => {}
-            () = stopped(context.shutdown.clone()) => {
-                // A client that does not read is not waited for.
-                let _ = queue.try_send(Err(leaving()));
-            }
-        }
-    });
-    ReceiverStream::new(responses)
+    stream::start(context, QUEUE, |context, queue| async move {
+        follow(&context, query, &queue).await
+    })
 }
 
 /// Ends with `None` when the client or the agent is gone.
 async fn follow(
     context: &Context,
     mut query: EventQuery,
-    queue: &mpsc::Sender<Item>,
-) -> Result<(), Option<Status>> {
+    queue: &Queue<proto::Event>,
+) -> Result<(), Ended> {
     let mut stored = context.controller.events_stored();
     // What the client has seen so far must still be followed by what is kept.
     let mut resumed = query.after.filter(|after| *after > 0);

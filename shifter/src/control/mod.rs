@@ -13,6 +13,7 @@ mod rollouts;
 mod services;
 mod socket;
 mod status;
+mod stream;
 #[cfg(test)]
 pub(crate) mod testbed;
 #[cfg(test)]
@@ -48,8 +49,19 @@ pub const STORE_HEALTH: &str = "shifter.store";
 /// The parts of the agent by name, and whether each does its work.
 pub type Components = BTreeMap<&'static str, bool>;
 
+/// Records listed where a request says no limit, and at most.
+const DEFAULT_LIST: u32 = 100;
+const MAX_LIST: u32 = 10_000;
 /// How long requests under way may take once the server shall end.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// How many records a request asks for.
+fn list_limit(asked: u32) -> u32 {
+    match asked {
+        0 => DEFAULT_LIST,
+        limit => limit.min(MAX_LIST),
+    }
+}
 
 /// Why serving ended.
 #[derive(Debug, thiserror::Error)]

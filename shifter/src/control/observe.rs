@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Context, convert, events,
     gate::leaving,
+    list_limit,
     peer::Peer,
     recording,
     services::{long, write_context},
@@ -32,10 +33,6 @@ type Answer<T> = Result<Response<T>, Status>;
 const DEFAULT_FLOWS: usize = 1_000;
 /// Flows listed at most.
 const MAX_FLOWS: usize = 1_000_000;
-/// Audit records listed where a request says no limit.
-const DEFAULT_AUDIT: u32 = 100;
-/// Audit records listed at most.
-const MAX_AUDIT: u32 = 10_000;
 /// Shortest interval of a stream of counters.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -231,10 +228,7 @@ impl Admin for AdminApi {
         let query = AuditQuery {
             service: message.service,
             before: message.before,
-            limit: match message.limit {
-                0 => DEFAULT_AUDIT,
-                limit => limit.min(MAX_AUDIT),
-            },
+            limit: list_limit(message.limit),
         };
         let records = long(&self.0.controller, move |c| c.audit(&query)).await?;
         let records = records.into_iter().map(convert::audit).collect();

@@ -2,17 +2,24 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::{Context, gate::leaving, services::long, stopped};
+use super::{
+    Context,
+    services::long,
+    stream::{self, Ended, Queue},
+};
 use crate::{
     judge::{Recorded, Recording},
     model::{PoolName, signals::PoolSignals},
     proto::RecordingLine,
     reconcile::controller::ControlError,
 };
+
+/// Lines that wait for the client.
+const QUEUE: usize = 16;
 
 type Item = Result<RecordingLine, Status>;
 
@@ -29,31 +36,17 @@ pub(super) fn start(
     service: String,
     interval: Duration,
 ) -> ReceiverStream<Item> {
-    let (queue, responses) = mpsc::channel(16);
-    let context = context.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            ended = record(&context, service, interval, &queue) => {
-                if let Err(Some(status)) = ended {
-                    let _ = queue.send(Err(status)).await;
-                }
-            }
-            () = queue.closed() => {}
-            () = stopped(context.shutdown.clone()) => {
-                // A client that does not read is not waited for.
-                let _ = queue.try_send(Err(leaving()));
-            }
-        }
-    });
-    ReceiverStream::new(responses)
+    stream::start(context, QUEUE, move |context, queue| async move {
+        record(&context, service, interval, &queue).await
+    })
 }
 
 async fn record(
     context: &Context,
     service: String,
     interval: Duration,
-    queue: &mpsc::Sender<Item>,
-) -> Result<(), Option<Status>> {
+    queue: &Queue<RecordingLine>,
+) -> Result<(), Ended> {
     let send = async |line: String| {
         let sent = queue.send(Ok(RecordingLine { line })).await;
         sent.map_err(|_| None::<Status>)

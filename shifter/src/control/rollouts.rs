@@ -2,31 +2,29 @@
 
 use std::pin::Pin;
 
-use tokio::sync::mpsc;
-use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio::sync::watch;
+use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Context, convert,
-    gate::leaving,
+    Context, convert, list_limit,
     peer::Peer,
     services::{long, write_context},
     status::reason,
-    stopped,
+    stream::{self, Ended, Queue},
 };
 use crate::{
     proto::{self, rollouts_server::Rollouts},
     reconcile::{
         Controller,
-        controller::{ControlError, ReportFormat, RolloutCommand, StartRollout, WriteContext},
+        controller::{
+            ControlError, ReportFormat, RolloutCommand, RolloutView, StartRollout, WriteContext,
+        },
     },
 };
 
 type Answer<T> = Result<Response<T>, Status>;
 
-/// Rollouts listed where a request says no limit, and at most.
-const DEFAULT_LIST: u32 = 100;
-const MAX_LIST: u32 = 10_000;
 /// Responses that wait for the client.
 const QUEUE: usize = 16;
 
@@ -92,10 +90,7 @@ impl Rollouts for RolloutsApi {
         request: Request<proto::ListRolloutsRequest>,
     ) -> Answer<proto::ListRolloutsResponse> {
         let message = request.into_inner();
-        let limit = match message.limit {
-            0 => DEFAULT_LIST,
-            limit => limit.min(MAX_LIST),
-        };
+        let limit = list_limit(message.limit);
         let views = long(&self.0.controller, move |controller| {
             controller.rollouts(&message.service, limit)
         })
@@ -157,48 +152,17 @@ impl Rollouts for RolloutsApi {
     async fn watch(&self, request: Request<proto::GetRolloutRequest>) -> Answer<Self::WatchStream> {
         let message = request.into_inner();
         let (name, asked) = (message.service, message.id);
-        let controller = self.0.controller.clone();
-        let shutdown = self.0.shutdown.clone();
         // Before the first look, so that nothing is missed in between.
-        let mut newest = controller.version();
+        let newest = self.0.controller.version();
         let name_of_first = name.clone();
-        let first = long(&controller, move |controller| {
+        let first = long(&self.0.controller, move |controller| {
             controller.rollout(&name_of_first, asked)
         })
         .await?;
-        let (queue, responses) = mpsc::channel(QUEUE);
-        tokio::spawn(async move {
-            let id = first.id;
-            let mut view = first;
-            let follow = async {
-                loop {
-                    let is_over = view.is_over && view.has_report;
-                    if queue.send(Ok(convert::rollout(view))).await.is_err() || is_over {
-                        return;
-                    }
-                    if newest.changed().await.is_err() {
-                        return;
-                    }
-                    newest.borrow_and_update();
-                    let name = name.clone();
-                    let read = long(&controller, move |controller| controller.rollout(&name, id));
-                    view = match read.await {
-                        Ok(view) => view,
-                        Err(error) => {
-                            let _ = queue.send(Err(error.into())).await;
-                            return;
-                        }
-                    };
-                }
-            };
-            tokio::select! {
-                () = follow => {}
-                () = stopped(shutdown) => {
-                    let _ = queue.try_send(Err(leaving()));
-                }
-            }
+        let stream = stream::start(&self.0, QUEUE, move |context, queue| async move {
+            follow(&context, name, first, newest, &queue).await
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn get_report(
@@ -224,5 +188,30 @@ impl Rollouts for RolloutsApi {
         })
         .await?;
         Ok(Response::new(proto::RolloutReport { id, service, text }))
+    }
+}
+
+/// A rollout as it is, then as it becomes, until it is over.
+async fn follow(
+    context: &Context,
+    name: String,
+    first: RolloutView,
+    mut newest: watch::Receiver<u64>,
+    queue: &Queue<proto::Rollout>,
+) -> Result<(), Ended> {
+    let id = first.id;
+    let mut view = first;
+    loop {
+        let is_over = view.is_over && view.has_report;
+        let sent = queue.send(Ok(convert::rollout(view))).await;
+        sent.map_err(|_| None::<Status>)?;
+        if is_over {
+            return Ok(());
+        }
+        newest.changed().await.map_err(|_| None::<Status>)?;
+        newest.borrow_and_update();
+        let name = name.clone();
+        let read = long(&context.controller, move |c| c.rollout(&name, id)).await;
+        view = read.map_err(|error| Some(Status::from(error)))?;
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::{Context, Shutdown, convert, gate::leaving, services::long, stopped};
+use super::{Context, convert, services::long, stream};
 use crate::{
     proto::WatchResponse,
     reconcile::{
@@ -47,35 +47,19 @@ struct Watcher {
 
 /// Starts a watcher of one service, or of all where `name` is empty.
 pub(super) fn start(context: &Context, name: String, resume: Resume) -> ReceiverStream<Item> {
-    let (queue, responses) = mpsc::channel(QUEUE);
-    let watcher = Watcher {
-        controller: Arc::clone(&context.controller),
-        name,
-        queue: queue.clone(),
-        known: 0,
-    };
-    let shutdown: Shutdown = context.shutdown.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            () = watcher.run(resume) => {}
-            () = queue.closed() => {}
-            () = stopped(shutdown) => {
-                // A client that does not read is not waited for: its stream just ends.
-                let _ = queue.try_send(Err(leaving()));
-            }
-        }
-    });
-    ReceiverStream::new(responses)
+    stream::start(context, QUEUE, move |context, queue| async move {
+        let mut watcher = Watcher {
+            controller: context.controller,
+            name,
+            queue,
+            known: 0,
+        };
+        let ended = watcher.follow(resume).await;
+        ended.map_err(|error| error.map(Status::from))
+    })
 }
 
 impl Watcher {
-    async fn run(mut self, resume: Resume) {
-        let queue = self.queue.clone();
-        if let Err(Some(error)) = self.follow(resume).await {
-            let _ = queue.send(Err(error.into())).await;
-        }
-    }
-
     /// Ends with `None` when the client is gone.
     async fn follow(&mut self, resume: Resume) -> Result<(), Option<ControlError>> {
         let mut newest = self.controller.version();

@@ -8,10 +8,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use rusqlite::{Connection, OpenFlags, Transaction, config::DbConfig, params};
+use rusqlite::{Connection, Transaction, params};
 use tokio::sync::watch;
 
-use super::{Beside, STORE_FILE, Store, StoreError, error::sql};
+use super::{Beside, STORE_FILE, Store, StoreError, error::sql, place::open_beside};
 
 /// Events that are told and wait to be stored.
 const WAITING: usize = 4_096;
@@ -189,19 +189,12 @@ pub struct EventFile {
 impl EventFile {
     fn open(state_dir: &Path, beside: Option<Beside>) -> Result<Self, StoreError> {
         let error = sql("opening it for events");
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        // What is not on the disk when the power fails is written with the next commit
+        // of the store; a killed agent loses nothing.
         let connection =
-            Connection::open_with_flags(state_dir.join(STORE_FILE), flags).map_err(&error)?;
-        // The log is moved into the file by the store. What is not on the disk when
-        // the power fails is written with the next commit of the store; a killed
-        // agent loses nothing.
+            open_beside(&state_dir.join(STORE_FILE), PATIENCE, "NORMAL").map_err(&error)?;
         connection
-            .busy_timeout(PATIENCE)
-            .and_then(|()| {
-                connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-            })
-            .and_then(|_| connection.pragma_update(None, "synchronous", "NORMAL"))
-            .and_then(|()| connection.pragma_update(None, "wal_autocheckpoint", 0))
+            .pragma_update(None, "wal_autocheckpoint", 0)
             .map_err(&error)?;
         Ok(Self { connection, beside })
     }

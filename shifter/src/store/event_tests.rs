@@ -204,6 +204,10 @@ fn backends_that_flap_do_not_push_out_what_was_changed() {
         .query_row("SELECT count(*) FROM event", [], |row| row.get(0))
         .unwrap();
     assert_eq!(left, KEPT_OWN + 1);
+    // The change is there still; what lies behind it has a hole.
+    let all = store.events(&newest(1)).unwrap();
+    assert_eq!(all.newest, u64::from(KEPT_OWN) + 6);
+    assert_eq!(all.oldest, 7, "5 of those in between were dropped");
     let kind = EventQuery {
         kind: "change".into(),
         ..newest(10)

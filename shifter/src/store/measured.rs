@@ -7,11 +7,12 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags, config::DbConfig, params};
+use rusqlite::{Connection, params};
 
 use super::{
     Store, StoreError,
     error::sql,
+    place::open_beside,
     rollout::{insert_notes, insert_windows},
 };
 use crate::rollout::{Happened, Window};
@@ -35,17 +36,8 @@ pub struct Beside(Arc<Mutex<Connection>>);
 
 impl Beside {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let opening = sql("opening it a second time");
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags).map_err(&opening)?;
-        // The store's own connection decides what becomes of the log.
-        connection
-            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-            .map_err(&opening)?;
-        connection
-            .busy_timeout(Duration::from_millis(100))
-            .and_then(|()| connection.pragma_update(None, "synchronous", "FULL"))
-            .map_err(&opening)?;
+        let connection = open_beside(path, Duration::from_millis(100), "FULL")
+            .map_err(sql("opening it a second time"))?;
         Ok(Self(Arc::new(Mutex::new(connection))))
     }
 

@@ -5,9 +5,10 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
 
 use super::{StoreError, error::sql, schema};
 
@@ -25,6 +26,21 @@ pub(super) struct Place {
     file: fs::File,
     /// The longest that the file was: SQLite never shortens it here.
     length: u64,
+}
+
+/// A further connection to the store's file. The store's own decides what becomes of
+/// the log, so this one never moves it into the file.
+pub(super) fn open_beside(
+    path: &Path,
+    patience: Duration,
+    synchronous: &str,
+) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(patience)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    Ok(connection)
 }
 
 impl Place {

@@ -237,7 +237,8 @@ fn a_file_of_the_first_format_is_brought_up_to_date_and_keeps_its_audit() {
             "ALTER TABLE audit DROP COLUMN request_id;
              ALTER TABLE service DROP COLUMN cohorts_on; DROP TABLE rollout;
              DROP TABLE rollout_note; DROP TABLE rollout_window; DROP TABLE frozen;
-             DROP TRIGGER event_of_audit; DROP TABLE event; DROP TABLE cut;
+             DROP TRIGGER event_of_audit; DROP TRIGGER event_without_audit;
+             DROP TABLE event; DROP TABLE event_dropped; DROP TABLE cut;
              PRAGMA user_version = 1",
         )
         .unwrap();

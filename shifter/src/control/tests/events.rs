@@ -76,6 +76,27 @@ fn a_stream_begins_with_the_newest_and_goes_on_with_what_happens() {
 }
 
 #[test]
+fn a_stream_that_cannot_go_on_without_a_gap_is_refused() {
+    let testbed = Testbed::with_web();
+    happen(&testbed, "apply", "web");
+    testbed.runtime.block_on(async {
+        let request = StreamEventsRequest {
+            after: 5,
+            ..Default::default()
+        };
+        let mut events = stream(&testbed, request).await;
+        let refused = events.message().await.unwrap_err();
+        let helps = "begin anew";
+        assert_refused(
+            &refused,
+            Code::FailedPrecondition,
+            Reason::Precondition,
+            helps,
+        );
+    });
+}
+
+#[test]
 fn more_events_than_a_page_come_all_once_and_in_order() {
     let testbed = Testbed::new();
     for _ in 0..2_500 {
