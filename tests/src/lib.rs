@@ -14,6 +14,7 @@ pub mod need;
 pub mod next;
 pub mod packet;
 pub mod programs;
+pub mod prometheus;
 pub mod records;
 pub mod rpc;
 pub mod scene;

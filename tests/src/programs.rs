@@ -26,13 +26,31 @@ impl Programs {
         Ok(programs)
     }
 
-    /// Writes a script for bash(1), or another one in its place.
+    /// Writes a script for bash(1), or another one in its place; `$DIR` is this directory.
     pub fn put(&self, name: &str, script: &str) -> Result<()> {
+        let dir = self.0.display();
+        self.file(name, &format!("#!/bin/bash\nDIR={dir}\n{script}\n"), 0o755)
+    }
+
+    /// Writes a file that scripts read.
+    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        self.file(name, text, 0o644)
+    }
+
+    pub fn remove(&self, name: &str) -> Result<()> {
+        Ok(fs::remove_file(self.0.join(name))?)
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    fn file(&self, name: &str, text: &str, mode: u32) -> Result<()> {
         let path = self.0.join(name);
-        fs::write(&path, format!("#!/bin/bash\n{script}"))?;
+        fs::write(&path, text)?;
         Ok(fs::set_permissions(
             &path,
-            fs::Permissions::from_mode(0o755),
+            fs::Permissions::from_mode(mode),
         )?)
     }
 

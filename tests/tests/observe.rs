@@ -1,14 +1,15 @@
 //! A real Prometheus scrapes a running agent.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use serde_json::Value;
 use shifter_tests::{
     agent::{Agent, METRICS, Settings, number},
-    command::{Process, eventually, run_with_input},
+    command::{eventually, run_with_input},
     evidence::get,
     mover::Service,
     need,
+    prometheus::{self, PROMETHEUS},
     topology::{Family, Lab, Placement},
     traffic::{
         requests::Requests,
@@ -16,29 +17,6 @@ use shifter_tests::{
         storm::{Plan, Storm},
     },
 };
-
-const PROMETHEUS: &str = "127.0.0.1:9090";
-
-fn prometheus(lab: &Lab) -> Process {
-    let config = lab.dir().join("prometheus.yml");
-    fs::write(
-        &config,
-        format!(
-            "global: {{ scrape_interval: 1s }}\n\
-             scrape_configs: [{{ job_name: shifter, static_configs: [{{ targets: ['{METRICS}'] }}] }}]\n"
-        ),
-    )
-    .unwrap();
-    let mut command = lab.host.command("prometheus");
-    command
-        .arg(format!("--config.file={}", config.display()))
-        .arg(format!(
-            "--storage.tsdb.path={}",
-            lab.dir().join("tsdb").display()
-        ))
-        .arg(format!("--web.listen-address={PROMETHEUS}"));
-    Process::start(command, lab.dir().join("prometheus.log")).unwrap()
-}
 
 /// The value of an instant query with one result.
 fn query(lab: &Lab, expression: &str) -> Option<f64> {
@@ -80,7 +58,7 @@ fn prometheus_sees_what_the_command_line_says() {
         .map(|service| service.with_green("25%"))
         .collect();
     agent.apply(&services).unwrap();
-    let prometheus = prometheus(&lab);
+    let prometheus = prometheus::start(&lab, "shifter", METRICS).unwrap();
     let vips = Family::BOTH.map(|family| lab.vip(family));
     let storm = Storm::start(
         &lab.client,

@@ -2,9 +2,6 @@
 //! of it.
 
 use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
     process::Output,
     time::{Duration, Instant},
 };
@@ -14,57 +11,11 @@ use shifter_tests::{
     agent::{Agent, Settings},
     command::eventually,
     mover::{Service, to_toml},
+    programs::Programs,
     topology::{Family, Lab},
 };
 
 pub const NAME: &str = "tcp4";
-
-/// Programs for the agent: root's, under directories that only root may write.
-pub struct Programs {
-    dir: PathBuf,
-}
-
-impl Programs {
-    pub fn new(lab: &Lab) -> Self {
-        let dir = PathBuf::from(format!("/run/{}-exec", lab.name()));
-        fs::create_dir(&dir).unwrap();
-        let programs = Self { dir };
-        programs.allow(&programs.dir, 0o755);
-        programs
-    }
-
-    fn allow(&self, path: &Path, mode: u32) {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    }
-
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// A shell script; its directory is in `$DIR`.
-    pub fn script(&self, name: &str, body: &str) {
-        let text = format!("#!/bin/bash\nDIR={}\n{body}\n", self.dir.display());
-        let path = self.dir.join(name);
-        fs::write(&path, text).unwrap();
-        self.allow(&path, 0o755);
-    }
-
-    pub fn write(&self, name: &str, text: &str) {
-        let path = self.dir.join(name);
-        fs::write(&path, text).unwrap();
-        self.allow(&path, 0o644);
-    }
-
-    pub fn remove(&self, name: &str) {
-        fs::remove_file(self.dir.join(name)).unwrap();
-    }
-}
-
-impl Drop for Programs {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
 
 /// `[gates]`, and the service with more of its own.
 pub fn file(service: &Service, programs: Option<&Programs>, more: &str) -> String {

@@ -5,6 +5,7 @@ use shifter_tests::{
     command::eventually,
     mover::Service,
     need,
+    programs::Programs,
     topology::{Family, Lab, Placement, Side},
     traffic::{
         requests::{Requests, ask},
@@ -15,8 +16,7 @@ use shifter_tests::{
 use crate::{
     SOON,
     bed::{
-        NAME, Programs, agent, at_once, await_state, begin, file, green, notes, report, service,
-        state, text,
+        NAME, agent, at_once, await_state, begin, file, green, notes, report, service, state, text,
     },
 };
 
@@ -24,19 +24,21 @@ use crate::{
 fn a_program_judges_by_each_of_its_exit_codes() {
     need!();
     let lab = Lab::new(Placement::Container).unwrap();
-    let programs = Programs::new(&lab);
-    programs.script(
-        "judge.sh",
-        "[ \"$(id -u)\" != 0 ] || exit 9\n\
+    let programs = Programs::of(&lab).unwrap();
+    programs
+        .put(
+            "judge.sh",
+            "[ \"$(id -u)\" != 0 ] || exit 9\n\
          code=$(cat $DIR/code)\n\
          echo \"$SHIFTER_SERVICE $SHIFTER_WEIGHT $SHIFTER_CANDIDATE says $code\"\n\
          [ $code = kill ] && kill -9 $$\n\
          [ $code = hang ] && exec sleep 60\n\
          exit $code",
-    );
+        )
+        .unwrap();
     let rollout = "[service.rollout]\nstrategy = \"canary\"\nsteps = [\"10%\"]\ninterval = \"2s\"\n\
         gates = [{ judge = \"exec\", file = \"judge.sh\", interval = \"1s\", timeout = \"2s\" }]\n";
-    programs.write("code", "2");
+    programs.write("code", "2").unwrap();
     let agent = agent(&lab, file(&service(&lab), Some(&programs), rollout));
     begin(&agent);
     for (code, part) in [
@@ -52,14 +54,14 @@ fn a_program_judges_by_each_of_its_exit_codes() {
             "error: judge.sh took longer than 2000 ms and was ended",
         ),
     ] {
-        programs.write("code", code);
+        programs.write("code", code).unwrap();
         await_state(&agent, "holding", part, SOON);
         assert_eq!(green(&agent), "10%", "{code}");
     }
-    programs.write("code", "0");
+    programs.write("code", "0").unwrap();
     await_state(&agent, "promoted", "", SOON);
     report(&agent, SOON);
-    programs.write("code", "1");
+    programs.write("code", "1").unwrap();
     begin(&agent);
     await_state(
         &agent,
@@ -70,7 +72,7 @@ fn a_program_judges_by_each_of_its_exit_codes() {
     assert_eq!(green(&agent), "100%", "green is live");
     // One that hangs is left at once.
     report(&agent, SOON);
-    programs.write("code", "hang");
+    programs.write("code", "hang").unwrap();
     begin(&agent);
     await_state(&agent, "holding", "took longer", SOON);
     at_once(&agent, &["rollout", "abort", NAME]);
@@ -97,11 +99,13 @@ const SECOND: u8 = 42;
 fn a_hook_that_failed_is_run_again_when_told_to_also_by_the_next_agent() {
     need!();
     let lab = Lab::new(Placement::Container).unwrap();
-    let programs = Programs::new(&lab);
-    programs.script(
-        "update.sh",
-        "[ -e $DIR/ready ] || { echo \"$SHIFTER_PHASE: no disk\"; exit 1; }",
-    );
+    let programs = Programs::of(&lab).unwrap();
+    programs
+        .put(
+            "update.sh",
+            "[ -e $DIR/ready ] || { echo \"$SHIFTER_PHASE: no disk\"; exit 1; }",
+        )
+        .unwrap();
     let (service, _servers) = two_of_blue(&lab);
     let rollout = "[service.rollout]\nstrategy = \"rolling\"\nhook = \"update.sh\"\ndrain_deadline = \"5s\"\n";
     let mut agent = agent(&lab, file(&service, Some(&programs), rollout));
@@ -121,7 +125,7 @@ fn a_hook_that_failed_is_run_again_when_told_to_also_by_the_next_agent() {
     // It fails once more, and holds once more.
     agent.done(&["rollout", "retry", NAME]).unwrap();
     await_state(&agent, "holding", &part, SOON);
-    programs.write("ready", "");
+    programs.write("ready", "").unwrap();
     agent
         .done(&["rollout", "retry", NAME, "--reason", "there is a disk"])
         .unwrap();
@@ -167,17 +171,19 @@ fn becomes(agent: &Agent<'_>, addr: &str, wanted: &str, part: &str) {
 fn a_program_takes_a_backend_out_and_back_in() {
     need!();
     let lab = Lab::new(Placement::Container).unwrap();
-    let programs = Programs::new(&lab);
-    programs.script(
-        "well.sh",
-        "[ \"$(id -u)\" != 0 ] || exit 9\n\
+    let programs = Programs::of(&lab).unwrap();
+    programs
+        .put(
+            "well.sh",
+            "[ \"$(id -u)\" != 0 ] || exit 9\n\
          [ -e $DIR/hang-$SHIFTER_BACKEND_PORT ] && exec sleep 60\n\
          exec 3<>/dev/tcp/$SHIFTER_BACKEND_ADDRESS/$SHIFTER_BACKEND_PORT || exit 4\n\
          echo \"looking after $SHIFTER_BACKEND\"\n\
          [ -e $DIR/sick-$SHIFTER_BACKEND_PORT ] || exit 0\n\
          echo \"$SHIFTER_SERVICE/$SHIFTER_POOL is sick\"\n\
          exit 3",
-    );
+        )
+        .unwrap();
     let (service, mut servers) = two_of_blue(&lab);
     let _green = server::start(&lab, Side::Green).unwrap();
     let health = "[service.health]\ntype = \"exec\"\nfile = \"well.sh\"\ninterval = \"1s\"\n\
@@ -194,14 +200,14 @@ fn a_program_takes_a_backend_out_and_back_in() {
         becomes(&agent, &first, "down", why);
         assert!(eventually(SOON, || answering(&lab) == [SECOND]), "{why}");
     };
-    programs.write(&format!("sick-{port}"), "");
+    programs.write(&format!("sick-{port}"), "").unwrap();
     out("well.sh ends with 3: \"tcp4/blue is sick\"");
-    programs.remove(&format!("sick-{port}"));
+    programs.remove(&format!("sick-{port}")).unwrap();
     becomes(&agent, &first, "up", "");
     assert!(eventually(SOON, || answering(&lab) == [FIRST, SECOND]));
-    programs.write(&format!("hang-{port}"), "");
+    programs.write(&format!("hang-{port}"), "").unwrap();
     out("well.sh has not ended within 900ms");
-    programs.remove(&format!("hang-{port}"));
+    programs.remove(&format!("hang-{port}")).unwrap();
     becomes(&agent, &first, "up", "");
     servers[0].kill();
     out("well.sh ends with 4");

@@ -6,10 +6,7 @@ mod exec;
 mod hook_server;
 mod told;
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bed::{
     agent, at_once, await_state, begin, file, green, notes, report, restart_with, service, state,
@@ -17,35 +14,16 @@ use bed::{
 };
 use hook_server::{HOST, HookServer, Manner};
 use shifter_tests::{
-    command::{Process, eventually},
+    command::eventually,
     evidence::get,
     need,
+    prometheus::{self, PROMETHEUS},
     topology::{Family, Lab, Placement, Side},
     traffic::{requests::Requests, resetting::Resetting, server},
 };
 
 /// What a change of a rollout may take beside other load.
 const SOON: Duration = Duration::from_secs(30);
-const PROMETHEUS: &str = "127.0.0.1:9090";
-
-/// A Prometheus that scrapes the figures of an application.
-fn prometheus(lab: &Lab) -> Process {
-    let config = lab.dir().join("prometheus.yml");
-    let scrape = format!(
-        "global: {{ scrape_interval: 1s }}\n\
-         scrape_configs: [{{ job_name: app, static_configs: [{{ targets: ['{HOST}'] }}] }}]\n"
-    );
-    fs::write(&config, scrape).unwrap();
-    let mut command = lab.host.command("prometheus");
-    command
-        .arg(format!("--config.file={}", config.display()))
-        .arg(format!(
-            "--storage.tsdb.path={}",
-            lab.dir().join("tsdb").display()
-        ))
-        .arg(format!("--web.listen-address={PROMETHEUS}"));
-    Process::start(command, lab.dir().join("prometheus.log")).unwrap()
-}
 
 /// The application's count of wrong answers, until Prometheus knows it.
 fn errors(lab: &Lab, app: &HookServer, count: u32) {
@@ -71,7 +49,7 @@ fn a_real_prometheus_lets_it_go_on_and_takes_it_back() {
     need!("prometheus");
     let lab = Lab::new(Placement::Container).unwrap();
     let app = HookServer::start(&lab);
-    let mut prometheus = prometheus(&lab);
+    let mut prometheus = prometheus::start(&lab, "app", HOST).unwrap();
     errors(&lab, &app, 0);
     let with = |on_error: &str| file(&service(&lab), None, &asks_prometheus(on_error));
     let mut agent = agent(&lab, with("hold"));
