@@ -15,8 +15,8 @@ use super::{
 };
 
 /// What a connection may take to stand, and then to answer: a SYN that the
-/// machine lost is sent again after 1, 3 and 7 s.
-const LIMIT: Duration = Duration::from_secs(10);
+/// machine lost is sent again after 1, 3, 7 and 15 s.
+const LIMIT: Duration = Duration::from_secs(20);
 /// A handshake that took longer needed a second SYN.
 const ONE_SYN: Duration = Duration::from_millis(900);
 /// Clients at once: one that waits holds up none of the others for long.
@@ -55,11 +55,10 @@ enum End {
 }
 
 impl Opened {
-    /// Whether none was refused, and no more stalled or were reset than a machine
-    /// loses whose every queue is full: SYN after SYN is dropped before it comes to
-    /// the hook, and a handshake takes longer than an unproven entry lasts.
+    /// Whether none was refused or reset, and no more stalled than a machine loses
+    /// whose every queue is full: SYN after SYN is dropped before it comes to the hook.
     pub fn is_clean(&self) -> bool {
-        self.refused == 0 && self.wrong == 0 && self.stalled + self.reset <= 2 + self.served / 8
+        self.refused + self.reset + self.wrong == 0 && self.stalled <= 2 + self.served / 8
     }
 
     fn note(&mut self, end: End) {

@@ -160,6 +160,17 @@ fn set_option(fd: RawFd, level: i32, name: i32, value: libc::c_int) -> io::Resul
     Ok(())
 }
 
+/// Makes room for so many bytes that came and are not read yet, also above the
+/// limit that others have (`net.core.rmem_max`).
+pub fn widen_receive_buffer(socket: &impl AsRawFd, bytes: libc::c_int) -> io::Result<()> {
+    set_option(
+        socket.as_raw_fd(),
+        libc::SOL_SOCKET,
+        libc::SO_RCVBUFFORCE,
+        bytes,
+    )
+}
+
 fn raw(addr: SocketAddr) -> (libc::sockaddr_in6, u32) {
     // SAFETY: all zero is a valid sockaddr_in6.
     let mut out: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{
     frame::{self, FRAME, mix},
+    poll,
     syn::{self, Sender},
 };
 use crate::{
@@ -26,6 +27,9 @@ const WAIT: Duration = Duration::from_secs(1);
 /// How often something is sent: a real client goes on for minutes (RFC 9293, 3.8.3),
 /// so one that is silent after this is not merely unlucky.
 const TRIES: u32 = 12;
+/// Bytes of an ear's buffer: room for the answers to every client at once. The
+/// servers repeat all of them together, so what finds no room once finds none again.
+const EAR: libc::c_int = 16 << 20;
 
 /// Handshakes under way.
 #[derive(Debug)]
@@ -191,6 +195,7 @@ impl Ear {
         }
         // SAFETY: the descriptor was just made and has no other owner.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        poll::widen_receive_buffer(&socket, EAR)?;
         let mut addr = sender.address();
         addr.sll_protocol = protocol;
         // SAFETY: `addr` is a whole sockaddr_ll.
