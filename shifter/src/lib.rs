@@ -21,3 +21,4 @@ pub mod ring;
 pub mod rollout;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod bench;
 pub mod blocker;
+pub mod certificates;
 pub mod command;
 pub mod evidence;
 pub mod mover;

@@ -90,6 +90,17 @@ impl<'lab> Scene<'lab> {
     }
 }
 
+/// The service counts all of green's, and the audit tells of the end.
+fn assert_ended(agent: &Agent, name: &str, cause: &str) {
+    let service = agent.service(name).unwrap();
+    let ended = number(&service["ended_flows"][cause]);
+    assert_eq!(ended, u64::from(FLOWS), "{service}");
+    // The next look at the table finds that none is left.
+    let audit = || agent.done(&["get", "audit", name]).unwrap();
+    let is_told = eventually(SOON, || audit().contains("cut end"));
+    assert!(is_told, "{}", audit());
+}
+
 /// Rolled back with a cut; the flows are idle meanwhile.
 fn ends_at_its_pace(placement: Placement, settings: Settings, family: Family) {
     let what = format!("{placement:?} {family:?} {}", settings.confined);
@@ -113,13 +124,7 @@ fn ends_at_its_pace(placement: Placement, settings: Settings, family: Family) {
     }
     let least_s = f64::from(FLOWS) / f64::from(PACE) - 0.5;
     assert!(seen.last().unwrap().0 >= least_s, "{what}: {seen:?}");
-    let service = scene.agent.service(&scene.name).unwrap();
-    let ended = number(&service["ended_flows"]["rollback"]);
-    assert_eq!(ended, u64::from(FLOWS), "{what}: {service}");
-    // The next look at the table finds that none is left.
-    let audit = || scene.agent.done(&["get", "audit", &scene.name]).unwrap();
-    let is_told = eventually(SOON, || audit().contains("cut end"));
-    assert!(is_told, "{what}: {}", audit());
+    assert_ended(&scene.agent, &scene.name, "rollback");
     scene.assert_cut(&lab, family, &what);
 }
 
@@ -137,6 +142,80 @@ fn a_rollback_with_a_cut_ends_greens_flows_at_its_pace_wherever_green_is() {
             scope.spawn(move || ends_at_its_pace(placement, settings, family));
         }
     });
+}
+
+#[test]
+fn an_aborted_rollout_with_a_cut_ends_what_the_candidate_carries() {
+    need!();
+    let lab = Lab::new(Placement::Container).unwrap();
+    let _servers = server::start_both(&lab).unwrap();
+    let agent = Agent::start(&lab, Settings::hook("tc")).unwrap();
+    let service = Service::of(&lab, "tcp", Family::V4);
+    agent.apply(std::slice::from_ref(&service)).unwrap();
+    let name = service.name;
+    let blue = hold(&lab, Family::V4, 0, FLOWS);
+    let pace = format!("{PACE}/s");
+    let start = ["rollout", "start", &name, "--strategy", "blue-green"];
+    let more = ["--bake", "1h", "--cut", &pace];
+    agent.done(&[&start[..], &more].concat()).unwrap();
+    let green_has_all = || agent.service(&name).unwrap()["spec"]["green"] == "100%";
+    assert!(eventually(SOON, green_has_all), "{}", agent.log());
+    let green = hold(&lab, Family::V4, FLOWS, FLOWS);
+    let carried = || agent.carried(&name).unwrap();
+    let is_there = eventually(SOON, || carried() == [u64::from(FLOWS); 2]);
+    assert!(is_there, "{:?}", carried());
+    let began = Instant::now();
+    agent.done(&["rollout", "abort", &name]).unwrap();
+    assert!(eventually(SOON, || carried()[1] == 0), "{}", agent.log());
+    let least_s = f64::from(FLOWS) / f64::from(PACE) - 0.5;
+    let took = began.elapsed().as_secs_f64();
+    assert!(took >= least_s, "all of them after {took} s");
+    assert_ended(&agent, &name, "rollback");
+    let scene = Scene {
+        agent,
+        name,
+        blue,
+        green,
+    };
+    scene.assert_cut(&lab, Family::V4, "aborted");
+}
+
+/// Nothing resets a UDP flow: its entry is released, and its client's next datagram
+/// is a new flow.
+#[test]
+fn udp_flows_that_are_cut_are_new_ones_to_the_live_pool() {
+    need!();
+    let lab = Lab::new(Placement::RemoteOther).unwrap();
+    let _servers = server::start_both(&lab).unwrap();
+    let agent = Agent::start(&lab, Settings::hook("tc")).unwrap();
+    let service = Service::of(&lab, "udp", Family::V4);
+    agent.apply(std::slice::from_ref(&service)).unwrap();
+    let vip = lab.vip(Family::V4);
+    let hold = |first: u32| -> Vec<Held> {
+        let all = first..first + FLOWS;
+        lab.client
+            .run(|| all.map(|number| Held::udp(number, vip).unwrap()).collect())
+    };
+    let mut blue = hold(0);
+    agent.shift(&service.name, "100%").unwrap();
+    let mut green = hold(FLOWS);
+    let carried = || agent.carried(&service.name).unwrap();
+    let is_there = eventually(SOON, || carried() == [u64::from(FLOWS); 2]);
+    assert!(is_there, "{:?}", carried());
+    let pace = format!("{PACE}/s");
+    let began = Instant::now();
+    agent
+        .done(&["rollback", &service.name, "--cut", &pace])
+        .unwrap();
+    assert!(eventually(SOON, || carried()[1] == 0), "{}", agent.log());
+    let least_s = f64::from(FLOWS) / f64::from(PACE) - 0.5;
+    let took = began.elapsed().as_secs_f64();
+    assert!(took >= least_s, "all of them after {took} s");
+    assert_ended(&agent, &service.name, "rollback");
+    let moved = ask_all(&mut green);
+    assert_eq!((moved.moved, moved.cut), (u64::from(FLOWS), 0), "{moved:?}");
+    let kept = ask_all(&mut blue);
+    assert!(kept.is_nothing(), "{kept:?}");
 }
 
 #[test]
@@ -185,9 +264,7 @@ fn a_drain_resets_at_its_deadline_what_is_left() {
     let took = began.elapsed();
     assert!(took >= Duration::from_secs(3), "{took:?}");
     assert!(took < SOON, "{took:?}");
-    let service = scene.agent.service(&scene.name).unwrap();
-    let ended = number(&service["ended_flows"]["drain"]);
-    assert_eq!(ended, u64::from(FLOWS), "{service}");
+    assert_ended(&scene.agent, &scene.name, "drain");
     scene.assert_cut(&lab, Family::V4, "drained");
 }
 

@@ -20,10 +20,7 @@ use shifter_tests::{
     need,
     records::assert_as_stored,
     topology::{Family, Lab, Placement, Side},
-    traffic::{
-        requests, server,
-        storm::{Plan, Storm},
-    },
+    traffic::{requests, server, storm::Storm},
 };
 
 /// A small file system for the store; unmounted when dropped.
@@ -70,17 +67,7 @@ impl Drop for Disk {
 }
 
 fn storm(lab: &Lab) -> Storm {
-    let vips = Family::BOTH.map(|family| lab.vip(family));
-    let plan = Plan {
-        tcp_to: vips.to_vec(),
-        udp_to: vips.to_vec(),
-        tcp_flows: 100,
-        udp_flows: 20,
-        rate: 10,
-    };
-    let storm = Storm::start(&lab.client, plan).unwrap();
-    assert!(storm.wait_for(120, Duration::from_secs(10)), "{storm:?}");
-    storm
+    Storm::answered(lab, 100, 20, 10).unwrap()
 }
 
 fn services(lab: &Lab) -> Vec<Service> {

@@ -23,11 +23,7 @@ use shifter_tests::{
     need::scaled,
     rpc::Rpc,
     topology::{Family, Lab, Placement},
-    traffic::{
-        requests::Requests,
-        server,
-        storm::{Plan, Storm},
-    },
+    traffic::{requests::Requests, server, storm::Storm},
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -48,20 +44,7 @@ fn start<'lab>(lab: &'lab Lab, settings: Settings) -> Agent<'lab> {
 }
 
 fn storm(lab: &Lab, flows: u32) -> Storm {
-    let vips = Family::BOTH.map(|family| lab.vip(family));
-    let plan = Plan {
-        tcp_to: vips.to_vec(),
-        udp_to: vips.to_vec(),
-        tcp_flows: flows,
-        udp_flows: flows / 4,
-        rate: 4,
-    };
-    let storm = Storm::start(&lab.client, plan).unwrap();
-    assert!(
-        storm.wait_for(u64::from(flows + flows / 4), SOON),
-        "{storm:?}"
-    );
-    storm
+    Storm::answered(lab, flows, flows / 4, 4).unwrap()
 }
 
 /// What came of calls.

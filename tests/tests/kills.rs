@@ -24,11 +24,7 @@ use shifter_tests::{
     records::assert_as_stored,
     rpc::Rpc,
     topology::{Family, Lab, Placement},
-    traffic::{
-        requests::Requests,
-        server,
-        storm::{Plan, Storm},
-    },
+    traffic::{requests::Requests, server, storm::Storm},
 };
 
 /// When the agent dies.
@@ -301,19 +297,7 @@ fn survives_kills(
     agent.apply(&services).unwrap();
     let vips = Family::BOTH.map(|family| lab.vip(family));
     let flows = scaled(400, 2_000);
-    let plan = Plan {
-        tcp_to: vips.to_vec(),
-        udp_to: vips.to_vec(),
-        tcp_flows: flows,
-        udp_flows: flows / 4,
-        rate: 4,
-    };
-    let storm = Storm::start(&lab.client, plan).unwrap();
-    let all = u64::from(flows + flows / 4);
-    assert!(
-        storm.wait_for(all, Duration::from_secs(20)),
-        "{what}: {storm:?}"
-    );
+    let storm = Storm::answered(&lab, flows, flows / 4, 4).unwrap();
     let requests = Requests::start(&lab.client, &vips, 2, 100).unwrap();
     let start = Instant::now();
     let mut writes = 0;

@@ -11,7 +11,7 @@ use shifter_tests::{
     traffic::{
         requests::{self, Requests},
         server,
-        storm::{Plan, Report, Storm},
+        storm::{Report, Storm},
     },
 };
 
@@ -29,21 +29,7 @@ fn start<'lab>(lab: &'lab Lab, hook: &'static str) -> Agent<'lab> {
 
 /// Busy flows on both sides.
 fn storm(lab: &Lab) -> Storm {
-    let vips = Family::BOTH.map(|family| lab.vip(family));
-    let storm = Storm::start(
-        &lab.client,
-        Plan {
-            tcp_to: vips.to_vec(),
-            udp_to: vips.to_vec(),
-            tcp_flows: FLOWS,
-            udp_flows: FLOWS / 4,
-            rate: 10,
-        },
-    )
-    .unwrap();
-    let all = u64::from(FLOWS + FLOWS / 4);
-    assert!(storm.wait_for(all, Duration::from_secs(10)), "{storm:?}");
-    storm
+    Storm::answered(lab, FLOWS, FLOWS / 4, 10).unwrap()
 }
 
 fn assert_both_sides(report: &Report, what: &str) {

@@ -24,7 +24,7 @@ use shifter_tests::{
     traffic::{
         hold::{Held, ask_all},
         requests, server,
-        storm::{Plan, Storm},
+        storm::Storm,
     },
 };
 
@@ -67,17 +67,7 @@ fn hold(lab: &Lab) -> [Vec<Held>; 2] {
 }
 
 fn storm(lab: &Lab) -> Storm {
-    let vips = Family::BOTH.map(|family| lab.vip(family));
-    let plan = Plan {
-        tcp_to: vips.to_vec(),
-        udp_to: vips.to_vec(),
-        tcp_flows: 100,
-        udp_flows: 20,
-        rate: 10,
-    };
-    let storm = Storm::start(&lab.client, plan).unwrap();
-    assert!(storm.wait_for(120, SOON), "{storm:?}");
-    storm
+    Storm::answered(lab, 100, 20, 10).unwrap()
 }
 
 /// Another BPF file system in the place of the lab's.

@@ -14,11 +14,7 @@ use shifter_tests::{
     next::next_binary,
     records::assert_as_stored,
     topology::{Family, Lab, Placement},
-    traffic::{
-        requests::Requests,
-        server,
-        storm::{Plan, Storm},
-    },
+    traffic::{requests::Requests, server, storm::Storm},
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -63,16 +59,7 @@ impl Watched {
     /// So many TCP flows, with so many frames a second each.
     fn with(lab: &Lab, flows: u32, rate: u32) -> Self {
         let vips = Family::BOTH.map(|family| lab.vip(family));
-        let plan = Plan {
-            tcp_to: vips.to_vec(),
-            udp_to: vips.to_vec(),
-            tcp_flows: flows,
-            udp_flows: flows / 4,
-            rate,
-        };
-        let storm = Storm::start(&lab.client, plan).unwrap();
-        let all = u64::from(flows + flows / 4);
-        assert!(storm.wait_for(all, LIMIT), "{storm:?}");
+        let storm = Storm::answered(lab, flows, flows / 4, rate).unwrap();
         let requests = Requests::start(&lab.client, &vips, 2, 100).unwrap();
         Self { storm, requests }
     }

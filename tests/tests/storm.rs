@@ -12,11 +12,7 @@ use shifter_tests::{
     need::scaled,
     rpc::Rpc,
     topology::{Family, Lab, Placement},
-    traffic::{
-        requests::Requests,
-        server,
-        storm::{Plan, Storm},
-    },
+    traffic::{requests::Requests, server, storm::Storm},
 };
 
 const TCP_FLOWS: u32 = 2_000;
@@ -54,22 +50,7 @@ fn storm(placement: Placement, hook: &'static str) {
         .collect();
     mover.apply(&services).unwrap();
     let vips = Family::BOTH.map(|family| lab.vip(family));
-    let storm = Storm::start(
-        &lab.client,
-        Plan {
-            tcp_to: vips.to_vec(),
-            udp_to: vips.to_vec(),
-            tcp_flows: TCP_FLOWS,
-            udp_flows: UDP_FLOWS,
-            rate: 4,
-        },
-    )
-    .unwrap();
-    assert!(
-        storm.wait_for(u64::from(TCP_FLOWS + UDP_FLOWS), Duration::from_secs(20)),
-        "{what}: not all flows are answered: {:?}",
-        storm.progress()
-    );
+    let storm = Storm::answered(&lab, TCP_FLOWS, UDP_FLOWS, 4).unwrap();
     let requests = Requests::start(&lab.client, &vips, 2, 100).unwrap();
     let time = scaled(Duration::from_secs(6), Duration::from_secs(30));
     let changes = change_weights(&mut mover, &services, time);

@@ -14,7 +14,7 @@ use shifter_tests::{
         bulk::{self, BulkReport},
         requests::Requests,
         server,
-        storm::{Plan, Storm},
+        storm::Storm,
     },
 };
 
@@ -33,18 +33,7 @@ impl Busy {
     fn start(lab: &Lab) -> Self {
         let vips = Family::BOTH.map(|family| lab.vip(family));
         let transfers = bulk::start_many(&lab.client, &vips, TRANSFERS, BYTES, RATE).unwrap();
-        let storm = Storm::start(
-            &lab.client,
-            Plan {
-                tcp_to: vips.to_vec(),
-                udp_to: vips.to_vec(),
-                tcp_flows: 50,
-                udp_flows: 50,
-                rate: 10,
-            },
-        )
-        .unwrap();
-        assert!(storm.wait_for(100, Duration::from_secs(10)));
+        let storm = Storm::answered(lab, 50, 50, 10).unwrap();
         Self { transfers, storm }
     }
 

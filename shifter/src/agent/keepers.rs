@@ -166,7 +166,7 @@ async fn check_health(engine: Engine, stopped: Stopped) -> Result<()> {
     let lots = std::hash::RandomState::new().build_hasher().finish();
     checker::run(
         engine.reconciler,
-        engine.asker.runner.clone(),
+        engine.asker.runner().cloned(),
         stopped,
         lots,
     )

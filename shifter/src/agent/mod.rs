@@ -54,10 +54,7 @@ pub fn run(config_path: &Path, replace: bool) -> Result<()> {
     let runner = gate::runner::start(&config, config_path);
     // Before the first thread: each has capabilities of its own.
     privilege::drop_what_is_not_needed(&config);
-    let asker = Asker {
-        hosts: config.gates.hosts.clone(),
-        runner,
-    };
+    let asker = Asker::new(&config.gates, runner);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

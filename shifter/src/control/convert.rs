@@ -103,8 +103,9 @@ pub(super) fn spec(message: &proto::ServiceSpec) -> Result<ServiceSpec, ControlE
     let wrong = |field: &'static str| {
         move |text: String| invalid(format!("service {name:?}, {field}: {text}"))
     };
+    let live = pool(message.live).unwrap_or(PoolName::Blue);
     let green = match message.green.as_str() {
-        "" => Weight::ZERO,
+        "" => live.all(),
         text => text
             .parse()
             .map_err(|error: crate::model::weight::WeightError| {
@@ -118,7 +119,7 @@ pub(super) fn spec(message: &proto::ServiceSpec) -> Result<ServiceSpec, ControlE
             .parse()
             .map_err(|e: TextError| wrong("vip")(e.to_string()))?,
         mode: optional(&message.mode).map_err(wrong("mode"))?,
-        live: pool(message.live).unwrap_or(PoolName::Blue),
+        live,
         green,
         split: optional(&message.split).map_err(wrong("split"))?,
         affinity: optional(&message.affinity).map_err(wrong("affinity"))?,
@@ -572,5 +573,28 @@ pub(super) fn info(view: InfoView, kernel: String) -> proto::Info {
         warnings: view.warnings,
         state_dir: view.state_dir,
         kernel,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::testbed::web;
+
+    #[test]
+    fn without_a_share_the_live_pool_has_everything() {
+        for (live, green) in [
+            (proto::Pool::Unspecified, "0%"),
+            (proto::Pool::Blue, "0%"),
+            (proto::Pool::Green, "100%"),
+        ] {
+            let message = proto::ServiceSpec {
+                live: live.into(),
+                green: String::new(),
+                ..web("web")
+            };
+            let spec = spec(&message).unwrap();
+            assert_eq!(spec.green.to_string(), green, "{live:?}");
+        }
     }
 }

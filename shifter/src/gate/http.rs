@@ -1,5 +1,6 @@
-//! One request over HTTP/1.1, on a connection of its own, with bounds on time and
-//! size. Redirects are not followed: they could lead where the agent may not go.
+//! One request over HTTP/1.1, by TLS or without, on a connection of its own, with
+//! bounds on time and size. Redirects are not followed: they could lead where the
+//! agent may not go.
 
 use std::time::Duration;
 
@@ -7,10 +8,16 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 use super::Asker;
-use crate::judge::{UrlError, host_of};
+use crate::{
+    judge::{UrlError, host_of},
+    tls::TlsError,
+};
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +28,8 @@ pub(super) enum HttpError {
     Host(String),
     #[error("connecting to {host} failed: {error}")]
     Connect { host: String, error: std::io::Error },
+    #[error("{host}: {error}")]
+    Tls { host: String, error: TlsError },
     #[error("{host}: {error}")]
     Http { host: String, error: hyper::Error },
     #[error("{host}: reading the answer failed: {text}")]
@@ -56,11 +65,11 @@ pub(super) struct Call<'a> {
 impl Asker {
     /// Makes one request.
     pub(super) async fn call(&self, call: Call<'_>) -> Result<Answer, HttpError> {
-        let host = host_of(call.url)?;
+        let (host, is_tls) = host_of(call.url)?;
         if !self.is_allowed(&host) {
             return Err(HttpError::Host(host));
         }
-        match tokio::time::timeout(call.timeout, exchange(&host, &call)).await {
+        match tokio::time::timeout(call.timeout, self.connect(&host, is_tls, &call)).await {
             Ok(answer) => answer,
             Err(_) => Err(HttpError::Timeout {
                 host,
@@ -68,19 +77,43 @@ impl Asker {
             }),
         }
     }
+
+    async fn connect(
+        &self,
+        host: &str,
+        is_tls: bool,
+        call: &Call<'_>,
+    ) -> Result<Answer, HttpError> {
+        let failed = |error| HttpError::Connect {
+            host: host.to_owned(),
+            error,
+        };
+        let stream = TcpStream::connect(host).await.map_err(failed)?;
+        if !is_tls {
+            return exchange(stream, host, call).await;
+        }
+        let addr = stream.peer_addr().map_err(failed)?;
+        let stream = self
+            .trust
+            .connect(&self.tls, "http/1.1", Some(host), addr, stream)
+            .await
+            .map_err(|error| HttpError::Tls {
+                host: host.to_owned(),
+                error,
+            })?;
+        exchange(stream, host, call).await
+    }
 }
 
-async fn exchange(host: &str, call: &Call<'_>) -> Result<Answer, HttpError> {
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    host: &str,
+    call: &Call<'_>,
+) -> Result<Answer, HttpError> {
     let http = |error| HttpError::Http {
         host: host.to_owned(),
         error,
     };
-    let stream = TcpStream::connect(host)
-        .await
-        .map_err(|error| HttpError::Connect {
-            host: host.to_owned(),
-            error,
-        })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(http)?;
@@ -112,7 +145,11 @@ async fn exchange(host: &str, call: &Call<'_>) -> Result<Answer, HttpError> {
 }
 
 fn request(host: &str, call: &Call<'_>) -> Result<Request<Full<Bytes>>, HttpError> {
-    let rest = call.url.trim_start_matches("http://");
+    let (scheme, rest) = call.url.split_once("://").unwrap_or(("http", call.url));
+    // RFC 9110, 4.2: the port of the scheme is left out; some servers match the rest
+    // letter by letter.
+    let default_port = if scheme == "https" { ":443" } else { ":80" };
+    let host = host.strip_suffix(default_port).unwrap_or(host);
     let own = rest.find(['/', '?']).map_or("", |at| &rest[at..]);
     let target = if call.path.is_empty() {
         match own.strip_prefix('?') {

@@ -13,16 +13,20 @@ pub use exec::RunnerAt;
 
 use crate::{
     judge::{GateSpec, Judge, Judgement, Outcome},
+    model::{gates::GatesConfig, health::Tls},
     rollout::Happened,
+    tls::Trust,
 };
 
 /// What the agent may ask.
 #[derive(Debug)]
 pub struct Asker {
     /// `host:port`, of `[gates]` of the agent's file.
-    pub hosts: Vec<String>,
-    /// Who runs programs; `None` without an `exec_dir`.
-    pub runner: Option<RunnerAt>,
+    hosts: Vec<String>,
+    /// Who may have signed the certificates of these hosts.
+    tls: Tls,
+    trust: Trust,
+    runner: Option<RunnerAt>,
 }
 
 /// What is asked about, for payloads and for `SHIFTER_*`.
@@ -32,7 +36,7 @@ pub struct Subject {
     /// Number of the rollout.
     pub rollout: u64,
     pub step: usize,
-    /// Share of new flows that goes to green, as `5%`.
+    /// The candidate's share of new flows, as `5%`.
     pub weight: String,
     /// Where the rollout is, as it is shown.
     pub phase: String,
@@ -44,6 +48,24 @@ pub struct Subject {
 const GRACE: Duration = Duration::from_secs(2);
 
 impl Asker {
+    /// One that goes where `[gates]` lets it, and has `runner` run programs.
+    pub fn new(gates: &GatesConfig, runner: Option<RunnerAt>) -> Self {
+        Self {
+            hosts: gates.hosts.clone(),
+            tls: Tls {
+                ca: gates.ca.clone(),
+                insecure: false,
+            },
+            trust: Trust::default(),
+            runner,
+        }
+    }
+
+    /// Who runs programs; `None` without an `exec_dir`.
+    pub fn runner(&self) -> Option<&RunnerAt> {
+        self.runner.as_ref()
+    }
+
     /// Asks a gate. One that needs nothing but counts is no business of this.
     pub async fn ask(&self, spec: &GateSpec, subject: &Subject) -> Judgement {
         let begun = Instant::now();

@@ -75,11 +75,16 @@ fn gates(text: &str) -> Vec<GateSpec> {
     judge::gates(&entries[0]).unwrap()
 }
 
-async fn ask(host: &str, allowed: &str, gate: &str) -> Judgement {
-    let asker = Asker {
-        hosts: vec![allowed.to_owned()],
-        runner: None,
+fn asker(hosts: &[&str], runner: Option<RunnerAt>) -> Asker {
+    let gates = GatesConfig {
+        hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+        ..GatesConfig::default()
     };
+    Asker::new(&gates, runner)
+}
+
+async fn ask(host: &str, allowed: &str, gate: &str) -> Judgement {
+    let asker = asker(&[allowed], None);
     let subject = Subject {
         service: "web".into(),
         rollout: 7,
@@ -177,10 +182,8 @@ async fn a_program_without_a_runner_is_an_error() {
     let it = ask("", "", r#"[{ judge = "exec", file = "a" }]"#).await;
     assert_eq!(it.outcome, Outcome::Error);
     assert!(it.reason.contains("no exec_dir"), "{}", it.reason);
-    let asker = Asker {
-        hosts: Vec::new(),
-        runner: Some(RunnerAt::Unit("/run/shifter-no-such/runner.sock".into())),
-    };
+    let nowhere = RunnerAt::Unit("/run/shifter-no-such/runner.sock".into());
+    let asker = asker(&[], Some(nowhere));
     let gate = &gates(r#"[{ judge = "exec", file = "a" }]"#)[0];
     let it = asker.ask(gate, &Subject::default()).await;
     assert!(it.reason.contains("shifter-runner.socket"), "{}", it.reason);

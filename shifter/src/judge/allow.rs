@@ -54,7 +54,7 @@ pub enum GateError {
 /// Why a text is no URL of a gate.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum UrlError {
-    #[error("{0:?} is not reached by http: write http://HOST:PORT/PATH; https is not built in")]
+    #[error("{0:?} is not reached by http: write http://HOST:PORT/PATH or https://HOST:PORT/PATH")]
     Scheme(String),
     #[error("{0:?} names no host: write http://HOST:PORT/PATH, an IPv6 address in brackets")]
     Host(String),
@@ -64,12 +64,15 @@ pub enum UrlError {
     Sign(String),
 }
 
-/// `host:port` that a URL leads to; port 80 where none is written. In lower case.
-pub fn host_of(url: &str) -> Result<String, UrlError> {
+/// `host:port` that a URL leads to, and whether by TLS; port 80, by TLS 443, where
+/// none is written. In lower case.
+pub fn host_of(url: &str) -> Result<(String, bool), UrlError> {
     let fault = || url.to_owned();
-    let rest = url
-        .strip_prefix("http://")
-        .ok_or_else(|| UrlError::Scheme(fault()))?;
+    let (rest, is_tls) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+        (Some(rest), _) => (rest, false),
+        (None, Some(rest)) => (rest, true),
+        (None, None) => return Err(UrlError::Scheme(fault())),
+    };
     if !url.bytes().all(|b| b.is_ascii_graphic()) || url.contains(['#', '\\', '"', '<', '>']) {
         return Err(UrlError::Sign(fault()));
     }
@@ -77,22 +80,30 @@ pub fn host_of(url: &str) -> Result<String, UrlError> {
     if authority.contains('@') {
         return Err(UrlError::User(fault()));
     }
-    allowed_host(authority).ok_or_else(|| UrlError::Host(fault()))
+    let port = if is_tls { "443" } else { "80" };
+    let host = host_and_port(authority, port).ok_or_else(|| UrlError::Host(fault()))?;
+    Ok((host, is_tls))
 }
 
-/// A host with its port, as `hosts` lists it; `None` if it is none.
+/// A host with its port, as `hosts` lists it; `None` if it is none. Port 80 where
+/// none is written.
 pub fn allowed_host(text: &str) -> Option<String> {
+    host_and_port(text, "80")
+}
+
+fn host_and_port(text: &str, default_port: &str) -> Option<String> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (address, rest) = rest.split_once(']')?;
             let address: std::net::Ipv6Addr = address.parse().ok()?;
             (
                 format!("[{address}]"),
-                rest.strip_prefix(':').or(rest.is_empty().then_some("80"))?,
+                rest.strip_prefix(':')
+                    .or(rest.is_empty().then_some(default_port))?,
             )
         }
         None => {
-            let (host, port) = text.split_once(':').unwrap_or((text, "80"));
+            let (host, port) = text.split_once(':').unwrap_or((text, default_port));
             let is_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
             if host.is_empty() || host.len() > 253 || !host.chars().all(is_name) {
                 return None;
@@ -146,8 +157,8 @@ pub fn check_allowed(
         }
         let Some(url) = url else { continue };
         match host_of(url) {
-            Ok(host) if allowed.hosts.contains(&host) => {}
-            Ok(host) => return Err(GateError::Host { gate, host }),
+            Ok((host, _)) if allowed.hosts.contains(&host) => {}
+            Ok((host, _)) => return Err(GateError::Host { gate, host }),
             Err(error) => return Err(GateError::Url { gate, error }),
         }
     }
@@ -175,17 +186,22 @@ mod tests {
 
     #[test]
     fn a_host_is_what_a_url_leads_to() {
-        for (url, host) in [
-            ("http://127.0.0.1:9090", "127.0.0.1:9090"),
-            ("http://Prom.example/api?x=1", "prom.example:80"),
-            ("http://[::1]:9090/", "[::1]:9090"),
-            ("http://[0:0::1]", "[::1]:80"),
-            ("http://a:80?x", "a:80"),
+        for (url, host, is_tls) in [
+            ("http://127.0.0.1:9090", "127.0.0.1:9090", false),
+            ("http://Prom.example/api?x=1", "prom.example:80", false),
+            ("http://[::1]:9090/", "[::1]:9090", false),
+            ("http://[0:0::1]", "[::1]:80", false),
+            ("http://a:80?x", "a:80", false),
+            ("https://Prom.example/api?x=1", "prom.example:443", true),
+            ("https://[::1]:9090/", "[::1]:9090", true),
+            ("https://[::1]", "[::1]:443", true),
+            ("https://a:80", "a:80", true),
         ] {
-            assert_eq!(host_of(url).as_deref(), Ok(host), "{url}");
+            assert_eq!(host_of(url), Ok((host.to_owned(), is_tls)), "{url}");
         }
         for url in [
-            "https://a",
+            "https://",
+            "httpss://a",
             "ftp://a",
             "http://",
             "http:///x",

@@ -137,8 +137,8 @@ fn wrong_gates_are_refused_with_what_would_be_right() {
             "query has 1 bytes",
         ),
         (
-            "[{ judge = \"prometheus\", url = \"https://a\", query = \"up\", max = 1 }]",
-            "https is not built in",
+            "[{ judge = \"prometheus\", url = \"ftp://a\", query = \"up\", max = 1 }]",
+            "or https://HOST:PORT/PATH",
         ),
         (
             "[{ judge = \"prometheus\", url = \"http://a\", query = \"up\", max = \"1\" }]",

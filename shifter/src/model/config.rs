@@ -495,6 +495,10 @@ pools = { blue = ["10.0.0.1:80"] }
                 "begins with '/'",
             ),
             (
+                format!("{agent}[gates]\nca = \"ca.pem\"\n"),
+                "begins with '/'",
+            ),
+            (
                 format!("{agent}[metrics]\nlisten = \"x\"\n"),
                 "no address to listen on",
             ),

@@ -1,7 +1,7 @@
 //! Services from a file: TOML or JSON, refused whole at the first fault.
 
 use super::{
-    Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, SplitMethod, Weight,
+    Affinity, BackendSpec, BackendState, Mode, PoolName, ServiceSpec, SplitMethod,
     breaker::Breaker,
     cohort_file::{self, CohortPlaces, ReadFile},
     health_file::{HealthPlaces, health},
@@ -248,11 +248,6 @@ fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Pl
         "where clients connect to, as vip = \"203.0.113.10:443/tcp\"",
     )?;
     let live = table.parse("live")?.unwrap_or(PoolName::Blue);
-    // Absent, the split is the good one.
-    let good = match live {
-        PoolName::Blue => Weight::ZERO,
-        PoolName::Green => Weight::ONE,
-    };
     let Some(pools) = table.find("pools") else {
         return Err(Fault::new(
             node.at,
@@ -273,7 +268,7 @@ fn service(node: &Node, read_file: &mut ReadFile<'_>) -> Result<(ServiceSpec, Pl
         vip: vip.parse().map_err(|e| place(vip_at, e))?,
         mode: table.parse("mode")?.unwrap_or(Mode::Nat),
         live,
-        green: table.parse("green")?.unwrap_or(good),
+        green: table.parse("green")?.unwrap_or(live.all()),
         split: table.parse("split")?.unwrap_or_default(),
         affinity: table.parse("affinity")?.unwrap_or(Affinity::Flow),
         seed: table.parse("seed")?,

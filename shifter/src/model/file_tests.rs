@@ -36,7 +36,7 @@ fn toml_and_json_give_the_same_services() {
     assert_eq!(specs[0].green.to_string(), "5%");
     assert_eq!(specs[0].blue_pool[1].weight, 2);
     assert_eq!(specs[0].blue_pool[1].state, BackendState::Drain);
-    assert_eq!(specs[1].green, Weight::ONE);
+    assert_eq!(specs[1].green, PoolName::Green.all());
     assert!(specs[1].blue_pool.is_empty());
     let json = format!(
         "{{\"service\": [{}, {}]}}",

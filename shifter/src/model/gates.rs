@@ -10,13 +10,16 @@ use super::{
 use crate::judge::{Allowed, allowed_host};
 
 /// Keys of `[gates]`.
-pub(super) const KEYS: [&str; 4] = ["hosts", "exec_dir", "exec_user", "timeout_max"];
+pub(super) const KEYS: [&str; 5] = ["hosts", "ca", "exec_dir", "exec_user", "timeout_max"];
 
 /// What gates may reach.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GatesConfig {
     /// `host:port` that PromQL and webhooks may go to.
     pub hosts: Vec<String>,
+    /// A file in PEM with those who may have signed the certificates of these hosts;
+    /// `None`: the host's own list.
+    pub ca: Option<String>,
     /// Where the programs of exec gates lie; `None`: there are none.
     pub exec_dir: Option<PathBuf>,
     /// Who they run as.
@@ -29,6 +32,7 @@ impl Default for GatesConfig {
     fn default() -> Self {
         Self {
             hosts: Vec::new(),
+            ca: None,
             exec_dir: None,
             exec_user: "nobody".into(),
             timeout_max: Duration::from_secs(60),
@@ -53,6 +57,7 @@ pub(super) fn section(node: &Node) -> Result<GatesConfig, Fault> {
     if let Some(entry) = table.find("hosts") {
         gates.hosts = hosts(&entry.node)?;
     }
+    gates.ca = absolute_path(&table, "ca")?.map(|path| path.to_string_lossy().into_owned());
     gates.exec_dir = absolute_path(&table, "exec_dir")?;
     if let Some((user, at)) = table.string("exec_user")? {
         if user == "root" || user == "0" || user.is_empty() || user.contains([':', '\n']) {

@@ -125,6 +125,14 @@ impl PoolName {
         }
     }
 
+    /// Green's share where this pool has everything: the good split of a live pool.
+    pub const fn all(self) -> Weight {
+        match self {
+            Self::Blue => Weight::ZERO,
+            Self::Green => Weight::ONE,
+        }
+    }
+
     /// The other pool.
     pub const fn other(self) -> Self {
         match self {

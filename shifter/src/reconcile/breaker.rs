@@ -3,7 +3,7 @@
 
 use super::{
     controller::BreakerView,
-    entry::{Entry, all_to},
+    entry::Entry,
     reconciler::{Core, Durability, Reconciler, SplitWrite, audit, own_context},
 };
 use crate::{
@@ -56,7 +56,7 @@ impl Reconciler {
     /// has tripped, past a deadline the dead-man's.
     pub(super) fn threshold_in_force(&self, entry: &Entry) -> u64 {
         match self.trip_in_force(entry) {
-            Some(_) => all_to(entry.spec.live).threshold(),
+            Some(_) => entry.spec.live.all().threshold(),
             None => entry.programmed_threshold(&*self.clock),
         }
     }
@@ -123,7 +123,7 @@ impl Reconciler {
     pub(super) fn breaker_view(&self, entry: &Entry) -> Option<BreakerView> {
         let breaker = entry.spec.breaker?;
         let state = self.breaker_state(entry).unwrap_or_default();
-        let everything = all_to(entry.spec.live).threshold();
+        let everything = entry.spec.live.all().threshold();
         // It stands until somebody gives the candidate flows again.
         let trip = state.trip.filter(|trip| {
             trip.generation == entry.generation || entry.spec.green.threshold() == everything

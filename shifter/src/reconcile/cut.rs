@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     controller::{ControlError, CutView, Receipt, WriteContext},
-    entry::{Entry, all_to},
+    entry::Entry,
     reconciler::{Core, Reconciler, lock},
 };
 use crate::{
@@ -125,7 +125,7 @@ impl Reconciler {
                 "{pool} has the new flows of {live}, which has no backend for them"
             ));
         }
-        if entry.programmed_threshold(&*self.clock) != all_to(entry.spec.live).threshold() {
+        if entry.programmed_threshold(&*self.clock) != entry.spec.live.all().threshold() {
             return Some(format!("{pool} is given new flows"));
         }
         let by_cohorts = entry.cohorts_word(&*self.clock) == "on";

@@ -90,14 +90,6 @@ pub struct Entry {
     pub republished: bool,
 }
 
-/// The weight that gives a pool everything.
-pub fn all_to(pool: PoolName) -> Weight {
-    match pool {
-        PoolName::Blue => Weight::ZERO,
-        PoolName::Green => Weight::ONE,
-    }
-}
-
 /// Hash of a text, the same for ever.
 pub fn hash_text(text: &str) -> u64 {
     text.as_bytes()
@@ -219,7 +211,7 @@ impl Entry {
     pub fn way_back(&self, live: PoolName) -> Split {
         Split {
             live,
-            green: all_to(live),
+            green: live.all(),
             cohorts_on: self.cohorts_after_return(),
             dead_man: None,
             promoted: self.promoted.filter(|_| live == self.spec.live),

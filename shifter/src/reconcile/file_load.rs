@@ -79,6 +79,25 @@ fn merge(
 ) -> ServiceSpec {
     let mut merged = stored.clone();
     let mut won = Vec::new();
+    // A field that is added is a key to be merged, unless it is said here why not.
+    let ServiceSpec {
+        name: _,
+        vip: _,
+        mode: _,
+        live: _,
+        green: _,
+        split: _,
+        affinity: _,
+        seed: _,
+        vip_routed: _,
+        blue_pool: _,
+        green_pool: _,
+        breaker: _,
+        cohorts: _,
+        cohorts_on: _,
+        health: _,
+        rollout: _,
+    } = file;
     macro_rules! key {
         ($field:ident, $name:literal) => {
             if last.is_none_or(|last| last.$field != file.$field) && stored.$field != file.$field {
@@ -96,6 +115,7 @@ fn merge(
     key!(vip_routed, "vip_routed");
     key!(blue_pool, "pools.blue");
     key!(green_pool, "pools.green");
+    key!(breaker, "breaker");
     key!(cohorts, "cohort");
     key!(cohorts_on, "cohorts_on");
     key!(health, "health");

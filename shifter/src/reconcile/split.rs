@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     controller::{Change, ControlError, Receipt, ShareOf, WeightChange, WriteContext},
     cut::pace_of_rollout,
-    entry::{DeadMan, Entry, Split, adoption, all_to, threshold_moved},
+    entry::{DeadMan, Entry, Split, adoption, threshold_moved},
     plan::adoption_meaning,
     reconciler::{Core, Durability, Reconciler, SplitWrite, check_etag, find, lock, own_context},
 };
@@ -55,7 +55,7 @@ impl Reconciler {
         let mut warnings = Vec::new();
         let dead_man = match change.revert_after {
             Some(after)
-                if green.threshold() == all_to(entry.spec.live).threshold()
+                if green.threshold() == entry.spec.live.all().threshold()
                     && (entry.spec.cohorts.is_empty() || !cohorts_on) =>
             {
                 warnings.push(format!(
@@ -119,7 +119,7 @@ impl Reconciler {
                 duration::show(after)
             )));
         }
-        let safe_threshold = all_to(live).threshold();
+        let safe_threshold = live.all().threshold();
         let after_ms = (after.as_millis() as i64).max(1);
         Ok(DeadMan {
             image: DeadManImage {
@@ -297,20 +297,20 @@ impl Reconciler {
         let former = entry.spec.live;
         let live = former.other();
         let mut warnings = Vec::new();
-        if entry.spec.green.threshold() == all_to(former).threshold() {
+        if entry.spec.green.threshold() == former.all().threshold() {
             warnings.push(format!(
                 "{live} had no new flows before this promote: it was not tried under traffic"
             ));
         }
         let mut spec = entry.spec.clone();
-        (spec.live, spec.green) = (live, all_to(live));
+        (spec.live, spec.green) = (live, live.all());
         if adoption(&spec, entry.translated) == "refused" {
             warnings.push(format!("adoption: {}", adoption_meaning("refused")));
         }
         spec.live = former;
         warnings.extend(suspended_warning(entry));
         validate::split(&spec).map_err(|error| ControlError::Precondition(error.to_string()))?;
-        if entry.spec.green.threshold() != all_to(live).threshold() {
+        if entry.spec.green.threshold() != live.all().threshold() {
             self.check_healthy(&entry.spec, &entry.down, live, "100%")?;
         }
         let write = SplitWrite {

@@ -10,7 +10,7 @@ use super::{
     Clock, HostFacts, SystemClock,
     apply::slots,
     backends::{Answer, Backends},
-    entry::{DeadMan, Entry, all_to, base_hash, desired_hash, is_of, local_backends},
+    entry::{DeadMan, Entry, base_hash, desired_hash, is_of, local_backends},
     health::down_before,
     ids::ServiceIds,
     maintain::CLOCK_JUMP_MS,
@@ -372,7 +372,7 @@ impl Start<'_> {
         }
         let service = &mut found.service;
         let before = describe_spec(&service.spec);
-        service.spec.green = all_to(service.spec.live);
+        service.spec.green = service.spec.live.all();
         service.spec.cohorts_on = service.spec.cohorts.is_empty();
         service.dead_man = None;
         found.dirty = true;

@@ -294,7 +294,7 @@ impl Reconciler {
         let capacity = u64::from(self.settings.flow_capacity);
         if census.live >= capacity / 10 * 9 {
             warnings.push(format!(
-                "the flow table holds {} flows of {capacity}: new ones will soon find no room; a larger flow_capacity needs a new table: shift to the pool that holds the VIP, wait, `shifter detach`, then raise it in shifter.toml and start the agent",
+                "the flow table holds {} flows of {capacity}: new ones will soon find no room; raise flow_capacity in shifter.toml and restart the agent, which takes the flows along",
                 census.live
             ));
         }

@@ -17,7 +17,9 @@ use crate::{
         testbed::{Directory, Testbed},
     },
     model::{breaker::Breaker, health::Written},
-    reconcile::controller::{BreakerView, DeadManView, Receipt, Standing},
+    reconcile::controller::{
+        BreakerView, DeadManView, Receipt, RolloutFigures, RolloutView, Standing,
+    },
 };
 
 /// A page on which every metric has a sample.
@@ -50,6 +52,20 @@ fn full_page() -> String {
             warning: None,
         });
     });
+    let rollout = RolloutView {
+        service: "web".into(),
+        state: "holding".into(),
+        step: 1,
+        weight: "5%".into(),
+        ..RolloutView::default()
+    };
+    let figures = RolloutFigures {
+        outcomes: vec![("promoted".into(), 3)],
+        reported: 4,
+        without_interruption: 3,
+        rollback_mean_ns: Some(250_000.0),
+    };
+    testbed.agent.roll_out(vec![rollout], figures);
     render(&*testbed.agent, &testbed.receipts).unwrap()
 }
 
@@ -59,6 +75,51 @@ fn names(page: &str) -> BTreeSet<&str> {
         .filter(|line| !line.starts_with('#'))
         .map(|line| line.split(['{', ' ']).next().unwrap())
         .collect()
+}
+
+/// The families of a page as the rows of a table, with the labels of their samples.
+fn table(page: &str) -> String {
+    let mut rows = vec![
+        "| metric | type | labels | what |".to_owned(),
+        "|---|---|---|---|".to_owned(),
+    ];
+    let of = |kind: &str, name: &str| {
+        let start = format!("# {kind} {name} ");
+        let mut lines = page.lines();
+        let text = lines.find_map(|line| line.strip_prefix(start.as_str()));
+        text.unwrap_or_default().to_owned()
+    };
+    let heads = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let mut names: Vec<&str> = heads.filter_map(|head| head.split(' ').next()).collect();
+    names.sort_unstable();
+    for name in names {
+        let is_sample = |line: &&str| {
+            let rest = line.strip_prefix(name).unwrap_or_default();
+            rest.starts_with('{') || rest.starts_with("_bucket{")
+        };
+        let labels = page.lines().find(is_sample).map_or(String::new(), |line| {
+            let inside = line.split(['{', '}']).nth(1).unwrap_or_default();
+            let keys = inside.split(',').filter_map(|pair| pair.split('=').next());
+            let keys = keys.filter(|key| *key != "le");
+            let keys: Vec<String> = keys.map(|key| format!("`{key}`")).collect();
+            keys.join(", ")
+        });
+        let (kind, help) = (of("TYPE", name), of("HELP", name));
+        rows.push(format!("| `{name}` | {kind} | {labels} | {help} |"));
+    }
+    rows.join("\n")
+}
+
+#[test]
+fn every_metric_stands_in_the_docs() {
+    let docs = include_str!("../../../docs/metrics.md");
+    let rows = docs.lines().filter(|line| line.starts_with('|'));
+    let written = rows.collect::<Vec<_>>().join("\n");
+    let table = table(&full_page());
+    assert!(
+        written == table,
+        "docs/metrics.md is not what is served; its table is to be\n\n{table}"
+    );
 }
 
 #[test]
@@ -102,6 +163,12 @@ fn every_number_of_a_service_is_on_the_page() {
         "shifter_writes_total{verb=\"apply\",result=\"ok\"} 1",
         "shifter_write_programmed_seconds_bucket{le=\"0.00025\"} 1",
         "shifter_write_programmed_seconds_sum 0.000214",
+        "shifter_rollout_state{service=\"web\",state=\"holding\"} 1",
+        "shifter_rollout_step{service=\"web\"} 2",
+        "shifter_rollout_weight_ratio{service=\"web\"} 0.05",
+        "shifter_rollouts_ended{outcome=\"promoted\"} 3",
+        "shifter_rollouts_without_interruption_ratio 0.75",
+        "shifter_rollout_rollback_mean_seconds 0.00025",
         "shifter_agent_warnings 1",
     ] {
         assert!(
@@ -319,6 +386,8 @@ fn the_dashboard_parses_and_asks_only_for_metrics_that_exist() {
         "shifter_build_info",
         "shifter_backend_packets_total",
         "shifter_write_programmed_seconds_bucket",
+        "shifter_rollouts_without_interruption_ratio",
+        "shifter_rollout_rollback_mean_seconds",
     ] {
         assert!(asked.contains(needed), "no panel shows {needed}");
     }

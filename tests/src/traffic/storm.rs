@@ -13,13 +13,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{
     frame::{self, FRAME},
     poll::{self, BOTH, Poll},
 };
-use crate::{command::eventually, topology::Netns};
+use crate::{
+    command::eventually,
+    topology::{Family, Lab, Netns},
+};
+
+/// What the first answers to all flows may take, beside other work and on an emulated CPU.
+const ANSWERED: Duration = Duration::from_secs(60);
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -110,6 +116,28 @@ impl Storm {
             progress,
             thread: Some(thread),
         })
+    }
+
+    /// A storm from the clients of a lab to its VIPs over both families, so many frames
+    /// a second each, once every flow has been answered.
+    ///
+    /// # Errors
+    /// Also if some are not within a minute.
+    pub fn answered(lab: &Lab, tcp_flows: u32, udp_flows: u32, rate: u32) -> Result<Self> {
+        let vips = Family::BOTH.map(|family| lab.vip(family)).to_vec();
+        let plan = Plan {
+            tcp_to: vips.clone(),
+            udp_to: vips,
+            tcp_flows,
+            udp_flows,
+            rate,
+        };
+        let storm = Self::start(&lab.client, plan)?;
+        ensure!(
+            storm.wait_for(u64::from(tcp_flows + udp_flows), ANSWERED),
+            "not every flow is answered: {storm:?}"
+        );
+        Ok(storm)
     }
 
     /// Counts so far.

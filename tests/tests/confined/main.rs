@@ -17,11 +17,7 @@ use shifter_tests::{
     mover::Service,
     need,
     topology::{Family, Lab, Placement},
-    traffic::{
-        requests::Requests,
-        server,
-        storm::{Plan, Storm},
-    },
+    traffic::{requests::Requests, server, storm::Storm},
 };
 
 /// CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF, as /proc/PID/status shows them.
@@ -38,17 +34,7 @@ fn assert_confined(agent: &Agent) {
 }
 
 fn storm(lab: &Lab) -> Storm {
-    let vips = Family::BOTH.map(|family| lab.vip(family));
-    let plan = Plan {
-        tcp_to: vips.to_vec(),
-        udp_to: vips.to_vec(),
-        tcp_flows: 100,
-        udp_flows: 25,
-        rate: 10,
-    };
-    let storm = Storm::start(&lab.client, plan).unwrap();
-    assert!(storm.wait_for(125, SOON), "{storm:?}");
-    storm
+    Storm::answered(lab, 100, 25, 10).unwrap()
 }
 
 /// Start, attach, apply, shift, kill and restart, stop and restart, roll back,

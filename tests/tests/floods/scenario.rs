@@ -129,8 +129,10 @@ impl<'lab> Scenario<'lab> {
                     let to = vips[i as usize % 2];
                     let again = |error| {
                         without_place += 1;
-                        let is_rare = without_place <= WITHOUT_PLACE;
-                        is_rare.then(|| one(i, to)).unwrap_or(Err(error))
+                        if without_place > WITHOUT_PLACE {
+                            return Err(error);
+                        }
+                        one(i, to)
                     };
                     one(i, to).or_else(again).unwrap_or_else(|error| {
                         let evidence = evidence::of(self.lab);

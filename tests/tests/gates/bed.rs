@@ -23,7 +23,7 @@ pub fn file(service: &Service, programs: Option<&Programs>, more: &str) -> Strin
         format!("exec_dir = \"{}\"\n", programs.dir().display())
     });
     format!(
-        "[gates]\nhosts = [\"127.0.0.1:8181\", \"127.0.0.1:9090\"]\n{exec}\n{}{more}\n",
+        "[gates]\nhosts = [\"127.0.0.1:8181\", \"127.0.0.1:9090\", \"localhost:9090\"]\n{exec}\n{}{more}\n",
         to_toml(std::slice::from_ref(service))
     )
 }

@@ -4,6 +4,7 @@
 mod bed;
 mod exec;
 mod hook_server;
+mod tls;
 mod told;
 
 use std::time::{Duration, Instant};

@@ -1,48 +1,28 @@
 //! Certificates, and grpc.health.v1.
 
-use std::{fs, net::SocketAddr, process::Command};
+use std::net::SocketAddr;
 
 use shifter_tests::{
     agent::{Agent, Settings},
-    command::{eventually, run},
+    certificates::Certificates,
+    command::eventually,
     need,
     topology::{Family, Lab, Netns, Placement, Side},
 };
 
 use crate::{HTTP, SOON, apply, backend, becomes, falls, reason, server::Server, toml};
 
-/// An authority, and a certificate that it has signed, in the lab's directory.
-fn certificates(lab: &Lab, name: &str) {
-    let dir = lab.dir();
-    let openssl = |words: &str| {
-        let mut command = Command::new("openssl");
-        command.current_dir(dir).args(words.split(' '));
-        run(&mut command).unwrap();
-    };
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!(
-        "req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=ca"
-    ));
-    openssl(&format!(
-        "req {key} -keyout key.pem -out request.pem -subj /CN={name}"
-    ));
-    fs::write(dir.join("names"), format!("subjectAltName=DNS:{name}")).unwrap();
-    openssl(
-        "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out cert.pem",
-    );
-}
-
 #[test]
 fn a_certificate_is_verified_against_the_authority_and_the_name() {
     need!("nginx", "openssl");
     let lab = Lab::new(Placement::Container).unwrap();
-    certificates(&lab, "shop.example");
+    let certificates = Certificates::make(lab.dir(), "shop.example").unwrap();
     let file = |name: &str| lab.dir().join(name).display().to_string();
     let mut blue = Server::new(&lab, Side::Blue, 7_101);
     blue.run(&format!(
         " ssl; ssl_certificate {}; ssl_certificate_key {}",
-        file("cert.pem"),
-        file("key.pem")
+        certificates.cert.display(),
+        certificates.key.display()
     ));
     let agent = Agent::start(&lab, Settings::hook("tc")).unwrap();
     let https = |more: &str| {
@@ -54,7 +34,7 @@ fn a_certificate_is_verified_against_the_authority_and_the_name() {
         let text = toml(&lab, &[blue.addr], &[], "", &format!("{health}\n{more}"));
         apply(&agent, &text);
     };
-    https(&format!("ca = \"{}\"", file("ca.pem")));
+    https(&format!("ca = \"{}\"", certificates.ca.display()));
     becomes(&agent, blue.addr, "up");
     https("");
     falls(
@@ -64,7 +44,7 @@ fn a_certificate_is_verified_against_the_authority_and_the_name() {
     );
     https("insecure = true");
     becomes(&agent, blue.addr, "up");
-    let other = format!("ca = \"{}\"", file("ca.pem"));
+    let other = format!("ca = \"{}\"", certificates.ca.display());
     let health = HTTP
         .replace("\"http\"", "\"https\"")
         .replace("shop.example", "other.example");

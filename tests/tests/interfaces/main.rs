@@ -20,8 +20,8 @@ use shifter_tests::{
     agent::{Agent, Settings},
     command::eventually,
     mover::Service,
-    topology::{Family, Lab, Netns},
-    traffic::storm::{Plan, Storm},
+    topology::{Lab, Netns},
+    traffic::storm::Storm,
 };
 
 /// How often each change is made.
@@ -53,21 +53,7 @@ const TCP_FLOWS: u32 = 100;
 
 /// Connections with stamped data on both families, `udp_flows` beside them.
 fn storm(lab: &Lab, udp_flows: u32) -> Storm {
-    let vips = Family::BOTH.map(|family| lab.vip(family));
-    let storm = Storm::start(
-        &lab.client,
-        Plan {
-            tcp_to: vips.to_vec(),
-            udp_to: vips.to_vec(),
-            tcp_flows: TCP_FLOWS,
-            udp_flows,
-            rate: 10,
-        },
-    )
-    .unwrap();
-    let all = u64::from(TCP_FLOWS + udp_flows);
-    assert!(storm.wait_for(all, Duration::from_secs(10)), "{storm:?}");
-    storm
+    Storm::answered(lab, TCP_FLOWS, udp_flows, 10).unwrap()
 }
 
 /// Waits until every flow can have been answered twice since the change.

@@ -8,7 +8,7 @@ use crate::cli::{table::Table, text};
 /// Show who changed what, newest first.
 ///
 /// BY is the process at the agent's socket, or the part of the agent that wrote
-/// by itself: dead-man, file, agent. Times are as the host's clock said them, in
+/// by itself: rollout, breaker, dead-man, file, agent. Times are as the host's clock said them, in
 /// UTC; the numbers keep the order when the clock is set.
 #[derive(clap::Args, Debug)]
 pub(super) struct Audit {

@@ -17,7 +17,8 @@ use crate::{
 #[derive(clap::Args, Debug)]
 pub struct Replay {
     /// Name of the service.
-    service: String,
+    #[arg(required_unless_present = "file")]
+    service: Option<String>,
     /// Number of the rollout; the newest where none is given.
     #[arg(
         long,
@@ -26,6 +27,9 @@ pub struct Replay {
         hide_default_value = true
     )]
     id: u64,
+    /// Judge a recording in this file. Needs no agent, but gates.
+    #[arg(long, value_name = "FILE", requires = "gates", conflicts_with_all = ["id", "service", "to"])]
+    file: Option<PathBuf>,
     /// Gates as JSON; those that the rollout had where none are given.
     #[arg(long, value_name = "JSON")]
     gates: Option<String>,
@@ -37,7 +41,8 @@ pub struct Replay {
 /// What came of it, for programs.
 #[derive(Serialize)]
 struct Answer<'a> {
-    rollout: u64,
+    /// Its number; of a file `null`.
+    rollout: Option<u64>,
     windows: usize,
     /// "rollback", "hold" or "end": what would have come first.
     outcome: &'static str,
@@ -65,12 +70,20 @@ struct Said<'a> {
 
 impl Replay {
     pub async fn run(self, client: &Client, screen: &mut Screen<'_>) -> Result<u8, Failure> {
-        let (id, text) = source::of_rollout(client, &self.service, self.id).await?;
+        let given = self.gates.as_deref().map(source::given).transpose()?;
+        let service = self.service.as_deref().unwrap_or_default();
+        let (id, text) = match &self.file {
+            Some(path) => (None, source::of_file(path)?),
+            None => {
+                let (id, text) = source::of_rollout(client, service, self.id).await?;
+                (Some(id), text)
+            }
+        };
         source::keep(self.to.as_ref(), &text)?;
         let recording = source::read(&text)?;
-        let gates = match &self.gates {
-            Some(gates) => source::given(gates)?,
-            None => source::of_description(client, &self.service, id).await?,
+        let gates = match (given, id) {
+            (Some(gates), _) => gates,
+            (None, id) => source::of_description(client, service, id.unwrap_or_default()).await?,
         };
         let replay = judge::replay(&recording, &gates);
         if screen.json() {
@@ -92,7 +105,7 @@ fn name(gates: &[GateSpec], gate: usize) -> &str {
     gates.get(gate).map_or("", |spec| spec.name.as_str())
 }
 
-fn answer<'a>(replay: &'a judge::Replay, gates: &'a [GateSpec], id: u64) -> Answer<'a> {
+fn answer<'a>(replay: &'a judge::Replay, gates: &'a [GateSpec], id: Option<u64>) -> Answer<'a> {
     let said = |change: &'a Change| Said {
         at_seconds: change.at_ms as f64 / 1e3,
         step: change.step + 1,
@@ -120,10 +133,11 @@ fn answer<'a>(replay: &'a judge::Replay, gates: &'a [GateSpec], id: u64) -> Answ
     }
 }
 
-fn lines(replay: &judge::Replay, gates: &[GateSpec], id: u64) -> Vec<String> {
+fn lines(replay: &judge::Replay, gates: &[GateSpec], id: Option<u64>) -> Vec<String> {
     let at = |ms: u64| duration::about(ms as f64 / 1e3);
     let windows = text::plural(replay.windows as u64, "window");
-    let mut lines = vec![format!("rollout {id} judged again: {windows}")];
+    let what = id.map_or("recording".to_owned(), |id| format!("rollout {id}"));
+    let mut lines = vec![format!("{what} judged again: {windows}")];
     for change in &replay.changes {
         lines.push(format!(
             "{:>7}  step {:>2}  {}: {}: {}",
@@ -177,14 +191,14 @@ mod tests {
             "policy": "rollback", "reason": "failures: 2%",
         });
         assert_eq!(
-            serde_json::to_value(answer(&replay, &gates, 7)).unwrap(),
+            serde_json::to_value(answer(&replay, &gates, Some(7))).unwrap(),
             serde_json::json!({
                 "rollout": 7, "windows": 13, "outcome": "rollback", "changes": [said.clone()],
                 "rollback": said, "hold": null, "skipped": ["exec"],
             })
         );
         assert_eq!(
-            lines(&replay, &gates, 7),
+            lines(&replay, &gates, Some(7)),
             [
                 "rollout 7 judged again: 13 windows",
                 "    12s  step  2  sequential: fail: failures: 2%",
@@ -192,5 +206,35 @@ mod tests {
                 "it would have been rolled back after 12s",
             ]
         );
+        let of_file = serde_json::to_value(answer(&replay, &gates, None)).unwrap();
+        assert_eq!(of_file["rollout"], serde_json::Value::Null);
+        assert_eq!(
+            lines(&replay, &gates, None)[0],
+            "recording judged again: 13 windows"
+        );
+    }
+
+    #[test]
+    fn a_file_needs_gates_and_no_service() {
+        #[derive(clap::Parser, Debug)]
+        struct Line {
+            #[command(flatten)]
+            replay: Replay,
+        }
+        let parse = |words: &str| {
+            use clap::Parser as _;
+            Line::try_parse_from(words.split(' '))
+        };
+        for words in ["x web", "x web --id 3 --to f", "x --file f --gates []"] {
+            parse(words).unwrap();
+        }
+        for words in [
+            "x",
+            "x --file f",
+            "x web --file f --gates []",
+            "x --file f --gates [] --id 3",
+        ] {
+            assert!(parse(words).is_err(), "{words}");
+        }
     }
 }

@@ -87,16 +87,20 @@ pub fn read(text: &str) -> Result<Recording, Failure> {
 
 /// Gates as they are given, as JSON.
 pub fn given(gates: &str) -> Result<Vec<GateSpec>, Failure> {
-    described(&format!(r#"{{"strategy":"canary","gates":{gates}}}"#))
+    let json = format!(r#"{{"strategy":"canary","gates":{gates}}}"#);
+    gates_of(&json, "--gates names none")
 }
 
 /// Gates of a described rollout.
 pub fn described(json: &str) -> Result<Vec<GateSpec>, Failure> {
+    gates_of(json, "the rollout had no gates")
+}
+
+fn gates_of(json: &str, none: &str) -> Result<Vec<GateSpec>, Failure> {
     let spec = spec::from_json(json).map_err(|error| local(&error))?;
     if spec.gates.is_empty() {
-        return Err(Failure::Usage(
-            "rollout had no gates: say which, as --gates '[{\"judge\":\"sequential\"}]'".to_owned(),
-        ));
+        let text = format!(r#"{none}: say which, as --gates '[{{"judge":"sequential"}}]'"#);
+        return Err(Failure::Usage(text));
     }
     Ok(spec.gates)
 }

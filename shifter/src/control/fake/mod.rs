@@ -23,7 +23,7 @@ use crate::{
         },
     },
 };
-use views::{flow, good_split, green_of, receipt, view, weight_change};
+use views::{flow, green_of, receipt, view, weight_change};
 
 /// Events that are kept for watchers.
 const KEPT: usize = 4;
@@ -45,6 +45,8 @@ struct State {
     last_context: Option<WriteContext>,
     store_problem: Option<String>,
     frozen: BTreeMap<String, String>,
+    rollouts: Vec<RolloutView>,
+    figures: RolloutFigures,
 }
 
 impl FakeAgent {
@@ -75,6 +77,12 @@ impl FakeAgent {
     pub fn edit(&self, name: &str, edit: impl FnOnce(&mut ServiceView)) {
         edit(self.state().services.get_mut(name).unwrap());
         self.tell(name, false);
+    }
+
+    /// There are these rollouts, and these figures over all that were.
+    pub fn roll_out(&self, rollouts: Vec<RolloutView>, figures: RolloutFigures) {
+        let mut state = self.state();
+        (state.rollouts, state.figures) = (rollouts, figures);
     }
 
     /// The conditions under which the last write came.
@@ -288,15 +296,13 @@ impl Controller for FakeAgent {
                 "generation {to} of service {name:?} is not known: leave --to out for the good split"
             )));
         }
-        self.write(name, context, |view| {
-            view.spec.green = good_split(view.spec.live)
-        })
+        self.write(name, context, |view| view.spec.green = view.spec.live.all())
     }
 
     fn promote(&self, name: &str, context: &WriteContext) -> Result<Receipt, ControlError> {
         self.write(name, context, |view| {
             view.spec.live = view.spec.live.other();
-            view.spec.green = good_split(view.spec.live);
+            view.spec.green = view.spec.live.all();
         })
     }
 
@@ -325,7 +331,7 @@ impl Controller for FakeAgent {
     }
 
     fn rollouts(&self, _: &str, _: u32) -> Result<Vec<RolloutView>, ControlError> {
-        Ok(Vec::new())
+        Ok(self.state().rollouts.clone())
     }
 
     fn rollout_report(
@@ -339,7 +345,7 @@ impl Controller for FakeAgent {
     }
 
     fn rollout_figures(&self) -> Result<RolloutFigures, ControlError> {
-        Ok(RolloutFigures::default())
+        Ok(self.state().figures.clone())
     }
 
     fn freeze(&self, name: &str, context: &WriteContext) -> Result<(), ControlError> {

@@ -148,13 +148,6 @@ pub(super) fn green_of(view: &ServiceView, share: ShareOf) -> Weight {
     }
 }
 
-pub(super) fn good_split(live: PoolName) -> Weight {
-    match live {
-        PoolName::Blue => Weight::ZERO,
-        PoolName::Green => Weight::ONE,
-    }
-}
-
 pub(super) fn flow(service: &str, port: u16, pool: PoolName) -> FlowView {
     FlowView {
         service: service.to_owned(),

@@ -3,7 +3,6 @@
 mod exec;
 mod grpc;
 mod http;
-mod tls;
 
 use std::{io, net::SocketAddr};
 
@@ -18,6 +17,7 @@ use crate::{
         HealthSpec, PoolName,
         health::{self, Check},
     },
+    tls::{TlsError, Trust},
 };
 
 /// How a check ended.
@@ -58,6 +58,16 @@ impl Fault {
     }
 }
 
+impl From<TlsError> for Fault {
+    fn from(error: TlsError) -> Self {
+        let kind = match error {
+            TlsError::Config(_) => "config",
+            TlsError::Handshake(_) => "tls",
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 /// What is checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct About {
@@ -69,7 +79,7 @@ pub struct About {
 /// Asks backends.
 #[derive(Default)]
 pub struct Prober {
-    trust: tls::Trust,
+    trust: Trust,
     /// Who runs programs; `None` without an `exec_dir`.
     runner: Option<RunnerAt>,
 }
@@ -77,7 +87,7 @@ pub struct Prober {
 impl Prober {
     /// One whose programs are run there.
     pub fn new(runner: Option<RunnerAt>) -> Self {
-        let trust = tls::Trust::default();
+        let trust = Trust::default();
         Self { trust, runner }
     }
 

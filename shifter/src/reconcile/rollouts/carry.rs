@@ -9,7 +9,7 @@ use crate::{
     model::{BackendState, PoolName, ServiceSpec, Weight},
     reconcile::{
         controller::{ControlError, Receipt, WriteContext},
-        entry::{DeadMan, Entry, Split, all_to},
+        entry::{DeadMan, Entry, Split},
         reconciler::{Core, Durability, Reconciler, SplitWrite, find, find_mut, lock, own_context},
     },
     rollout::{
@@ -332,7 +332,7 @@ impl Reconciler {
 /// Whether the candidate gets anything, by weight or by a cohort.
 fn needs_lease(entry: &Entry, green: Weight, cohorts_on: bool) -> bool {
     let has_cohorts = cohorts_on && !entry.spec.cohorts.is_empty();
-    has_cohorts || green.threshold() != all_to(entry.spec.live).threshold()
+    has_cohorts || green.threshold() != entry.spec.live.all().threshold()
 }
 
 /// Which pool the rollout of a service may give traffic, and its lease in ms.

@@ -20,7 +20,7 @@ pub use view::{GateView, NoteView, RolloutView};
 
 use super::{
     controller::ControlError,
-    entry::{Entry, Split, all_to},
+    entry::{Entry, Split},
     reconciler::{Core, Reconciler},
 };
 use crate::{
@@ -244,7 +244,7 @@ fn not_in_force(core: &Core, service: &str, rollout: &Rollout) -> Option<String>
     if rollout.is_over() || entry.spec.live == rollout.plan.candidate {
         return None;
     }
-    let is_good = entry.spec.green.threshold() == all_to(entry.spec.live).threshold();
+    let is_good = entry.spec.green.threshold() == entry.spec.live.all().threshold();
     let cohorts = preset::cohorts_at(rollout.spec.strategy, &rollout.plan, state.step);
     let by_cohorts = cohorts == Some(true) && state.wrote_weight;
     let cohorts_gone = !entry.spec.cohorts.is_empty() && !entry.spec.cohorts_on;

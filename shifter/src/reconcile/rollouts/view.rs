@@ -26,7 +26,7 @@ pub struct GateView {
 pub type NoteView = crate::rollout::Happened;
 
 /// A rollout as it stands.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Default, Debug)]
 pub struct RolloutView {
     pub id: u64,
     pub service: String,

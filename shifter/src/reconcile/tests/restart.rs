@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::rig::{Rig, context, other, web};
 use crate::{
     datapath::ServiceImage,
-    model::PoolName,
+    model::{PoolName, breaker::Breaker},
     reconcile::{Controller as _, reconciler::lock},
     store::{Commit, Store},
 };
@@ -299,6 +299,20 @@ fn a_value_of_the_file_wins_only_when_it_is_new_in_the_file() {
         ),
         ("50%", "10.0.1.2:8443")
     );
+    let breaker = Breaker {
+        window: MINUTE,
+        max_failures: 5,
+        min_attempts: 20,
+        max_ratio: "10%".parse().unwrap(),
+    };
+    file.breaker = Some(breaker);
+    let warnings = rig.reconciler.load_file_services(&[file.clone()]).unwrap();
+    assert!(
+        warnings[0].contains("new values for breaker"),
+        "{warnings:?}"
+    );
+    let view = rig.reconciler.get("web").unwrap();
+    assert_eq!(view.spec.breaker, Some(breaker));
     file.green = "7%".parse().unwrap();
     let warnings = rig.reconciler.load_file_services(&[file]).unwrap();
     assert!(warnings[0].contains("new values for green"), "{warnings:?}");

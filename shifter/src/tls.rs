@@ -1,4 +1,5 @@
-//! TLS to a backend, and who may have signed its certificate.
+//! TLS to a server that is asked something (a backend, Prometheus, a webhook), and
+//! who may have signed its certificate.
 
 use std::{
     collections::HashMap,
@@ -24,7 +25,6 @@ use tokio_rustls::{
     },
 };
 
-use super::Fault;
 use crate::model::health::Tls;
 
 /// Where distributions keep those who sign certificates, the first that is there.
@@ -39,18 +39,36 @@ const FRESH: Duration = Duration::from_secs(30);
 /// A larger file is not what it should be.
 const MAX_FILE: u64 = 8 << 20;
 
+/// Why there is no connection.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TlsError {
+    /// By what was asked for, or by what this host has.
+    #[error("{0}")]
+    Config(String),
+    /// By what the server said.
+    #[error("{0}")]
+    Handshake(String),
+}
+
+impl From<rustls::Error> for TlsError {
+    fn from(error: rustls::Error) -> Self {
+        Self::Config(format!("TLS: {error}"))
+    }
+}
+
 /// How certificates are verified and the protocol within (ALPN, RFC 7301).
 type Key = (Tls, &'static str);
-type Read = (Instant, Result<Arc<ClientConfig>, Fault>);
+type Read = (Instant, Result<Arc<ClientConfig>, TlsError>);
 
 /// Configurations of TLS, each read once in a while.
-#[derive(Default)]
-pub(super) struct Trust {
+#[derive(Default, Debug)]
+pub struct Trust {
     read: Mutex<HashMap<Key, Read>>,
 }
 
 impl Trust {
-    /// Does the handshake.
+    /// Does the handshake on a connection to `addr`, whose certificate must be of
+    /// `host` (a port is left out) or, where there is none, of the address.
     pub async fn connect(
         &self,
         tls: &Tls,
@@ -58,17 +76,17 @@ impl Trust {
         host: Option<&str>,
         addr: SocketAddr,
         stream: TcpStream,
-    ) -> Result<TlsStream<TcpStream>, Fault> {
+    ) -> Result<TlsStream<TcpStream>, TlsError> {
         let config = self.config(tls, alpn).await?;
         let connector = TlsConnector::from(config);
         let name = server_name(host, addr)?;
         connector
             .connect(name, stream)
             .await
-            .map_err(|error| handshake_fault(&error))
+            .map_err(|error| handshake_error(&error))
     }
 
-    async fn config(&self, tls: &Tls, alpn: &'static str) -> Result<Arc<ClientConfig>, Fault> {
+    async fn config(&self, tls: &Tls, alpn: &'static str) -> Result<Arc<ClientConfig>, TlsError> {
         let key = (tls.clone(), alpn);
         if let Some((at, config)) = self.lock().get(&key)
             && at.elapsed() < FRESH
@@ -77,7 +95,7 @@ impl Trust {
         }
         let wanted = key.clone();
         let made = tokio::task::spawn_blocking(move || make(&wanted.0, wanted.1)).await;
-        let made = made.unwrap_or_else(|error| Err(Fault::new("config", error.to_string())));
+        let made = made.unwrap_or_else(|error| Err(TlsError::Config(error.to_string())));
         let mut read = self.lock();
         read.retain(|_, (at, _)| at.elapsed() < 2 * FRESH);
         read.insert(key, (Instant::now(), made.clone()));
@@ -90,7 +108,7 @@ impl Trust {
 }
 
 /// The name that the certificate must have, sent as SNI (RFC 6066) but for addresses.
-fn server_name(host: Option<&str>, addr: SocketAddr) -> Result<ServerName<'static>, Fault> {
+fn server_name(host: Option<&str>, addr: SocketAddr) -> Result<ServerName<'static>, TlsError> {
     let Some(host) = host else {
         return Ok(ServerName::IpAddress(addr.ip().into()));
     };
@@ -100,32 +118,25 @@ fn server_name(host: Option<&str>, addr: SocketAddr) -> Result<ServerName<'stati
         _ => host,
     };
     let bare = bare.trim_start_matches('[').trim_end_matches(']');
-    ServerName::try_from(bare.to_owned()).map_err(|_| {
-        Fault::new(
-            "config",
-            format!("no certificate can have the name {bare:?}"),
-        )
+    ServerName::try_from(bare.to_owned())
+        .map_err(|_| TlsError::Config(format!("no certificate can have the name {bare:?}")))
+}
+
+fn handshake_error(error: &io::Error) -> TlsError {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    TlsError::Handshake(match inner {
+        Some(rustls::Error::InvalidCertificate(why)) => {
+            format!("its certificate is not accepted: {why}")
+        }
+        Some(error) => format!("TLS failed: {error}"),
+        None => format!("TLS failed: {error}"),
     })
 }
 
-fn handshake_fault(error: &io::Error) -> Fault {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-    match inner {
-        Some(rustls::Error::InvalidCertificate(why)) => {
-            Fault::new("tls", format!("its certificate is not accepted: {why}"))
-        }
-        Some(error) => Fault::new("tls", format!("TLS failed: {error}")),
-        None => Fault::new("tls", format!("TLS failed: {error}")),
-    }
-}
-
-fn make(tls: &Tls, alpn: &str) -> Result<Arc<ClientConfig>, Fault> {
+fn make(tls: &Tls, alpn: &str) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = Arc::new(ring::default_provider());
-    let fault = |error: rustls::Error| Fault::new("config", format!("TLS: {error}"));
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
-    let builder = builder
-        .with_safe_default_protocol_versions()
-        .map_err(fault)?;
+    let builder = builder.with_safe_default_protocol_versions()?;
     let builder = if tls.insecure {
         builder
             .dangerous()
@@ -141,15 +152,13 @@ fn make(tls: &Tls, alpn: &str) -> Result<Arc<ClientConfig>, Fault> {
     Ok(Arc::new(config))
 }
 
-fn roots(ca: Option<&str>) -> Result<RootCertStore, Fault> {
+fn roots(ca: Option<&str>) -> Result<RootCertStore, TlsError> {
     let system = || SYSTEM.into_iter().find(|path| Path::new(path).exists());
     let Some(path) = ca.or_else(system) else {
-        return Err(Fault::new(
-            "config",
-            "this host has no list of those who sign certificates: install ca-certificates, or write the key ca",
-        ));
+        let text = "this host has no list of those who sign certificates: install ca-certificates, or write the key ca";
+        return Err(TlsError::Config(text.to_owned()));
     };
-    let wrong = |why: String| Fault::new("config", format!("reading {path} failed: {why}"));
+    let wrong = |why: String| TlsError::Config(format!("reading {path} failed: {why}"));
     let length = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?;
     if !length.is_file() || length.len() > MAX_FILE {
         return Err(wrong("it is no file of certificates in PEM".to_owned()));
