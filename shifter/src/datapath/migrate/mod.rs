@@ -459,9 +459,11 @@ impl Migration {
 fn exchange(one: &Path, other: &Path) -> Result<(), DatapathError> {
     let swap = || {
         let (one, other) = (path_text(one)?, path_text(other)?);
+        // musl has no function of this name.
         // SAFETY: both are C strings that live over the call.
         let failed = unsafe {
-            libc::renameat2(
+            libc::syscall(
+                libc::SYS_renameat2,
                 libc::AT_FDCWD,
                 one.as_ptr(),
                 libc::AT_FDCWD,
