@@ -32,6 +32,7 @@ fn full_page() -> String {
             passed: false,
         });
         view.first_flow = Some((1, 1_200_000));
+        view.cohorts = "on";
         view.backends[0].health = "up";
         view.backends[0].checks = Some(Standing {
             passed: 7,
@@ -97,6 +98,12 @@ fn table(page: &str) -> String {
             let rest = line.strip_prefix(name).unwrap_or_default();
             rest.starts_with('{') || rest.starts_with("_bucket{")
         };
+        let plain = [format!("{name} "), format!("{name}_bucket{{le=")];
+        let is_plain = |line: &str| plain.iter().any(|start| line.starts_with(start));
+        assert!(
+            page.lines().any(|line| is_sample(&line) || is_plain(line)),
+            "{name} has no sample on the page"
+        );
         let labels = page.lines().find(is_sample).map_or(String::new(), |line| {
             let inside = line.split(['{', '}']).nth(1).unwrap_or_default();
             let keys = inside.split(',').filter_map(|pair| pair.split('=').next());

@@ -27,6 +27,8 @@ const CLIENTS: u32 = 16;
 pub struct Opened {
     /// They stood and were answered.
     pub served: u64,
+    /// Of those: before they were told to stop.
+    pub in_time: u64,
     /// Of those: the first SYN or its answer was lost.
     pub second_syn: u64,
     /// Their SYN was answered by a reset.
@@ -61,10 +63,11 @@ impl Opened {
         self.refused + self.reset + self.wrong == 0 && self.stalled <= 2 + self.served / 8
     }
 
-    fn note(&mut self, end: End) {
+    fn note(&mut self, end: End, is_over: bool) {
         let error = match end {
             End::Served { handshake } => {
                 self.served += 1;
+                self.in_time += u64::from(!is_over);
                 self.second_syn += u64::from(handshake > ONE_SYN);
                 self.slowest = self.slowest.max(handshake);
                 return;
@@ -95,6 +98,7 @@ impl Opened {
     /// Both together.
     fn with(mut self, other: Self) -> Self {
         self.served += other.served;
+        self.in_time += other.in_time;
         self.second_syn += other.second_syn;
         self.refused += other.refused;
         self.reset += other.reset;
@@ -115,9 +119,10 @@ impl std::fmt::Display for Opened {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} new connections served during it ({} with a second SYN, slowest handshake {} ms), \
-             {} refused, {} stalled, {} reset",
+            "{} new connections served, {} before its end ({} with a second SYN, slowest \
+             handshake {} ms), {} refused, {} stalled, {} reset",
             self.served,
+            self.in_time,
             self.second_syn,
             self.slowest.as_millis(),
             self.refused,
@@ -143,7 +148,8 @@ pub fn open_until(to: &[SocketAddr], per_second: u32, stop: &AtomicBool) -> Open
         while !stop.load(Relaxed) {
             let due = Instant::now() + period;
             let number = count.fetch_add(1, Relaxed);
-            opened.note(open(number, to[number as usize % to.len()]));
+            let end = open(number, to[number as usize % to.len()]);
+            opened.note(end, stop.load(Relaxed));
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
         opened

@@ -27,8 +27,8 @@ const WAIT: Duration = Duration::from_secs(1);
 /// How often something is sent: a real client goes on for minutes (RFC 9293, 3.8.3),
 /// so one that is silent after this is not merely unlucky.
 const TRIES: u32 = 12;
-/// Bytes of an ear's buffer: room for the answers to every client at once. The
-/// servers repeat all of them together, so what finds no room once finds none again.
+/// Bytes of an ear's buffer: room for the answers to every client at once, which ask
+/// together; what finds no room once finds none again.
 const EAR: libc::c_int = 16 << 20;
 
 /// Handshakes under way.
