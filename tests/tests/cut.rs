@@ -90,15 +90,22 @@ impl<'lab> Scene<'lab> {
     }
 }
 
+/// All of green's took as long as the pace wants.
+fn assert_paced(began: Instant) {
+    let least_s = f64::from(FLOWS) / f64::from(PACE) - 0.5;
+    let took = began.elapsed().as_secs_f64();
+    assert!(took >= least_s, "all of them after {took} s");
+}
+
 /// The service counts all of green's, and the audit tells of the end.
-fn assert_ended(agent: &Agent, name: &str, cause: &str) {
+fn assert_ended(agent: &Agent, name: &str, cause: &str, what: &str) {
     let service = agent.service(name).unwrap();
     let ended = number(&service["ended_flows"][cause]);
-    assert_eq!(ended, u64::from(FLOWS), "{service}");
+    assert_eq!(ended, u64::from(FLOWS), "{what}: {service}");
     // The next look at the table finds that none is left.
     let audit = || agent.done(&["get", "audit", name]).unwrap();
     let is_told = eventually(SOON, || audit().contains("cut end"));
-    assert!(is_told, "{}", audit());
+    assert!(is_told, "{what}: {}", audit());
 }
 
 /// Rolled back with a cut; the flows are idle meanwhile.
@@ -124,7 +131,7 @@ fn ends_at_its_pace(placement: Placement, settings: Settings, family: Family) {
     }
     let least_s = f64::from(FLOWS) / f64::from(PACE) - 0.5;
     assert!(seen.last().unwrap().0 >= least_s, "{what}: {seen:?}");
-    assert_ended(&scene.agent, &scene.name, "rollback");
+    assert_ended(&scene.agent, &scene.name, "rollback", &what);
     scene.assert_cut(&lab, family, &what);
 }
 
@@ -167,10 +174,8 @@ fn an_aborted_rollout_with_a_cut_ends_what_the_candidate_carries() {
     let began = Instant::now();
     agent.done(&["rollout", "abort", &name]).unwrap();
     assert!(eventually(SOON, || carried()[1] == 0), "{}", agent.log());
-    let least_s = f64::from(FLOWS) / f64::from(PACE) - 0.5;
-    let took = began.elapsed().as_secs_f64();
-    assert!(took >= least_s, "all of them after {took} s");
-    assert_ended(&agent, &name, "rollback");
+    assert_paced(began);
+    assert_ended(&agent, &name, "rollback", "aborted");
     let scene = Scene {
         agent,
         name,
@@ -208,10 +213,8 @@ fn udp_flows_that_are_cut_are_new_ones_to_the_live_pool() {
         .done(&["rollback", &service.name, "--cut", &pace])
         .unwrap();
     assert!(eventually(SOON, || carried()[1] == 0), "{}", agent.log());
-    let least_s = f64::from(FLOWS) / f64::from(PACE) - 0.5;
-    let took = began.elapsed().as_secs_f64();
-    assert!(took >= least_s, "all of them after {took} s");
-    assert_ended(&agent, &service.name, "rollback");
+    assert_paced(began);
+    assert_ended(&agent, &service.name, "rollback", "udp");
     let moved = ask_all(&mut green);
     assert_eq!((moved.moved, moved.cut), (u64::from(FLOWS), 0), "{moved:?}");
     let kept = ask_all(&mut blue);
@@ -264,7 +267,7 @@ fn a_drain_resets_at_its_deadline_what_is_left() {
     let took = began.elapsed();
     assert!(took >= Duration::from_secs(3), "{took:?}");
     assert!(took < SOON, "{took:?}");
-    assert_ended(&scene.agent, &scene.name, "drain");
+    assert_ended(&scene.agent, &scene.name, "drain", "drained");
     scene.assert_cut(&lab, Family::V4, "drained");
 }
 

@@ -18,6 +18,7 @@ use shifter_tests::{
     command::{eventually, run},
     mover::Service,
     need,
+    need::scaled,
     records::assert_as_stored,
     topology::{Family, Lab, Placement, Side},
     traffic::{requests, server, storm::Storm},
@@ -67,7 +68,7 @@ impl Drop for Disk {
 }
 
 fn storm(lab: &Lab) -> Storm {
-    Storm::answered(lab, 100, 20, 10).unwrap()
+    Storm::answered(lab, scaled(100, 2_000), scaled(20, 500), 5).unwrap()
 }
 
 fn services(lab: &Lab) -> Vec<Service> {

@@ -19,6 +19,7 @@ use shifter_tests::{
     command::{eventually, run},
     mover::Service,
     need,
+    need::scaled,
     records::assert_as_stored,
     topology::{Family, Lab, Placement, Side},
     traffic::{
@@ -67,7 +68,7 @@ fn hold(lab: &Lab) -> [Vec<Held>; 2] {
 }
 
 fn storm(lab: &Lab) -> Storm {
-    Storm::answered(lab, 100, 20, 10).unwrap()
+    Storm::answered(lab, scaled(100, 2_000), scaled(20, 500), 5).unwrap()
 }
 
 /// Another BPF file system in the place of the lab's.

@@ -84,13 +84,14 @@ impl Asker {
         is_tls: bool,
         call: &Call<'_>,
     ) -> Result<Answer, HttpError> {
+        let request = request(host, is_tls, call)?;
         let failed = |error| HttpError::Connect {
             host: host.to_owned(),
             error,
         };
         let stream = TcpStream::connect(host).await.map_err(failed)?;
         if !is_tls {
-            return exchange(stream, host, call).await;
+            return exchange(stream, host, request, call.most).await;
         }
         let addr = stream.peer_addr().map_err(failed)?;
         let stream = self
@@ -101,14 +102,15 @@ impl Asker {
                 host: host.to_owned(),
                 error,
             })?;
-        exchange(stream, host, call).await
+        exchange(stream, host, request, call.most).await
     }
 }
 
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     host: &str,
-    call: &Call<'_>,
+    request: Request<Full<Bytes>>,
+    most: usize,
 ) -> Result<Answer, HttpError> {
     let http = |error| HttpError::Http {
         host: host.to_owned(),
@@ -117,12 +119,11 @@ async fn exchange(
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(http)?;
-    let request = request(host, call)?;
     // Both end with this future: a time-out closes the connection.
     let answered = async {
         let response = sender.send_request(request).await.map_err(http)?;
         let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), call.most)
+        let body = Limited::new(response.into_body(), most)
             .collect()
             .await
             .map_err(|error| HttpError::Body {
@@ -144,11 +145,11 @@ async fn exchange(
     }
 }
 
-fn request(host: &str, call: &Call<'_>) -> Result<Request<Full<Bytes>>, HttpError> {
-    let (scheme, rest) = call.url.split_once("://").unwrap_or(("http", call.url));
+fn request(host: &str, is_tls: bool, call: &Call<'_>) -> Result<Request<Full<Bytes>>, HttpError> {
+    let rest = call.url.split_once("://").map_or("", |(_, rest)| rest);
     // RFC 9110, 4.2: the port of the scheme is left out; some servers match the rest
     // letter by letter.
-    let default_port = if scheme == "https" { ":443" } else { ":80" };
+    let default_port = if is_tls { ":443" } else { ":80" };
     let host = host.strip_suffix(default_port).unwrap_or(host);
     let own = rest.find(['/', '?']).map_or("", |at| &rest[at..]);
     let target = if call.path.is_empty() {

@@ -169,7 +169,7 @@ impl Reconciler {
         let most = (f64::from(job.rate.get()) * queued_s).ceil() as usize;
         let mut due: Vec<CutFlow> = flows.into_iter().filter(is_due).collect();
         // One that takes no RST keeps no other from its turn.
-        due.sort_by_key(|flow| run.tried.get(&flow.id()).map_or(0, |tried| tried.times));
+        due.sort_by_cached_key(|flow| run.tried.get(&flow.id()).map_or(0, |tried| tried.times));
         run.queue = due.into_iter().take(most).collect();
     }
 

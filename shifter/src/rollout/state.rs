@@ -230,8 +230,9 @@ pub struct State {
     pub left_behind: u64,
     /// What shifter had dropped and evicted of live traffic when it began.
     pub cut_before: u64,
-    /// Flows of the service that were ended on request when it began.
-    #[serde(default)]
+    /// Flows of the service that were ended on request when it began; by this agent,
+    /// so it is not stored.
+    #[serde(skip)]
     pub ended_before: u64,
 }
 

@@ -28,8 +28,8 @@ pub(super) struct Place {
     length: u64,
 }
 
-/// A further connection to the store's file. The store's own decides what becomes of
-/// the log, so this one never moves it into the file.
+/// A further connection to the store's file, which does not move the log into it when it
+/// closes. One that must not at a commit either sets `wal_autocheckpoint`.
 pub(super) fn open_beside(
     path: &Path,
     patience: Duration,

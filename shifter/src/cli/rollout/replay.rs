@@ -83,7 +83,8 @@ impl Replay {
         let recording = source::read(&text)?;
         let gates = match (given, id) {
             (Some(gates), _) => gates,
-            (None, id) => source::of_description(client, service, id.unwrap_or_default()).await?,
+            (None, Some(id)) => source::of_description(client, service, id).await?,
+            (None, None) => return Err(Failure::Usage("--file needs --gates".to_owned())),
         };
         let replay = judge::replay(&recording, &gates);
         if screen.json() {

@@ -148,10 +148,8 @@ impl Reconciler {
             |what: &str, why: String| format!("its {what} in the store cannot be read: {why}");
         let plan: Plan =
             serde_json::from_str(&row.plan).map_err(|e| wrong("plan", e.to_string()))?;
-        let mut state: State =
+        let state: State =
             serde_json::from_str(&row.state).map_err(|e| wrong("state", e.to_string()))?;
-        // This agent counts from nothing.
-        state.ended_before = 0;
         if state.version != crate::rollout::state::VERSION {
             return Err(format!(
                 "its state has format {}, this agent knows {}",

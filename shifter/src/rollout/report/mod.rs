@@ -121,8 +121,8 @@ pub struct Report {
     /// Flows of the host that shifter cut meanwhile: packets that it dropped, and live
     /// proven flows that it evicted.
     pub reset_by_shifter: u64,
-    /// Flows of the service that were ended because somebody asked for it, up to this
-    /// report; not among the above.
+    /// Flows of the service that were ended because somebody asked for it, by the agent
+    /// that made this report, up to it; not among the above.
     #[serde(default)]
     pub ended_on_request: u64,
     /// The pace that the rollout asks for.
