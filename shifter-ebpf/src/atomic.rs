@@ -1,7 +1,10 @@
 //! The only inline assembly: atomics that the bpf target lacks, loads from
 //! packets at any alignment, and a fence against the optimiser.
 
-use core::{arch::asm, mem::size_of};
+use core::{
+    arch::asm,
+    mem::{MaybeUninit, size_of},
+};
 
 use shifter_common::packet::MAX_OFFSET;
 
@@ -21,6 +24,28 @@ pub fn add(base: usize, offset: usize) -> usize {
              base = in(reg) base, mask = const MAX_OFFSET, options(nomem, nostack))
     };
     at
+}
+
+/// The next number, of which the optimiser knows nothing more: a loop over such is
+/// not unrolled.
+#[inline(always)]
+pub fn next(number: u32) -> u32 {
+    let mut next = u64::from(number);
+    // SAFETY: arithmetic on a register.
+    unsafe { asm!("{next} += 1", next = inout(reg) next, options(nomem, nostack)) };
+    next as u32
+}
+
+/// Zeroes words one by one; of a plain assignment the compiler makes a call of a
+/// loop over bytes.
+#[inline(always)]
+pub fn zero<const N: usize>(words: &mut [MaybeUninit<u64>; N]) {
+    let mut i = 0;
+    while i < N {
+        // SAFETY: `i` is below `N`.
+        unsafe { core::ptr::write_volatile(words.as_mut_ptr().add(i).cast::<u64>(), 0) };
+        i += 1;
+    }
 }
 
 /// Address of an element of a table of `N` at `base`. `index` must be below `N`;

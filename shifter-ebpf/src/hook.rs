@@ -88,6 +88,9 @@ pub trait Hook: Packet {
     ) -> Option<()>;
     /// Payload of each packet that an aggregated skb becomes; 0: it is one packet.
     fn segment(&self) -> u32;
+    /// Makes the headers of a packet that is not plain reachable. Where the data lie
+    /// in pages, as a server's on this host do, it costs the kernel a new buffer.
+    fn pull(&self);
     /// Whether a VLAN tag lies beside the frame.
     fn has_tag(&self) -> bool;
     /// Longest layer-3 packet that this becomes on the wire.
@@ -272,6 +275,8 @@ impl Hook for XdpFrame {
         0
     }
     #[inline(always)]
+    fn pull(&self) {}
+    #[inline(always)]
     fn has_tag(&self) -> bool {
         false
     }
@@ -321,18 +326,10 @@ impl Hook for XdpFrame {
 pub struct TcPacket<const EGRESS: bool>(*mut __sk_buff);
 
 impl<const EGRESS: bool> TcPacket<EGRESS> {
-    /// Makes the headers reachable.
+    /// The packet as the kernel hands it over.
     #[inline(always)]
     pub fn new(skb: *mut __sk_buff) -> Self {
-        let packet = Self(skb);
-        let linear = (packet.data_end() - packet.data()) as u32;
-        let length = packet.length();
-        if linear < PULL_AT_LEAST && linear < length {
-            let wanted = if length < PULL { length } else { PULL };
-            // SAFETY: the context is valid; on failure the parser finds the packet cut short.
-            unsafe { bpf_skb_pull_data(skb, wanted) };
-        }
-        packet
+        Self(skb)
     }
 }
 
@@ -434,6 +431,15 @@ impl<const EGRESS: bool> Hook for TcPacket<EGRESS> {
     fn segment(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0).gso_size }
+    }
+    #[inline(always)]
+    fn pull(&self) {
+        let (linear, length) = (self.linear(), self.length());
+        if linear < PULL_AT_LEAST && linear < length {
+            let wanted = if length < PULL { length } else { PULL };
+            // SAFETY: as above; on failure the parser finds the packet cut short.
+            unsafe { bpf_skb_pull_data(self.0, wanted) };
+        }
     }
     #[inline(always)]
     fn has_tag(&self) -> bool {

@@ -18,7 +18,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 
-use hook::{TcPacket, XdpFrame};
+use hook::{Hook, TcPacket, XdpFrame};
 use stage::{classify, fast};
 use verdict::conclude;
 
@@ -28,7 +28,7 @@ use verdict::conclude;
 pub fn shifter_xdp(context: XdpContext) -> u32 {
     let mut frame = XdpFrame(context.ctx);
     match fast::established(&mut frame) {
-        0 => conclude::<XdpFrame>(classify::ingress(&mut frame)) as u32,
+        0 => ingress(&mut frame) as u32,
         done => done as u32,
     }
 }
@@ -39,7 +39,7 @@ pub fn shifter_xdp(context: XdpContext) -> u32 {
 pub fn shifter_ingress(context: TcContext) -> i32 {
     let mut packet = TcPacket::<false>::new(context.skb.skb);
     match fast::established(&mut packet) {
-        0 => conclude::<TcPacket<false>>(classify::ingress(&mut packet)),
+        0 => ingress(&mut packet) as i32,
         done => done as i32,
     }
 }
@@ -50,9 +50,23 @@ pub fn shifter_ingress(context: TcContext) -> i32 {
 pub fn shifter_egress(context: TcContext) -> i32 {
     let mut packet = TcPacket::<true>::new(context.skb.skb);
     match fast::established(&mut packet) {
-        0 => conclude::<TcPacket<true>>(classify::egress(&mut packet)),
+        0 => egress(&mut packet) as i32,
         done => done as i32,
     }
+}
+
+/// The stages at ingress. A function of its own, as `fast::established` is: the
+/// stack of the one is gone when the other begins. What it gives is given to the
+/// kernel as it is: a program of the layout before may have answered in its place.
+#[inline(never)]
+fn ingress<H: Hook>(hook: &mut H) -> u64 {
+    u64::from(conclude::<H>(classify::ingress(hook)).cast_unsigned())
+}
+
+/// The stages at egress.
+#[inline(never)]
+fn egress<H: Hook>(hook: &mut H) -> u64 {
+    u64::from(conclude::<H>(classify::egress(hook)).cast_unsigned())
 }
 
 #[cfg(not(test))]

@@ -163,6 +163,7 @@ pub struct Scratch {
     pub key: FlowKey,
     pub new: NewFlow,
     pub choice: Choice,
+    pub address: AddressKey,
 }
 
 /// One element. Not pinned.

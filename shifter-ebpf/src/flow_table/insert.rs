@@ -11,7 +11,8 @@ use shifter_common::{
 };
 
 use super::{
-    FlowKey, Match, PLACE_FOUND, at, entry_at, find_place, get, home_of, place_of, set, set_of,
+    FlowKey, Match, PLACE_FOUND, at, entry_at, find_place, get, home_of, is_marked_from, place_of,
+    set, set_of,
 };
 use crate::{atomic, maps::EVICTED, stage::signals};
 
@@ -162,7 +163,7 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *const NewFlow) -> u64 {
     if which == 1 {
         mark(at(first, key.places.homes[0], 0), HOME_OVERFLOW);
     }
-    if yields(key, new, &Claim { which, distance }) {
+    if yields(key, new, number(which, distance)) {
         let free = freed(claim, new.now);
         // SAFETY: as above.
         unsafe { atomic::compare_exchange(&raw mut (*entry).control, claim, free) };
@@ -183,10 +184,10 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *const NewFlow) -> u64 {
 
 /// Whether another packet of the flow goes before a claim.
 #[inline(always)]
-fn yields(key: &FlowKey, new: &NewFlow, own: &Claim) -> bool {
+fn yields(key: &FlowKey, new: &NewFlow, own: u32) -> bool {
     let mut passes = 1;
     loop {
-        let rival = rival_of(key, new, own);
+        let rival = rival_of(key, u32::from(new.service), new.now, own);
         if let Some(gives_up) = gives_up(rival, passes) {
             return gives_up;
         }
@@ -245,16 +246,22 @@ fn publish(entry: *mut FlowEntry, claim: u64, new: &NewFlow) -> bool {
     unsafe { atomic::compare_exchange(&raw mut (*entry).control, claim, live) == claim }
 }
 
-/// A place taken by this packet and not yet visible.
-struct Claim {
-    which: usize,
-    distance: u32,
+/// A place of a key among those of both its sets, in the order in which they are looked at.
+#[inline(always)]
+fn number(which: usize, distance: u32) -> u32 {
+    which as u32 * SET_ENTRIES as u32 + distance
 }
 
 /// Looks at both sets again for another entry of the same flow: a live one
-/// wins, of two claims the one at the lower place.
+/// wins, of two claims the one at the lower place. `own` is the number of the set
+/// times its entries, and the distance. A global function: verified once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn rival_of(key: &FlowKey, new: &NewFlow, own: &Claim) -> u32 {
+pub extern "C" fn rival_of(key: *const FlowKey, service: u32, now: u32, own: u32) -> u32 {
+    // SAFETY: null or a whole key; the verifier knows which.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return RIVAL_NONE;
+    };
     let mut higher = RIVAL_NONE;
     let mut which = 0;
     while which < 2 {
@@ -269,20 +276,18 @@ fn rival_of(key: &FlowKey, new: &NewFlow, own: &Claim) -> u32 {
         let home = home_of(&key.places, which);
         let mark = get!(at(set, home, 0), home);
         let mut distance = 0;
-        while distance < SET_ENTRIES as u32 {
-            if mark >> distance & 1 != 0 {
-                let is_lower = which < own.which || (which == own.which && distance < own.distance);
-                let is_own = which == own.which && distance == own.distance;
+        while is_marked_from(mark, distance) {
+            let here = number(which, distance);
+            if mark >> distance & 1 != 0 && here != own {
                 let place = place_of(index, home, distance);
-                let service = u32::from(new.service);
-                match rival_at(key, service, new.now, place, u32::from(is_lower)) {
+                match rival_at(key, service, now, place, u32::from(here < own)) {
                     RIVAL_LIVE => return RIVAL_LIVE,
                     RIVAL_LOWER => return RIVAL_LOWER,
-                    RIVAL_HIGHER if !is_own => higher = RIVAL_HIGHER,
+                    RIVAL_HIGHER => higher = RIVAL_HIGHER,
                     _ => {}
                 }
             }
-            distance += 1;
+            distance = atomic::next(distance);
         }
         if mark & HOME_OVERFLOW == 0 {
             return higher;

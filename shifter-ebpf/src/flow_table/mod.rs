@@ -104,7 +104,7 @@ pub fn client_words(entry: *const FlowEntry) -> [u64; 2] {
 
 /// The entry at a place that `find_place` or `insert_at` gave.
 #[inline(always)]
-fn entry_at(place: u64) -> Option<*mut FlowEntry> {
+pub fn entry_at(place: u64) -> Option<*mut FlowEntry> {
     let set = FLOWS.get_ptr_mut((place >> 4) as u32)?;
     let offset = (place as usize & (SET_ENTRIES - 1)) * size_of::<FlowEntry>();
     // Not to be moved before the check for null.
@@ -135,6 +135,14 @@ fn home_of(places: &Places, which: usize) -> u32 {
     } else {
         places.homes[1]
     }
+}
+
+/// Whether a home word marks this distance or a greater one. Most mark none or the
+/// first, so loops over them end here; they are not to be unrolled, which makes
+/// kilobytes of code that every packet jumps through.
+#[inline(always)]
+fn is_marked_from(mark: u32, distance: u32) -> bool {
+    distance < SET_ENTRIES as u32 && (mark & (HOME_OVERFLOW - 1)) >> distance != 0
 }
 
 /// The live entry of a flow. Where two were written at once, both directions
@@ -181,7 +189,7 @@ pub extern "C" fn find_place(key: *const FlowKey, is_backend: u32, id: u32) -> u
         let home = home_of(&key.places, which);
         let mark = get!(at(set, home, 0), home);
         let mut distance = 0;
-        while distance < SET_ENTRIES as u32 {
+        while is_marked_from(mark, distance) {
             if mark >> distance & 1 != 0 {
                 let entry = at(set, home, distance);
                 let control = get!(entry, control);
@@ -192,7 +200,7 @@ pub extern "C" fn find_place(key: *const FlowKey, is_backend: u32, id: u32) -> u
                     return place_of(index, home, distance);
                 }
             }
-            distance += 1;
+            distance = atomic::next(distance);
         }
         if mark & HOME_OVERFLOW == 0 {
             return 0;
@@ -203,7 +211,7 @@ pub extern "C" fn find_place(key: *const FlowKey, is_backend: u32, id: u32) -> u
 }
 
 #[inline(always)]
-fn place_of(set: u32, home: u32, distance: u32) -> u64 {
+pub fn place_of(set: u32, home: u32, distance: u32) -> u64 {
     let position = (home + distance) & (SET_ENTRIES as u32 - 1);
     PLACE_FOUND | u64::from(set) << 4 | u64::from(position)
 }

@@ -26,6 +26,7 @@ fn parse_into<H: Hook>(hook: &H, headers: &mut Headers) -> bool {
     if fast::read_plain(hook, headers) {
         return true;
     }
+    hook.pull();
     match parse(hook) {
         Some(parsed) => {
             *headers = parsed;
@@ -48,6 +49,7 @@ pub fn ingress<H: Hook>(hook: &mut H) -> Outcome {
         key,
         new,
         choice,
+        address,
     } = scratch;
     if !parse_into(hook, headers) {
         return Outcome::pass(hook, Verdict::Unparsed);
@@ -68,9 +70,9 @@ pub fn ingress<H: Hook>(hook: &mut H) -> Outcome {
         return Outcome::pass(hook, Verdict::NotOurs);
     };
     if to_vip {
-        let vip = destination_key(headers);
+        *address = destination_key(headers);
         // SAFETY: values are single words.
-        if let Some(service) = unsafe { VIPS.get(&vip) } {
+        if let Some(service) = unsafe { VIPS.get(&*address) } {
             return match body(*service) {
                 Some(body) => forward::forward(
                     hook,
@@ -88,9 +90,9 @@ pub fn ingress<H: Hook>(hook: &mut H) -> Outcome {
         }
     }
     if from_backend {
-        let source = source_key(headers);
+        *address = source_key(headers);
         // SAFETY: values are single words.
-        if let Some(backend) = unsafe { BACKEND_IDS.get(&source) } {
+        if let Some(backend) = unsafe { BACKEND_IDS.get(&*address) } {
             return reply::at_ingress(hook, headers, config, key, *backend as u16);
         }
     }
@@ -104,7 +106,12 @@ pub fn egress<H: Hook>(hook: &mut H) -> Outcome {
         return Outcome::pass(hook, Verdict::Unparsed);
     };
     // SAFETY: per CPU, and programs of one CPU do not interleave.
-    let Scratch { headers, key, .. } = unsafe { &mut *scratch };
+    let Scratch {
+        headers,
+        key,
+        address,
+        ..
+    } = unsafe { &mut *scratch };
     if !parse_into(hook, headers) {
         return Outcome::pass(hook, Verdict::Unparsed);
     }
@@ -118,9 +125,9 @@ pub fn egress<H: Hook>(hook: &mut H) -> Outcome {
     let Some(config) = config() else {
         return Outcome::pass(hook, Verdict::NotOurs);
     };
-    let source = source_key(headers);
+    *address = source_key(headers);
     // SAFETY: values are single words.
-    match unsafe { BACKEND_IDS.get(&source) } {
+    match unsafe { BACKEND_IDS.get(&*address) } {
         Some(backend) => reply::at_egress(hook, headers, config, key, *backend as u16),
         None => Outcome::pass(hook, Verdict::NoFlow),
     }

@@ -391,7 +391,7 @@ fn go_on<H: Hook>(
 ) -> Outcome {
     let choice = choice_of(entry);
     let length = hook.length().wrapping_sub(headers.l3 as u32);
-    track(hook, headers, entry, key, From::Client, length, now);
+    track(hook, headers, key, From::Client, length, now);
     send(hook, headers, body, &choice)
 }
 

@@ -90,8 +90,7 @@ pub fn at_ingress<H: Hook>(
     if headers.hop_limit <= 1 {
         return Outcome::pass(hook, Verdict::TtlExpired);
     }
-    let client = &headers.destination;
-    let Some(next) = route::to_client(hook, headers, config, entry, key.places.tag, client) else {
+    let Some(next) = route::to_client(hook, headers, entry, key.places.tag) else {
         return Outcome::pass(hook, Verdict::ReplyKernel);
     };
     if !hook.can_leave_by(config, next.ifindex) {
@@ -161,7 +160,6 @@ fn count_and_track<H: Hook>(
     track(
         hook,
         headers,
-        entry,
         key,
         From::Backend,
         length,

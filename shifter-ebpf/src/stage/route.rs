@@ -4,16 +4,18 @@ use aya_ebpf::{
     bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup},
     helpers::bpf_fib_lookup,
 };
-use core::mem::size_of;
+use core::mem::{MaybeUninit, size_of};
 use shifter_common::{
-    abi::{Config, FlowEntry, NextHop, NextHopKey, flow::control_tag, next_hop::NO_NEXT_HOP},
+    abi::{FlowEntry, NextHop, NextHopKey, flow::control_tag, next_hop::NO_NEXT_HOP},
     packet::parse::{Headers, Kind, narrow},
 };
 
 use crate::{
+    atomic,
     flow_table::{get, set},
     hook::Hook,
     maps::{NEXT_HOP_IDS, NEXT_HOPS, element},
+    stage::classify,
 };
 
 const AF_INET: u8 = 2;
@@ -38,15 +40,15 @@ pub fn next_hop_at(id: u32) -> Option<&'static NextHop> {
 
 /// Next hop towards the client of a flow: the one kept in the entry, or one
 /// look-up in the kernel's routing table where routes have changed since.
-#[inline(always)]
+/// A frame of its own on the stack.
+#[inline(never)]
 pub fn to_client<H: Hook>(
     hook: &H,
     headers: &Headers,
-    config: &Config,
     entry: *mut FlowEntry,
     tag: u32,
-    client: &[u8; 16],
 ) -> Option<NextHop> {
+    let config = classify::config()?;
     // SAFETY: a word of a map that the agent writes.
     let generation = unsafe { core::ptr::read_volatile(&raw const config.route_generation) } as u16;
     if get!(entry, route_generation) == generation
@@ -54,7 +56,7 @@ pub fn to_client<H: Hook>(
     {
         return Some(hop);
     }
-    let hop = look_up(hook, headers, &headers.source, client)?;
+    let hop = look_up(hook, headers)?;
     let key = NextHopKey {
         ifindex: hop.ifindex,
         destination: hop.destination,
@@ -78,16 +80,18 @@ pub fn to_client<H: Hook>(
     Some(hop)
 }
 
+/// Room for what is asked.
+#[repr(C)]
+struct Words([MaybeUninit<u64>; size_of::<FibLookup>() / 8]);
+
 /// One look-up in the kernel's routing table.
 #[inline(always)]
-fn look_up<H: Hook>(
-    hook: &H,
-    headers: &Headers,
-    source: &[u8; 16],
-    client: &[u8; 16],
-) -> Option<NextHop> {
-    // SAFETY: all bit patterns are valid.
-    let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
+fn look_up<H: Hook>(hook: &H, headers: &Headers) -> Option<NextHop> {
+    let (source, client) = (&headers.source, &headers.destination);
+    let mut space = Words([MaybeUninit::uninit(); _]);
+    atomic::zero(&mut space.0);
+    // SAFETY: all bit patterns are valid, and these are zero.
+    let lookup = unsafe { &mut *(&raw mut space).cast::<FibLookup>() };
     lookup.ifindex = hook.ifindex();
     if headers.family == 4 {
         lookup.family = AF_INET;
@@ -111,14 +115,8 @@ fn look_up<H: Hook>(
         length as u16
     };
     // SAFETY: the context is the program's own, the size that of the struct.
-    let result = unsafe {
-        bpf_fib_lookup(
-            hook.context(),
-            &mut lookup,
-            size_of::<FibLookup>() as i32,
-            0,
-        )
-    };
+    let result =
+        unsafe { bpf_fib_lookup(hook.context(), lookup, size_of::<FibLookup>() as i32, 0) };
     if result != BPF_FIB_LKUP_RET_SUCCESS as i64 {
         return None;
     }

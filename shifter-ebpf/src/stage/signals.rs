@@ -14,7 +14,10 @@ use crate::{
     atomic, clock,
     flow_table::{FlowKey, PLACE_FOUND, get, transition},
     maps::{BREAKERS, FLOW_TIMES, HISTOGRAMS, SIGNALS},
-    stage::{classify, track::From},
+    stage::{
+        classify,
+        track::{From, Seen},
+    },
 };
 
 /// Events that a counter stands for.
@@ -72,13 +75,14 @@ pub extern "C" fn note_events(
     if events & COUNTED != 0
         && let Some(counts) = SIGNALS.get_ptr_mut(index)
     {
+        // Not to be unrolled: most segments move one counter, or none.
         let mut counter = 0;
-        while counter < SIGNAL_COUNTERS {
+        while counter < SIGNAL_COUNTERS as u32 && (events & COUNTED) >> counter != 0 {
             if events >> counter & 1 != 0 {
                 // SAFETY: per CPU, and programs of one CPU do not interleave.
-                unsafe { (*counts)[counter] += 1 };
+                unsafe { (*counts)[counter as usize] += 1 };
             }
-            counter += 1;
+            counter = atomic::next(counter);
         }
     }
     if events & JUDGED != 0 {
@@ -154,10 +158,11 @@ fn put(index: u32, kind: u32, ns: u64) {
 
 /// A segment of a watched flow: counts what is sent again.
 #[inline(always)]
-pub fn watch(key: &FlowKey, entry: *const FlowEntry, from: From, sequence: u32, payload: u32) {
+pub fn watch(seen: &Seen, entry: *const FlowEntry) {
     let green = u32::from(get!(entry, flags) & FLOW_GREEN != 0);
     let index = u32::from(get!(entry, service)) * 2 + green;
-    watch_segment(key.place, index, from as u32, sequence, payload);
+    let from = u32::from(seen.from);
+    watch_segment(seen.place, index, from, seen.sequence, seen.payload);
 }
 
 /// [`watch`], verified once: a global function.

@@ -32,7 +32,7 @@ use shifter_common::{
 use crate::{
     atomic::{load8_at, load16_at, load32_at},
     clock,
-    flow_table::{at, client_words, expired, get, set},
+    flow_table::{at, client_words, expired, get, place_of, set},
     hook::Hook,
     maps::{FLOWS, KNOWN},
     stage::{
@@ -40,7 +40,7 @@ use crate::{
         count,
         forward::pool_of,
         route, select,
-        track::From,
+        track::{From, Seen, track_at},
     },
     verdict::{Outcome, conclude},
 };
@@ -57,6 +57,8 @@ const IPV4: u16 = 0x0800u16.to_be();
 const IPV6: u16 = 0x86ddu16.to_be();
 /// Segments that change more than the last acknowledgement.
 const TURNS: u8 = TCP_SYN | TCP_FIN | TCP_RST;
+/// A SYN-ACK.
+const ANSWER: u8 = TCP_SYN | TCP_ACK;
 /// With both set, the next packet closes the flow.
 const BOTH_FINS: u16 = FLOW_FIN_CLIENT | FLOW_FIN_BACKEND;
 // Of the flags of `track` one FIN alone is at most this.
@@ -108,7 +110,9 @@ fn look<H: Hook, const V6: bool>(hook: &mut H, at: usize) -> Option<Outcome> {
         // Only the port is known: a packet to or from somebody else.
         return Some(Outcome::pass(hook, Verdict::NoFlow));
     }
-    if frame.tcp_flags & TURNS != 0 {
+    if frame.tcp_flags & TCP_SYN != 0
+        && (H::NUMBER != HOOK_EGRESS || frame.tcp_flags & (TURNS | TCP_ACK) != ANSWER)
+    {
         return None;
     }
     let config = classify::config()?;
@@ -125,6 +129,14 @@ fn is_known(bits: Bits, hashes: u32, side: Side) -> bool {
     classify::is_known(bits, hashes + hash_bit(side.addr, side.rest))
 }
 
+/// An entry, as it was when it was found.
+#[derive(Clone, Copy)]
+struct Found {
+    entry: *mut FlowEntry,
+    control: u64,
+    place: u64,
+}
+
 /// The live entry of a client's flow near its home; the first by place, as
 /// `flow_table::find` has it.
 #[inline(always)]
@@ -133,7 +145,7 @@ fn find<const V6: bool, T>(
     config: &Config,
     client: Side,
     other_side: impl Fn(*mut FlowEntry) -> Option<T>,
-) -> Option<(*mut FlowEntry, u64, T)> {
+) -> Option<(Found, T)> {
     let family = if V6 { 6 } else { 4 };
     let hash = flow_hash(
         config.table_key,
@@ -159,7 +171,12 @@ fn find<const V6: bool, T>(
                 && (get!(entry, flags) ^ kind) & (FLOW_IPV6 | FLOW_UDP) == 0
                 && let Some(other) = other_side(entry)
             {
-                return Some((entry, control, other));
+                let found = Found {
+                    entry,
+                    control,
+                    place: place_of(places.sets[0], home, distance),
+                };
+                return Some((found, other));
             }
         }
         distance += 1;
@@ -179,16 +196,11 @@ fn forward<H: Hook, const V6: bool>(
     config: &Config,
 ) -> Option<Outcome> {
     let service = |entry| body_of(entry).filter(|b| Side::of(&b.vip) == frame.destination);
-    let (entry, control, body) = find::<V6, _>(frame, config, frame.source, service)?;
+    let (found, body) = find::<V6, _>(frame, config, frame.source, service)?;
+    let entry = found.entry;
     let now = clock::tick(clock::coarse_ns());
-    match control_state(control) {
-        STATE_ESTABLISHED => {}
-        STATE_UDP_ANSWERED | STATE_UDP_UNANSWERED => {
-            if expired(entry, control, now, config) {
-                return None;
-            }
-        }
-        _ => return None,
+    if frame.protocol == UDP && expired(entry, found.control, now, config) {
+        return None;
     }
     let id = get!(entry, backend);
     let is_vip = id == body.vip_backend;
@@ -204,7 +216,7 @@ fn forward<H: Hook, const V6: bool>(
             backend.next_hop,
         )?);
     }
-    track::<V6>(frame, (entry, control), From::Client, length, now)?;
+    track::<V6>(frame, &found, From::Client, length, now)?;
     count::packet(body.service, pool_of(entry), id, From::Client, length);
     if is_vip {
         return Some(Outcome::pass(hook, Verdict::ForwardVip));
@@ -224,12 +236,16 @@ fn forward<H: Hook, const V6: bool>(
 
 #[inline(always)]
 fn reply<H: Hook, const V6: bool>(hook: &mut H, frame: &Frame, config: &Config) -> Option<Outcome> {
-    let sender = |entry| backend_of(entry).filter(|b| Side::of(&b.1.key) == frame.source);
-    let (entry, control, (id, backend)) = find::<V6, _>(frame, config, frame.destination, sender)?;
-    if !matches!(
-        control_state(control),
-        STATE_ESTABLISHED | STATE_UDP_ANSWERED
-    ) {
+    let (found, sender) = find::<V6, _>(frame, config, frame.destination, |entry| {
+        sender_of::<H>(frame, entry)
+    })?;
+    let (id, backend) = match sender {
+        Sender::Backend(id, backend) => (id, backend),
+        Sender::Translated => return Some(Outcome::pass(hook, Verdict::NoFlow)),
+    };
+    let entry = found.entry;
+    // The stages know what an answer to nobody is.
+    if frame.tcp_flags & TCP_SYN != 0 && is_closing(control_state(found.control)) {
         return None;
     }
     let body = body_of(entry)?;
@@ -250,7 +266,7 @@ fn reply<H: Hook, const V6: bool>(hook: &mut H, frame: &Frame, config: &Config) 
         hop = Some(way_out::<H, V6>(hook, frame, config, length, next_hop)?);
     }
     let now = clock::tick(clock::coarse_ns());
-    track::<V6>(frame, (entry, control), From::Backend, length, now)?;
+    track::<V6>(frame, &found, From::Backend, length, now)?;
     count::packet(body.service, pool_of(entry), id, From::Backend, length);
     if is_vip {
         return Some(Outcome::pass(hook, Verdict::ReplyVip));
@@ -268,10 +284,25 @@ fn reply<H: Hook, const V6: bool>(hook: &mut H, frame: &Frame, config: &Config) 
     })
 }
 
+/// Who sent a reply of a flow.
+enum Sender {
+    Backend(u16, &'static Backend),
+    /// A backend, and its address was the VIP's again already: what ingress redirects
+    /// meets egress on its way out.
+    Translated,
+}
+
+/// The sender of a packet to a flow's client, if it may belong to the flow.
 #[inline(always)]
-fn backend_of(entry: *mut FlowEntry) -> Option<(u16, &'static Backend)> {
+fn sender_of<H: Hook>(frame: &Frame, entry: *mut FlowEntry) -> Option<Sender> {
     let id = get!(entry, backend);
-    Some((id, select::record(id)?))
+    let backend = select::record(id)?;
+    if Side::of(&backend.key) == frame.source {
+        return Some(Sender::Backend(id, backend));
+    }
+    // No other flow of this client is one of the VIP's: it has one a service.
+    (H::NUMBER == HOOK_EGRESS && Side::of(&body_of(entry)?.vip) == frame.source)
+        .then_some(Sender::Translated)
 }
 
 /// The next hop, if the packet can be redirected to it.
@@ -287,14 +318,12 @@ fn way_out<H: Hook, const V6: bool>(
     let longest = match hook.segment() {
         0 => length,
         segment => {
-            // SAFETY: `take` has checked that the headers can be read.
-            let words = unsafe { by!(load8_at::<66>(frame.at), load8_at::<46>(frame.at)) } >> 4;
-            let transport = if frame.protocol == TCP {
-                u32::from(words) * 4
+            let headers = if frame.protocol == TCP {
+                headers_of::<V6>(frame)
             } else {
-                8
+                by!(40, 20) + 8
             };
-            by!(40, 20) + transport + segment
+            headers + segment
         }
     };
     (longest <= hop.mtu
@@ -304,62 +333,38 @@ fn way_out<H: Hook, const V6: bool>(
     .then_some(hop)
 }
 
-/// Whether a TCP segment carries data: the first of each side is timed by the stages.
-#[inline(always)]
-fn has_data<const V6: bool>(frame: &Frame) -> bool {
-    // SAFETY: `take` has checked that the headers can be read.
-    let words = unsafe { by!(load8_at::<66>(frame.at), load8_at::<46>(frame.at)) } >> 4;
-    // Without a length it is aggregated, of segments with data.
-    frame.length == 0 || frame.length > by!(40, 20) + u32::from(words) * 4
-}
-
-/// Brings the entry up to date: what `track` does to a segment that turns
-/// nothing. `None`, and nothing written, where it would do more, or where the
-/// entry is no longer what it was when it was found: what was read of it since
-/// may then be another flow's.
+/// Brings the entry up to date. `None`, and nothing written, where the entry is no
+/// longer what it was when it was found: what was read of it since may then be
+/// another flow's.
 #[inline(always)]
 fn track<const V6: bool>(
     frame: &Frame,
-    (entry, control): (*mut FlowEntry, u64),
+    found: &Found,
     from: From,
     length: u32,
     now: u32,
 ) -> Option<()> {
-    if get!(entry, control) != control {
+    let entry = found.entry;
+    if get!(entry, control) != found.control {
         return None;
     }
     let last_seen = get!(entry, last_seen);
-    if last_seen != now && needs_stamp(last_seen, now) {
-        return None;
+    let is_late = last_seen != now && needs_stamp(last_seen, now);
+    if is_late || turns::<V6>(frame, found, from) {
+        track_at(&seen::<V6>(frame, found, from, length, now));
+        return Some(());
     }
-    if frame.protocol == TCP {
-        let flags = get!(entry, flags);
-        if flags & (BOTH_FINS | FLOW_WATCHED) > FLOW_FIN_BACKEND
-            || (from == From::Backend && flags & FLOW_REPLIED == 0)
-        {
-            return None;
-        }
-        let data = match from {
-            From::Client => FLOW_CLIENT_DATA,
-            From::Backend => FLOW_BACKEND_DATA,
-        };
-        if flags & data == 0 && has_data::<V6>(frame) {
-            return None;
-        }
-        if frame.tcp_flags & TCP_ACK != 0 {
-            // SAFETY: `take` has checked that the headers can be read.
-            let last =
-                u32::from_be(unsafe { by!(load32_at::<62>(frame.at), load32_at::<42>(frame.at)) });
-            match from {
-                From::Client => {
-                    if get!(entry, seq_a) != last {
-                        set!(entry, seq_a, last);
-                    }
+    if frame.protocol == TCP && frame.tcp_flags & TCP_ACK != 0 {
+        let last = acknowledgement::<V6>(frame);
+        match from {
+            From::Client => {
+                if get!(entry, seq_a) != last {
+                    set!(entry, seq_a, last);
                 }
-                From::Backend => {
-                    if get!(entry, seq_b) != last {
-                        set!(entry, seq_b, last);
-                    }
+            }
+            From::Backend => {
+                if get!(entry, seq_b) != last {
+                    set!(entry, seq_b, last);
                 }
             }
         }
@@ -370,4 +375,73 @@ fn track<const V6: bool>(
     let units = get!(entry, high).saturating_add((length + 15) >> 4);
     set!(entry, high, units);
     Some(())
+}
+
+/// Whether a segment changes more of its flow than the last acknowledgement.
+#[inline(always)]
+fn turns<const V6: bool>(frame: &Frame, found: &Found, from: From) -> bool {
+    let state = control_state(found.control);
+    if frame.protocol == UDP {
+        return state == STATE_UDP_UNANSWERED && from == From::Backend;
+    }
+    let flags = get!(found.entry, flags);
+    let data = match from {
+        From::Client => FLOW_CLIENT_DATA,
+        From::Backend => FLOW_BACKEND_DATA,
+    };
+    state != STATE_ESTABLISHED
+        || frame.tcp_flags & TURNS != 0
+        || flags & (BOTH_FINS | FLOW_WATCHED) > FLOW_FIN_BACKEND
+        || (from == From::Backend && flags & FLOW_REPLIED == 0)
+        || (flags & data == 0 && has_data::<V6>(frame))
+}
+
+#[inline(always)]
+fn acknowledgement<const V6: bool>(frame: &Frame) -> u32 {
+    // SAFETY: `take` has checked that the headers can be read.
+    u32::from_be(unsafe { by!(load32_at::<62>(frame.at), load32_at::<42>(frame.at)) })
+}
+
+/// The segment as the stages see it.
+#[inline(always)]
+fn seen<const V6: bool>(frame: &Frame, found: &Found, from: From, length: u32, now: u32) -> Seen {
+    let mut seen = Seen {
+        place: found.place,
+        tag: control_tag(found.control),
+        length,
+        now,
+        sequence: 0,
+        acknowledgement: 0,
+        payload: 0,
+        tcp_flags: frame.tcp_flags,
+        protocol: frame.protocol,
+        from: from as u8,
+        pad: 0,
+        pad_end: 0,
+    };
+    if frame.protocol == TCP {
+        // SAFETY: `take` has checked that the headers can be read.
+        unsafe {
+            seen.sequence = u32::from_be(by!(load32_at::<58>(frame.at), load32_at::<38>(frame.at)));
+        }
+        seen.acknowledgement = acknowledgement::<V6>(frame);
+        // Without a length it has none to count.
+        seen.payload = frame.length.saturating_sub(headers_of::<V6>(frame));
+    }
+    seen
+}
+
+/// Bytes of the IP and TCP headers.
+#[inline(always)]
+fn headers_of<const V6: bool>(frame: &Frame) -> u32 {
+    // SAFETY: `take` has checked that the headers can be read.
+    let words = unsafe { by!(load8_at::<66>(frame.at), load8_at::<46>(frame.at)) } >> 4;
+    by!(40, 20) + u32::from(words) * 4
+}
+
+/// Whether a TCP segment carries data. Without a length it is aggregated, of
+/// segments with data.
+#[inline(always)]
+fn has_data<const V6: bool>(frame: &Frame) -> bool {
+    frame.length == 0 || frame.length > headers_of::<V6>(frame)
 }
