@@ -18,7 +18,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 
-use hook::{Hook, TcPacket, XdpFrame};
+use hook::{Hook, TC_NEXT, TcPacket, XdpFrame};
 use stage::{classify, fast};
 use verdict::conclude;
 
@@ -49,6 +49,9 @@ pub fn shifter_ingress(context: TcContext) -> i32 {
 #[inline(always)]
 pub fn shifter_egress(context: TcContext) -> i32 {
     let mut packet = TcPacket::<true>::new(context.skb.skb);
+    if packet.is_redirected() {
+        return TC_NEXT;
+    }
     match fast::established(&mut packet) {
         0 => egress(&mut packet) as i32,
         done => done as i32,

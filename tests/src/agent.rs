@@ -40,6 +40,8 @@ pub struct Settings {
     pub environment: Vec<(&'static str, String)>,
     /// The agent of a later layout: see [`next_binary`].
     pub next: bool,
+    /// Another build than the one beside the test.
+    pub build: Option<PathBuf>,
 }
 
 impl Settings {
@@ -55,12 +57,17 @@ impl Settings {
             traced: None,
             environment: Vec::new(),
             next: false,
+            build: None,
         }
     }
 
     /// What is started.
     fn binary(&self) -> Result<PathBuf> {
-        if self.next { next_binary() } else { binary() }
+        match &self.build {
+            Some(build) => Ok(build.clone()),
+            None if self.next => next_binary(),
+            None => binary(),
+        }
     }
 
     /// With the unit's capabilities only.

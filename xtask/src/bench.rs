@@ -33,7 +33,8 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         );
     }
     // The others call nothing that is not there anyway.
-    let has_traffic = arguments.iter().any(|argument| argument == "traffic");
+    let with_servers = ["traffic", "compare"];
+    let has_traffic = arguments.iter().any(|a| with_servers.contains(&a.as_str()));
     let others = ["packets", "control", "start", "migration"];
     let has_others = arguments.iter().any(|a| others.contains(&a.as_str()));
     if !asks_for_help && (has_traffic || !has_others) {

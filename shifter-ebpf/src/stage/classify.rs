@@ -106,12 +106,13 @@ pub fn egress<H: Hook>(hook: &mut H) -> Outcome {
         return Outcome::pass(hook, Verdict::Unparsed);
     };
     // SAFETY: per CPU, and programs of one CPU do not interleave.
+    let scratch = unsafe { &mut *scratch };
     let Scratch {
         headers,
         key,
         address,
         ..
-    } = unsafe { &mut *scratch };
+    } = scratch;
     if !parse_into(hook, headers) {
         return Outcome::pass(hook, Verdict::Unparsed);
     }

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use shifter::datapath::attach::Place;
-use shifter_tests::bench::{control, migration, object, packets, report, start, traffic};
+use shifter_tests::bench::{
+    control, migration, object, packets, report, start,
+    traffic::{self, compare},
+};
 
 /// Parts of the bench.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -14,6 +17,8 @@ enum Part {
     Packets,
     /// Requests, connections and bulk traffic in network namespaces.
     Traffic,
+    /// Another build beside this one under the same traffic: `--other FILE`. Only if named.
+    Compare,
     /// Writes, sweeps and memory of the agent.
     Control,
     /// Starts of the agent with many services and flows.
@@ -55,7 +60,10 @@ struct Arguments {
     /// traffic: only ways with this in their names (repeatable).
     #[arg(long, value_name = "TEXT")]
     way: Vec<String>,
-    /// traffic and control: rounds (5, quick 1); start and migration (3, quick 1).
+    /// compare: the other build of shifter.
+    #[arg(long, value_name = "FILE")]
+    other: Option<PathBuf>,
+    /// Rounds of traffic, compare and control (5, quick 1), start and migration (3, quick 1).
     #[arg(long)]
     rounds: Option<usize>,
 }
@@ -86,13 +94,29 @@ fn main() -> Result<()> {
             rounds: arguments
                 .rounds
                 .unwrap_or(if arguments.quick { 1 } else { 5 }),
-            seconds: if arguments.quick { 2 } else { 5 },
+            seconds: 1,
             ways: arguments.way.clone(),
         };
         let lines = traffic::measure(&options, &mut |text| eprintln!("{text}"))?;
         println!("\nend to end, median (quartiles)\n");
         print!("{}", traffic::table(&lines));
         found.push(("traffic", traffic::json(&lines)));
+    }
+    if arguments.parts.contains(&Part::Compare) {
+        let Some(other) = arguments.other.clone() else {
+            bail!("compare needs another build of shifter: --other FILE");
+        };
+        let options = compare::Options {
+            other,
+            rounds: arguments
+                .rounds
+                .unwrap_or(if arguments.quick { 1 } else { 5 }),
+            turns: 4,
+        };
+        let lines = compare::measure(&options, &mut |text| eprintln!("{text}"))?;
+        println!("\nthis build and another, median (quartiles)\n");
+        print!("{}", compare::table(&lines));
+        found.push(("compare", compare::json(&lines)));
     }
     if wants(Part::Control) {
         let options = control::Options {

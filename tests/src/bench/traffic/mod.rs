@@ -1,6 +1,7 @@
 //! End to end: requests, connections and bulk traffic over every way, in
 //! interleaved rounds.
 
+pub mod compare;
 mod load;
 mod way;
 
@@ -9,9 +10,13 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use self::way::{InForce, Way};
+use self::{
+    load::Requests,
+    way::{InForce, Way},
+};
 use super::{report, stat::Spread};
 use crate::{
+    command::Process,
     need::on_path,
     topology::{Lab, Placement},
 };
@@ -26,6 +31,10 @@ pub struct Options {
     /// Ways with any of these in their names; none: all.
     pub ways: Vec<String>,
 }
+
+/// Visits of each way in a round. All ways stand for the whole round, so that these are
+/// short and close together: a second later the machine is another one.
+const TURNS: usize = 3;
 
 /// What is measured of a way, as named in JSON.
 const METRICS: [&str; 11] = [
@@ -73,35 +82,79 @@ pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<
         }
     }
     for round in 0..options.rounds {
-        let count = lines.len();
-        for i in 0..count {
-            let line = &mut lines[(i + round) % count];
-            let name = line.way.name();
+        // Fresh ones: what memory a way happens to get is worth some percent.
+        let labs: Vec<Lab> = lines
+            .iter()
+            .map(|_| Lab::new(Placement::RemoteOther))
+            .collect::<Result<_>>()?;
+        let mut stands = Vec::new();
+        for (line, lab) in lines.iter().zip(&labs) {
+            let stand = Stand::new(options, line.way, lab);
+            stands.push(stand.with_context(|| line.way.name().to_owned())?);
+        }
+        for turn in 0..TURNS {
             progress(&format!(
-                "round {} of {}: {name}",
+                "round {} of {}, turn {} of {TURNS}",
                 round + 1,
-                options.rounds
+                options.rounds,
+                turn + 1
             ));
-            let found = measure_way(options, line.way).with_context(|| name.to_owned())?;
-            for (spread, value) in line.metrics.iter_mut().zip(found) {
-                spread.values.push(value);
+            let count = lines.len();
+            for i in 0..count {
+                let place = (i + round + turn) % count;
+                let line = &mut lines[place];
+                let found = stands[place]
+                    .measure(options.seconds)
+                    .with_context(|| line.way.name().to_owned())?;
+                for (spread, value) in line.metrics.iter_mut().zip(found) {
+                    spread.values.push(value);
+                }
             }
+        }
+        for (line, stand) in lines.iter().zip(&stands) {
+            let checked = stand.in_force.check(stand.connections);
+            checked.with_context(|| line.way.name().to_owned())?;
         }
     }
     Ok(lines)
 }
 
-fn measure_way(options: &Options, way: Way) -> Result<[f64; METRICS.len()]> {
-    let lab = Lab::new(Placement::RemoteOther)?;
-    let _servers = load::servers(&lab)?;
-    let in_force = InForce::start(&lab, way, &options.object)?;
-    let to = in_force.requests_to();
-    // Neighbours and caches.
-    load::wrk(&lab, to, 1, true)?;
-    let kept = load::wrk(&lab, to, options.seconds, false)?;
-    let short = load::wrk(&lab, to, options.seconds, true)?;
-    in_force.check(short.count)?;
-    let bulk = load::bulk(&lab, in_force.bulk_to(), options.seconds)?;
+/// A way in force, with its servers.
+#[derive(Debug)]
+struct Stand<'lab> {
+    lab: &'lab Lab,
+    in_force: InForce<'lab>,
+    _servers: Vec<Process>,
+    /// Connections made so far, but for kept ones.
+    connections: u64,
+}
+
+impl<'lab> Stand<'lab> {
+    fn new(options: &Options, way: Way, lab: &'lab Lab) -> Result<Self> {
+        let servers = load::servers(lab)?;
+        let in_force = InForce::start(lab, way, &options.object)?;
+        // Neighbours and caches.
+        let first = load::wrk(lab, in_force.requests_to(), 1, true)?;
+        Ok(Self {
+            lab,
+            in_force,
+            _servers: servers,
+            connections: first.count,
+        })
+    }
+
+    fn measure(&mut self, seconds: u64) -> Result<[f64; METRICS.len()]> {
+        let to = self.in_force.requests_to();
+        let kept = load::wrk(self.lab, to, seconds, false)?;
+        let short = load::wrk(self.lab, to, seconds, true)?;
+        self.connections += short.count;
+        self.in_force.check(self.connections)?;
+        let bulk = load::bulk(self.lab, self.in_force.bulk_to(), seconds)?;
+        Ok(figures(kept, short, bulk))
+    }
+}
+
+fn figures(kept: Requests, short: Requests, bulk: f64) -> [f64; METRICS.len()] {
     let mut found = [0.0; METRICS.len()];
     for (i, requests) in [kept, short].into_iter().enumerate() {
         found[5 * i..5 * i + 5].copy_from_slice(&[
@@ -113,7 +166,7 @@ fn measure_way(options: &Options, way: Way) -> Result<[f64; METRICS.len()]> {
         ]);
     }
     found[10] = bulk;
-    Ok(found)
+    found
 }
 
 /// For people: requests, connections, bulk.

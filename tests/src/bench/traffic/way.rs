@@ -163,7 +163,7 @@ impl<'lab> InForce<'lab> {
     }
 }
 
-fn shifter<'lab>(lab: &'lab Lab, hook: &'static str) -> Result<Agent<'lab>> {
+pub fn shifter<'lab>(lab: &'lab Lab, hook: &'static str) -> Result<Agent<'lab>> {
     let agent = Agent::start(lab, Settings::hook(hook).with_capacity(1 << 20))?;
     let web = Service::of(lab, "tcp", Family::V4).with_green("50%");
     let mut bulk = Service::of(lab, "tcp", Family::V4);

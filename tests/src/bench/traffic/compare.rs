@@ -1,0 +1,141 @@
+//! Two builds of shifter take turns on one host, one hot replacement after the other: same
+//! interfaces, same tables, same memory. It tells changes of a few percent apart.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use super::{load, way::shifter};
+use crate::{
+    bench::{report, stat::Spread},
+    topology::{Family, Lab, Placement},
+};
+
+/// What is to be compared.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Another build than the one that is beside the bench.
+    pub other: PathBuf,
+    /// Hosts, one after the other.
+    pub rounds: usize,
+    /// Turns of each build on each host.
+    pub turns: usize,
+}
+
+/// What is measured in a turn, and how it is printed.
+const METRICS: [&str; 4] = [
+    "requests/s, kept alive",
+    "CPU s/million requests",
+    "new connections/s",
+    "CPU s/million connections",
+];
+
+/// All turns of both builds at one hook.
+#[derive(Clone, Debug)]
+pub struct Line {
+    hook: &'static str,
+    own: [Spread; METRICS.len()],
+    other: [Spread; METRICS.len()],
+}
+
+/// Measures; `progress` is told of each host.
+pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<Line>> {
+    let mut lines = ["tc", "xdp"].map(|hook| Line {
+        hook,
+        own: Default::default(),
+        other: Default::default(),
+    });
+    for round in 0..options.rounds {
+        for line in &mut lines {
+            progress(&format!(
+                "round {} of {}: {}",
+                round + 1,
+                options.rounds,
+                line.hook
+            ));
+            host(options, line)?;
+        }
+    }
+    Ok(lines.into())
+}
+
+fn host(options: &Options, line: &mut Line) -> Result<()> {
+    let lab = Lab::new(Placement::RemoteOther)?;
+    let _servers = load::servers(&lab)?;
+    let mut agent = shifter(&lab, line.hook)?;
+    let to = [lab.vip(Family::V4); 2];
+    for turn in 0..2 * options.turns {
+        // Own, other, other, own, so that neither is always the first.
+        let is_own = matches!(turn % 4, 0 | 3);
+        let build = (!is_own).then(|| options.other.clone());
+        agent.change(|settings| settings.build = build)?;
+        agent
+            .replace()
+            .context("one build takes over from the other")?;
+        load::wrk(&lab, to, 1, true)?;
+        let kept = load::wrk(&lab, to, 1, false)?;
+        let short = load::wrk(&lab, to, 1, true)?;
+        let found = [
+            kept.per_s,
+            kept.cpu_s_per_million,
+            short.per_s,
+            short.cpu_s_per_million,
+        ];
+        let spreads = if is_own {
+            &mut line.own
+        } else {
+            &mut line.other
+        };
+        for (spread, value) in spreads.iter_mut().zip(found) {
+            spread.values.push(value);
+        }
+    }
+    Ok(())
+}
+
+/// This build's values as multiples of the other's in the neighbouring turn.
+fn ratios(line: &Line, metric: usize) -> Spread {
+    let pairs = line.own[metric]
+        .values
+        .iter()
+        .zip(&line.other[metric].values);
+    Spread {
+        values: pairs.map(|(own, other)| own / other).collect(),
+    }
+}
+
+/// For people.
+pub fn table(lines: &[Line]) -> String {
+    let rows: Vec<Vec<String>> = lines
+        .iter()
+        .flat_map(|line| {
+            METRICS.iter().enumerate().map(|(i, name)| {
+                vec![
+                    line.hook.to_owned(),
+                    (*name).to_owned(),
+                    line.own[i].text(1),
+                    line.other[i].text(1),
+                    ratios(line, i).text(3),
+                ]
+            })
+        })
+        .collect();
+    let head = ["hook", "what", "this build", "the other", "ratio"];
+    report::table(&head, &rows)
+}
+
+/// For programs.
+pub fn json(lines: &[Line]) -> Value {
+    let lines = lines.iter().map(|line| {
+        let metrics: Vec<Value> = METRICS
+            .iter()
+            .enumerate()
+            .map(|(i, name)| {
+                json!({ "what": name, "own": line.own[i].json(), "other": line.other[i].json() })
+            })
+            .collect();
+        json!({ "hook": line.hook, "metrics": metrics })
+    });
+    Value::Array(lines.collect())
+}
