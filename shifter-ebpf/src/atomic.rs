@@ -36,6 +36,18 @@ pub fn next(number: u32) -> u32 {
     next as u32
 }
 
+/// A number that the optimiser knows nothing of, and the verifier all.
+#[inline(always)]
+pub fn constant<const NUMBER: u8>() -> u8 {
+    let number: u64;
+    // SAFETY: loads a number.
+    unsafe {
+        asm!("{number} = {value}", number = out(reg) number, value = const NUMBER,
+             options(nomem, nostack, pure))
+    };
+    number as u8
+}
+
 /// Zeroes words one by one; of a plain assignment the compiler makes a call of a
 /// loop over bytes.
 #[inline(always)]

@@ -49,7 +49,7 @@ pub fn shifter_ingress(context: TcContext) -> i32 {
 #[inline(always)]
 pub fn shifter_egress(context: TcContext) -> i32 {
     let mut packet = TcPacket::<true>::new(context.skb.skb);
-    if packet.is_redirected() {
+    if packet.take_redirected() {
         return TC_NEXT;
     }
     match fast::established(&mut packet) {

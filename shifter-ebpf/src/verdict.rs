@@ -1,4 +1,4 @@
-//! Every packet is counted once a hook, by its reason.
+//! Every packet that a hook looks at is counted once, by its reason.
 
 use shifter_common::abi::stats::{REASONS, Verdict};
 

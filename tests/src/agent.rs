@@ -394,6 +394,16 @@ impl<'lab> Agent<'lab> {
         let service = self.service(service)?;
         Ok(["blue_counters", "green_counters"].map(|pool| number(&service[pool]["new_flows"])))
     }
+
+    /// Flows of a service that were taken over, or forwarded without an entry.
+    pub fn flows_without_entry(&self, service: &str) -> Result<u64> {
+        let service = self.service(service)?;
+        let of = |pool: &str| {
+            let counters = &service[pool];
+            number(&counters["adopted_flows"]) + number(&counters["unpinned_flows"])
+        };
+        Ok(of("blue_counters") + of("green_counters"))
+    }
 }
 
 impl Drop for Agent<'_> {

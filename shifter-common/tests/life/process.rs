@@ -115,6 +115,9 @@ fn rival_of(
         let mark = view.ask(Op::Mark(set))? as u32;
         for distance in (0..PLACES).filter(|distance| mark >> distance & 1 != 0) {
             let at = (set, distance);
+            if at == own {
+                continue;
+            }
             let control = view.ask(Op::Control(at))?;
             let now = match faults.no_age {
                 true => u32::from(control_stamp(control)),
@@ -127,7 +130,7 @@ fn rival_of(
                     return Ok(RIVAL_LIVE);
                 }
                 RIVAL_LOWER => return Ok(RIVAL_LOWER),
-                RIVAL_HIGHER if at != own => higher = RIVAL_HIGHER,
+                RIVAL_HIGHER => higher = RIVAL_HIGHER,
                 _ => {}
             }
         }

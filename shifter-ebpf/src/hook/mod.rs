@@ -62,8 +62,9 @@ pub trait Hook: Packet {
     /// Payload of each packet that an aggregated skb becomes; 0: it is one packet.
     fn segment(&self) -> u32;
     /// Makes the headers of a packet that is not plain reachable. Where the data lie
-    /// in pages, as a server's on this host do, it costs the kernel a new buffer.
-    fn pull(&self);
+    /// in pages, as a server's on this host do, it costs the kernel a new buffer. False
+    /// where nothing was to be done.
+    fn pull(&self) -> bool;
     /// Whether a VLAN tag lies beside the frame.
     fn has_tag(&self) -> bool;
     /// Longest layer-3 packet that this becomes on the wire.

@@ -45,20 +45,25 @@ impl<const EGRESS: bool> TcPacket<EGRESS> {
         Self(skb)
     }
 
-    /// Whether ingress has redirected this very packet: there is nothing left to do.
+    /// Whether ingress has redirected this very packet: there is nothing left to do. The
+    /// mark is taken off.
     #[inline(always)]
-    pub fn is_redirected(&self) -> bool {
+    pub fn take_redirected(&self) -> bool {
         let [low, high] = seal();
         // SAFETY: the context is valid.
-        unsafe { (*self.0).cb[0] == low && (*self.0).cb[1] == high }
+        let is_marked = unsafe { (*self.0).cb[0] == low && (*self.0).cb[1] == high };
+        if is_marked {
+            self.mark([0; 2]);
+        }
+        is_marked
     }
 
-    /// Tells egress that this packet is done. What a program leaves in `cb` stays until
-    /// the kernel's next layer has the packet: `bpf_redirect` leads straight from here to
-    /// the other interface's egress, and whoever receives it begins with zeros.
+    /// Leaves a mark for egress, which meets the packet next: `bpf_redirect` leads straight
+    /// from here to the other interface, and nothing on the way touches these words. Where
+    /// no egress of ours is, the mark goes on with the packet until a stack or a bridge
+    /// takes it in, which begin with zeros there.
     #[inline(always)]
-    fn set_redirected(&self) {
-        let [low, high] = seal();
+    fn mark(&self, [low, high]: [u32; 2]) {
         // SAFETY: as above; only this program has the packet.
         unsafe {
             core::ptr::write_volatile(&raw mut (*self.0).cb[0], low);
@@ -182,13 +187,15 @@ impl<const EGRESS: bool> Hook for TcPacket<EGRESS> {
         unsafe { (*self.0).gso_size }
     }
     #[inline(always)]
-    fn pull(&self) {
+    fn pull(&self) -> bool {
         let (linear, length) = (self.linear(), self.length());
         if linear < PULL_AT_LEAST && linear < length {
             let wanted = if length < PULL { length } else { PULL };
             // SAFETY: as above; on failure the parser finds the packet cut short.
             unsafe { bpf_skb_pull_data(self.0, wanted) };
+            return true;
         }
+        false
     }
     #[inline(always)]
     fn has_tag(&self) -> bool {
@@ -238,7 +245,7 @@ impl<const EGRESS: bool> Hook for TcPacket<EGRESS> {
     }
     #[inline(always)]
     fn redirect(&self, ifindex: u32) -> Action {
-        self.set_redirected();
+        self.mark(seal());
         // SAFETY: takes an interface's number only.
         unsafe { bpf_redirect(ifindex, 0) as Action }
     }

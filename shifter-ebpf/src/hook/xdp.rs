@@ -99,7 +99,9 @@ impl Hook for XdpFrame {
         0
     }
     #[inline(always)]
-    fn pull(&self) {}
+    fn pull(&self) -> bool {
+        false
+    }
     #[inline(always)]
     fn has_tag(&self) -> bool {
         false

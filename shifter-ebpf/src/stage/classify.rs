@@ -26,7 +26,9 @@ fn parse_into<H: Hook>(hook: &H, headers: &mut Headers) -> bool {
     if fast::read_plain(hook, headers) {
         return true;
     }
-    hook.pull();
+    if hook.pull() && fast::read_plain(hook, headers) {
+        return true;
+    }
     match parse(hook) {
         Some(parsed) => {
             *headers = parsed;

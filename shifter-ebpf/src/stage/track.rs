@@ -69,17 +69,18 @@ pub fn track<H: Hook>(
     if headers.kind != Kind::Segment {
         return;
     }
-    let segment = if headers.protocol == 17 {
-        None
-    } else {
-        tcp_segment(hook, headers)
-    };
-    let segment = segment.unwrap_or(Segment {
+    let mut segment = Segment {
         flags: 0,
         sequence: 0,
         acknowledgement: 0,
         payload: 0,
-    });
+    };
+    if headers.protocol != 17 {
+        match tcp_segment(hook, headers) {
+            Some(found) => segment = found,
+            None => return,
+        }
+    }
     track_at(&Seen {
         place: key.place,
         tag: key.places.tag,

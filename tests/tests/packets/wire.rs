@@ -7,7 +7,7 @@ use shifter::datapath::{Datapath as _, attach::Ingress};
 use shifter_tests::{
     command::eventually,
     need,
-    packet::{Packet, SYN},
+    packet::{ACK, Packet, SYN},
     scene::Scene,
 };
 
@@ -46,6 +46,13 @@ fn count(scene: &Scene, reason: &str) -> u64 {
     count.map_or(0, |count| count.packets)
 }
 
+/// Packets that egress has looked at.
+fn seen_at_egress(scene: &Scene) -> u64 {
+    let counts = scene.datapath.verdicts().unwrap();
+    let at_egress = counts.iter().filter(|count| count.hook == "egress");
+    at_egress.map(|count| count.packets).sum()
+}
+
 #[test]
 fn a_tag_that_lies_beside_the_frame_keeps_it_from_being_redirected() {
     need!();
@@ -68,5 +75,39 @@ fn a_tag_that_lies_beside_the_frame_keeps_it_from_being_redirected() {
         assert_eq!(count(scene, "forward_redirect"), 0);
         send(WIRE, &packet.frame());
         assert!(seen("forward_redirect"), "without a tag it is redirected");
+    });
+}
+
+#[test]
+fn what_ingress_redirects_is_not_looked_at_again_on_its_way_out() {
+    need!();
+    world(|scene| {
+        scene.ip(&format!(
+            "link add near index {NEAR} type veth peer name wire index {WIRE}"
+        ));
+        scene.ip(&format!("link add out index {OUT} type veth peer name far"));
+        for link in ["near", "wire", "out", "far"] {
+            scene.ip(&format!("link set {link} up"));
+        }
+        scene.datapath.attach_egress("out", OUT).unwrap();
+        let attached = scene
+            .datapath
+            .attach_ingress("near", NEAR, Ingress::Tc, "a test");
+        attached.unwrap();
+        let case = tcp4();
+        let before = seen_at_egress(scene);
+
+        send(WIRE, &Packet::tcp(case.client, case.vip, SYN).frame());
+        let is_redirected = || count(scene, "forward_redirect") == 1;
+        assert!(eventually(Duration::from_secs(5), is_redirected));
+        // What else leaves there, behind it, is looked at: a reply of a flow that is not.
+        let other = Packet::tcp(case.backend, routed_tcp4().client, SYN | ACK);
+        send(OUT, &other.frame());
+        assert!(eventually(Duration::from_secs(5), || seen_at_egress(scene) > before));
+        assert_eq!(
+            seen_at_egress(scene),
+            before + 1,
+            "the redirected one is not counted"
+        );
     });
 }

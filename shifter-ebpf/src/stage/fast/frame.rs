@@ -6,7 +6,7 @@ use shifter_common::abi::{AddressKey, stats::HOOK_XDP};
 
 use super::{L3, TCP, UDP};
 use crate::{
-    atomic::{load8_at, load16_at, load32_at, load64_at},
+    atomic::{self, load8_at, load16_at, load32_at, load64_at},
     hook::Hook,
 };
 
@@ -66,10 +66,30 @@ pub struct Frame {
     pub length: u32,
 }
 
-/// Reads a frame whose headers are of the plain kind and whole.
+/// EtherType of a frame, as it lies in memory.
 #[inline(always)]
-pub fn read<const V6: bool>(at: usize) -> Option<Frame> {
-    // SAFETY: `take` has checked that the headers can be read.
+pub fn ether_type<H: Hook>(hook: &H) -> Option<u16> {
+    let at = hook.head::<42>()?;
+    // SAFETY: `head` has checked that so many bytes can be read.
+    Some(unsafe { load16_at::<12>(at) })
+}
+
+/// Reads a frame whose headers are of the plain kind and whole. Of UDP no more bytes
+/// are asked for than its headers have: the data may lie in pages.
+#[inline(always)]
+pub fn read<H: Hook, const V6: bool>(hook: &H) -> Option<Frame> {
+    let at = hook.head::<42>()?;
+    // SAFETY: `head` has checked that so many bytes can be read.
+    match unsafe { by!(load8_at::<20>(at), load8_at::<23>(at)) } {
+        TCP => read_as::<V6, TCP>(by!(hook.head::<74>()?, hook.head::<54>()?)),
+        UDP => read_as::<V6, UDP>(by!(hook.head::<62>()?, hook.head::<42>()?)),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn read_as<const V6: bool, const PROTOCOL: u8>(at: usize) -> Option<Frame> {
+    // SAFETY: `read` has checked that the headers can be read.
     unsafe {
         let version = load8_at::<14>(at);
         if V6 {
@@ -79,11 +99,12 @@ pub fn read<const V6: bool>(at: usize) -> Option<Frame> {
         } else if version != 0x45 || load16_at::<20>(at) & FRAGMENT != 0 {
             return None;
         }
-        let protocol = by!(load8_at::<20>(at), load8_at::<23>(at));
-        let (tcp_flags, header) = match protocol {
-            TCP => (by!(load8_at::<67>(at), load8_at::<47>(at)), 20),
-            UDP => (0, 8),
-            _ => return None,
+        // Not the byte that was looked at: the verifier has to see which it is.
+        let protocol = atomic::constant::<PROTOCOL>();
+        let (tcp_flags, header) = if PROTOCOL == TCP {
+            (by!(load8_at::<67>(at), load8_at::<47>(at)), 20)
+        } else {
+            (0, 8)
         };
         // An aggregated skb may be too long for the field, which is 0 then.
         let field = u32::from(u16::from_be(by!(load16_at::<18>(at), load16_at::<16>(at))));

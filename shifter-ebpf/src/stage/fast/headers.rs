@@ -8,32 +8,26 @@ use shifter_common::{
 
 use super::{
     IPV4, IPV6, L3,
-    frame::{Frame, Side, read},
+    frame::{Frame, Side, ether_type, read},
     write::write,
 };
-use crate::{atomic::load16_at, hook::Hook, stage::track::From};
+use crate::{hook::Hook, stage::track::From};
 
 /// Fills what `parse` would find. `false`: the frame is not plain, and nothing
 /// is filled.
 #[inline(always)]
 pub fn read_plain<H: Hook>(hook: &H, headers: &mut Headers) -> bool {
-    let Some(at) = hook.head::<54>() else {
-        return false;
-    };
-    // SAFETY: `head` has checked that so many bytes can be read.
-    match unsafe { load16_at::<12>(at) } {
-        IPV4 => fill::<false>(at, headers),
-        IPV6 => match hook.head::<74>() {
-            Some(at) => fill::<true>(at, headers),
-            None => false,
-        },
+    // What `write_plain` asks for.
+    match ether_type(hook) {
+        Some(IPV4) => hook.head::<54>().is_some() && fill::<H, false>(hook, headers),
+        Some(IPV6) => hook.head::<74>().is_some() && fill::<H, true>(hook, headers),
         _ => false,
     }
 }
 
 #[inline(always)]
-fn fill<const V6: bool>(at: usize, headers: &mut Headers) -> bool {
-    let Some(frame) = read::<V6>(at) else {
+fn fill<H: Hook, const V6: bool>(hook: &H, headers: &mut Headers) -> bool {
+    let Some(frame) = read::<H, V6>(hook) else {
         return false;
     };
     *headers = Headers {

@@ -1,4 +1,4 @@
-//! The way of most packets: a flow that is established, in a frame without
+//! The way of most packets: a flow that has its entry, in a frame without
 //! tags, options, extension headers or fragments. Everything lies at offsets
 //! known at compile time, behind one check of the frame's end; the flow is found
 //! by its client alone, and its entry leads to the service and the backend, so
@@ -44,7 +44,7 @@ use crate::{
     },
     verdict::{Outcome, conclude},
 };
-use frame::{Frame, Side, length_of, read};
+use frame::{Frame, Side, ether_type, length_of, read};
 pub use headers::{read_plain, write_plain};
 use write::write;
 
@@ -68,7 +68,7 @@ const DONE: u64 = 1 << 32;
 /// Places of a key's first set that are looked at.
 const PLACES: u32 = 4;
 
-/// Handles a packet of an established flow, or one that is none of ours; 0: it
+/// Handles a packet of a flow that has its entry, or one that is none of ours; 0: it
 /// is for the stages. A function of its own, so that its frame on the stack is
 /// gone when they begin. In the low half of the result lies the action.
 #[inline(never)]
@@ -81,21 +81,16 @@ pub fn established<H: Hook>(hook: &mut H) -> u64 {
 
 #[inline(always)]
 fn take<H: Hook>(hook: &mut H) -> Option<Outcome> {
-    let at = hook.head::<54>()?;
-    // SAFETY: `head` has checked that so many bytes can be read.
-    match unsafe { load16_at::<12>(at) } {
-        IPV4 => look::<H, false>(hook, at),
-        IPV6 => {
-            let at = hook.head::<74>()?;
-            look::<H, true>(hook, at)
-        }
+    match ether_type(hook)? {
+        IPV4 => look::<H, false>(hook),
+        IPV6 => look::<H, true>(hook),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn look<H: Hook, const V6: bool>(hook: &mut H, at: usize) -> Option<Outcome> {
-    let frame = read::<V6>(at)?;
+fn look<H: Hook, const V6: bool>(hook: &mut H) -> Option<Outcome> {
+    let frame = read::<H, V6>(hook)?;
     let bits = KNOWN.get_ptr(0)?;
     let to_vip = H::NUMBER != HOOK_EGRESS
         && classify::is_port_known(bits, VIP_PORTS, frame.destination.port().to_ne_bytes());
@@ -216,8 +211,9 @@ fn forward<H: Hook, const V6: bool>(
             backend.next_hop,
         )?);
     }
+    let pool = pool_of(entry);
     track::<V6>(frame, &found, From::Client, length, now)?;
-    count::packet(body.service, pool_of(entry), id, From::Client, length);
+    count::packet(body.service, pool, id, From::Client, length);
     if is_vip {
         return Some(Outcome::pass(hook, Verdict::ForwardVip));
     }
@@ -236,13 +232,8 @@ fn forward<H: Hook, const V6: bool>(
 
 #[inline(always)]
 fn reply<H: Hook, const V6: bool>(hook: &mut H, frame: &Frame, config: &Config) -> Option<Outcome> {
-    let (found, sender) = find::<V6, _>(frame, config, frame.destination, |entry| {
-        sender_of::<H>(frame, entry)
-    })?;
-    let (id, backend) = match sender {
-        Sender::Backend(id, backend) => (id, backend),
-        Sender::Translated => return Some(Outcome::pass(hook, Verdict::NoFlow)),
-    };
+    let sender = |entry| backend_of(entry).filter(|b| Side::of(&b.1.key) == frame.source);
+    let (found, (id, backend)) = find::<V6, _>(frame, config, frame.destination, sender)?;
     let entry = found.entry;
     // The stages know what an answer to nobody is.
     if frame.tcp_flags & TCP_SYN != 0 && is_closing(control_state(found.control)) {
@@ -266,8 +257,9 @@ fn reply<H: Hook, const V6: bool>(hook: &mut H, frame: &Frame, config: &Config) 
         hop = Some(way_out::<H, V6>(hook, frame, config, length, next_hop)?);
     }
     let now = clock::tick(clock::coarse_ns());
+    let pool = pool_of(entry);
     track::<V6>(frame, &found, From::Backend, length, now)?;
-    count::packet(body.service, pool_of(entry), id, From::Backend, length);
+    count::packet(body.service, pool, id, From::Backend, length);
     if is_vip {
         return Some(Outcome::pass(hook, Verdict::ReplyVip));
     }
@@ -284,25 +276,10 @@ fn reply<H: Hook, const V6: bool>(hook: &mut H, frame: &Frame, config: &Config) 
     })
 }
 
-/// Who sent a reply of a flow.
-enum Sender {
-    Backend(u16, &'static Backend),
-    /// A backend, and its address was the VIP's again already: what ingress redirects
-    /// meets egress on its way out.
-    Translated,
-}
-
-/// The sender of a packet to a flow's client, if it may belong to the flow.
 #[inline(always)]
-fn sender_of<H: Hook>(frame: &Frame, entry: *mut FlowEntry) -> Option<Sender> {
+fn backend_of(entry: *mut FlowEntry) -> Option<(u16, &'static Backend)> {
     let id = get!(entry, backend);
-    let backend = select::record(id)?;
-    if Side::of(&backend.key) == frame.source {
-        return Some(Sender::Backend(id, backend));
-    }
-    // No other flow of this client is one of the VIP's: it has one a service.
-    (H::NUMBER == HOOK_EGRESS && Side::of(&body_of(entry)?.vip) == frame.source)
-        .then_some(Sender::Translated)
+    Some((id, select::record(id)?))
 }
 
 /// The next hop, if the packet can be redirected to it.
@@ -398,7 +375,7 @@ fn turns<const V6: bool>(frame: &Frame, found: &Found, from: From) -> bool {
 
 #[inline(always)]
 fn acknowledgement<const V6: bool>(frame: &Frame) -> u32 {
-    // SAFETY: `take` has checked that the headers can be read.
+    // SAFETY: `read` has checked that the headers can be read.
     u32::from_be(unsafe { by!(load32_at::<62>(frame.at), load32_at::<42>(frame.at)) })
 }
 
@@ -420,7 +397,7 @@ fn seen<const V6: bool>(frame: &Frame, found: &Found, from: From, length: u32, n
         pad_end: 0,
     };
     if frame.protocol == TCP {
-        // SAFETY: `take` has checked that the headers can be read.
+        // SAFETY: `read` has checked that the headers can be read.
         unsafe {
             seen.sequence = u32::from_be(by!(load32_at::<58>(frame.at), load32_at::<38>(frame.at)));
         }
@@ -434,7 +411,7 @@ fn seen<const V6: bool>(frame: &Frame, found: &Found, from: From, length: u32, n
 /// Bytes of the IP and TCP headers.
 #[inline(always)]
 fn headers_of<const V6: bool>(frame: &Frame) -> u32 {
-    // SAFETY: `take` has checked that the headers can be read.
+    // SAFETY: `read` has checked that the headers can be read.
     let words = unsafe { by!(load8_at::<66>(frame.at), load8_at::<46>(frame.at)) } >> 4;
     by!(40, 20) + u32::from(words) * 4
 }

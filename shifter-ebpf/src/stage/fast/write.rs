@@ -65,7 +65,7 @@ pub fn write<H: Hook, const V6: bool>(
         From::Backend => frame.source,
     };
     let addresses = address_change::<V6>(old.addr, to.addr);
-    // SAFETY: `take` has checked that the headers can be reached.
+    // SAFETY: `read` has checked that the headers can be reached.
     unsafe {
         let header = match hop {
             Some(hop) => leave::<V6>(at, frame.hop_limit, hop),

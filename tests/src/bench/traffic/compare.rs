@@ -23,12 +23,16 @@ pub struct Options {
     pub turns: usize,
 }
 
+/// Index of the failed requests, which are added up.
+const FAILED: usize = 4;
+
 /// What is measured in a turn, and how it is printed.
-const METRICS: [&str; 4] = [
+const METRICS: [&str; FAILED + 1] = [
     "requests/s, kept alive",
     "CPU s/million requests",
     "new connections/s",
     "CPU s/million connections",
+    "failed requests",
 ];
 
 /// All turns of both builds at one hook.
@@ -81,6 +85,7 @@ fn host(options: &Options, line: &mut Line) -> Result<()> {
             kept.cpu_s_per_million,
             short.per_s,
             short.cpu_s_per_million,
+            (kept.failed + short.failed) as f64,
         ];
         let spreads = if is_own {
             &mut line.own
@@ -111,13 +116,18 @@ pub fn table(lines: &[Line]) -> String {
         .iter()
         .flat_map(|line| {
             METRICS.iter().enumerate().map(|(i, name)| {
-                vec![
-                    line.hook.to_owned(),
-                    (*name).to_owned(),
-                    line.own[i].text(1),
-                    line.other[i].text(1),
-                    ratios(line, i).text(3),
-                ]
+                let sum = |spread: &Spread| format!("{:.0}", spread.values.iter().sum::<f64>());
+                let shown = match i {
+                    FAILED => [sum(&line.own[i]), sum(&line.other[i]), "-".to_owned()],
+                    _ => [
+                        line.own[i].text(1),
+                        line.other[i].text(1),
+                        ratios(line, i).text(3),
+                    ],
+                };
+                let mut row = vec![line.hook.to_owned(), (*name).to_owned()];
+                row.extend(shown);
+                row
             })
         })
         .collect();

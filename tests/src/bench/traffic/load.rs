@@ -30,6 +30,8 @@ pub const TOOLS: [(&str, &str); 3] = [
 #[derive(Clone, Copy, Debug)]
 pub struct Requests {
     pub count: u64,
+    /// Of connections that failed.
+    pub failed: u64,
     pub per_s: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
@@ -129,13 +131,11 @@ pub fn wrk(lab: &Lab, to: [SocketAddr; 2], seconds: u64, is_short: bool) -> Resu
     let Some(&[count, duration_us, errors, p50, p99, p999]) = numbers.as_deref() else {
         bail!("wrk said something else: {text}");
     };
-    ensure!(
-        errors == 0 && count > 0,
-        "wrk counted {errors} errors in {count} requests:\n{text}"
-    );
+    ensure!(count > 0, "wrk got no answer:\n{text}");
     let ms = |us: u64| us as f64 / 1e3;
     Ok(Requests {
         count,
+        failed: errors,
         per_s: count as f64 / (duration_us as f64 / 1e6),
         p50_ms: ms(p50),
         p99_ms: ms(p99),

@@ -37,7 +37,7 @@ pub struct Options {
 const TURNS: usize = 3;
 
 /// What is measured of a way, as named in JSON.
-const METRICS: [&str; 11] = [
+const METRICS: [&str; 12] = [
     "requests_per_s",
     "requests_p50_ms",
     "requests_p99_ms",
@@ -49,6 +49,7 @@ const METRICS: [&str; 11] = [
     "connections_p999_ms",
     "connections_cpu_s_per_million",
     "bulk_gbit_per_s",
+    "failed",
 ];
 
 /// All rounds of one way.
@@ -112,7 +113,7 @@ pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<
             }
         }
         for (line, stand) in lines.iter().zip(&stands) {
-            let checked = stand.in_force.check(stand.connections);
+            let checked = stand.in_force.check(stand.connections, stand.failed);
             checked.with_context(|| line.way.name().to_owned())?;
         }
     }
@@ -127,6 +128,8 @@ struct Stand<'lab> {
     _servers: Vec<Process>,
     /// Connections made so far, but for kept ones.
     connections: u64,
+    /// Requests that failed so far.
+    failed: u64,
 }
 
 impl<'lab> Stand<'lab> {
@@ -140,6 +143,7 @@ impl<'lab> Stand<'lab> {
             in_force,
             _servers: servers,
             connections: first.count,
+            failed: first.failed,
         })
     }
 
@@ -148,7 +152,7 @@ impl<'lab> Stand<'lab> {
         let kept = load::wrk(self.lab, to, seconds, false)?;
         let short = load::wrk(self.lab, to, seconds, true)?;
         self.connections += short.count;
-        self.in_force.check(self.connections)?;
+        self.failed += kept.failed + short.failed;
         let bulk = load::bulk(self.lab, self.in_force.bulk_to(), seconds)?;
         Ok(figures(kept, short, bulk))
     }
@@ -166,6 +170,7 @@ fn figures(kept: Requests, short: Requests, bulk: f64) -> [f64; METRICS.len()] {
         ]);
     }
     found[10] = bulk;
+    found[11] = (kept.failed + short.failed) as f64;
     found
 }
 
@@ -209,10 +214,19 @@ pub fn table(lines: &[Line]) -> String {
                 line.way.name().to_owned(),
                 line.metrics[10].text(2),
                 of(lines, Way::Routed, line, 10),
+                format!("{:.0}", line.metrics[11].values.iter().sum::<f64>()),
             ]
         })
         .collect();
-    text + &report::table(&["way", "bulk, Gbit/s", "of routed"], &rows)
+    text + &report::table(
+        &[
+            "way",
+            "bulk, Gbit/s",
+            "of routed",
+            "failed requests, all loads",
+        ],
+        &rows,
+    )
 }
 
 /// A metric as a multiple of another way's in the same round.

@@ -150,13 +150,19 @@ impl<'lab> InForce<'lab> {
         }
     }
 
-    /// Whether shifter, where it is the way, really carried so many connections.
-    pub fn check(&self, connections: u64) -> Result<()> {
+    /// Whether shifter, where it is the way, really carried so many connections, and lost
+    /// none of those that failed: then it would have taken over what it had no entry of.
+    pub fn check(&self, connections: u64, failed: u64) -> Result<()> {
         if let What::Agent(agent) = &self.what {
             let flows = agent.new_flows("tcp4")?;
             ensure!(
                 flows.iter().all(|flows| *flows > 0) && flows.iter().sum::<u64>() >= connections,
                 "{connections} connections were made and shifter chose {flows:?}"
+            );
+            let lost = agent.flows_without_entry("tcp4")?;
+            ensure!(
+                failed == 0 || lost == 0,
+                "{failed} requests failed, and shifter met {lost} flows without an entry"
             );
         }
         Ok(())
