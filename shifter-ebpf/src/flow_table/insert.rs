@@ -32,6 +32,12 @@ pub struct NewFlow {
     pub backend: u16,
     pub generation: u32,
     pub now: u32,
+    /// Events of the flow that gave way; 0: none.
+    pub gone: u32,
+    /// Where they are counted: 2 × service + pool.
+    pub gone_index: u32,
+    /// Generation of that flow.
+    pub gone_generation: u32,
 }
 
 /// How an insert ended.
@@ -101,8 +107,13 @@ pub extern "C" fn score(control: u64, last_seen: u32, now: u32, distance: u32) -
 
 /// Takes a place for a new flow and makes it visible.
 #[inline(always)]
-pub fn insert(key: &mut FlowKey, new: &NewFlow) -> Inserted {
+pub fn insert(key: &mut FlowKey, new: &mut NewFlow) -> Inserted {
     let place = insert_at(key, new);
+    if new.gone != 0 {
+        // Here and not where it is found out: the stack is deepest there.
+        signals::note_events(0, new.gone_index, new.gone, new.gone_generation, 0);
+        new.gone = 0;
+    }
     key.place = place & (2 * PLACE_FOUND - 1);
     match (place >> INSERT_SHIFT, entry_at(place & (PLACE_FOUND - 1))) {
         (INSERT_NEW, Some(entry)) => Inserted::New(entry),
@@ -115,9 +126,9 @@ pub fn insert(key: &mut FlowKey, new: &NewFlow) -> Inserted {
 /// [`insert`], verified once: a global function.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn insert_at(key: *const FlowKey, new: *const NewFlow) -> u64 {
+pub extern "C" fn insert_at(key: *const FlowKey, new: *mut NewFlow) -> u64 {
     // SAFETY: null or whole; the verifier knows which.
-    let (Some(key), Some(new)) = (unsafe { (key.as_ref(), new.as_ref()) }) else {
+    let (Some(key), Some(new)) = (unsafe { (key.as_ref(), new.as_mut()) }) else {
         return INSERT_FULL << INSERT_SHIFT;
     };
     let (Some(first), Some(second)) = (set_of(&key.places, 0), set_of(&key.places, 1)) else {
@@ -156,7 +167,9 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *const NewFlow) -> u64 {
     count_evicted(control_state(control));
     let flags = get!(entry, flags);
     if is_unanswered(control_state(control), flags) {
-        signals::note(0, entry, unanswered_events(flags));
+        new.gone = unanswered_events(flags);
+        new.gone_index = u32::from(get!(entry, service)) * 2 + u32::from(flags & FLOW_GREEN != 0);
+        new.gone_generation = get!(entry, generation);
     }
     fill(entry, key, new);
     mark(at(set, home, 0), 1 << distance);
@@ -268,19 +281,14 @@ pub extern "C" fn rival_of(key: *const FlowKey, service: u32, now: u32, own: u32
         let Some(set) = set_of(&key.places, which) else {
             return RIVAL_NONE;
         };
-        let index = if which == 0 {
-            key.places.sets[0]
-        } else {
-            key.places.sets[1]
-        };
         let home = home_of(&key.places, which);
         let mark = get!(at(set, home, 0), home);
         let mut distance = 0;
         while is_marked_from(mark, distance) {
             let here = number(which, distance);
             if mark >> distance & 1 != 0 && here != own {
-                let place = place_of(index, home, distance);
-                match rival_at(key, service, now, place, u32::from(here < own)) {
+                let entry = at(set, home, distance);
+                match rival_at(key, service as u16, now, entry, here < own) {
                     RIVAL_LIVE => return RIVAL_LIVE,
                     RIVAL_LOWER => return RIVAL_LOWER,
                     RIVAL_HIGHER => higher = RIVAL_HIGHER,
@@ -297,24 +305,11 @@ pub extern "C" fn rival_of(key: *const FlowKey, service: u32, now: u32, own: u32
     higher
 }
 
-/// What lies at one place, to a claim of this flow. A global function: verified
-/// once, not once a place.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn rival_at(
-    key: *const FlowKey,
-    service: u32,
-    now: u32,
-    place: u64,
-    is_lower: u32,
-) -> u32 {
-    // SAFETY: null or a whole key; the verifier knows which.
-    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, entry_at(place & (PLACE_FOUND - 1)))
-    else {
-        return RIVAL_NONE;
-    };
-    let found = rival(get!(entry, control), key.places.tag, now, is_lower != 0);
-    if found == RIVAL_LIVE && !key.is_of(entry, Match::Service(service as u16)) {
+/// What lies at one place, to a claim of this flow.
+#[inline(always)]
+fn rival_at(key: &FlowKey, service: u16, now: u32, entry: *mut FlowEntry, is_lower: bool) -> u32 {
+    let found = rival(get!(entry, control), key.places.tag, now, is_lower);
+    if found == RIVAL_LIVE && !key.is_of(entry, Match::Service(service)) {
         return RIVAL_NONE;
     }
     found

@@ -247,6 +247,7 @@ fn fill_new(new: &mut NewFlow, headers: &Headers, body: &ServiceBody, choice: &C
     new.backend = choice.backend;
     new.generation = body.generation;
     new.now = now;
+    new.gone = 0;
 }
 
 /// Writes the entry of a new flow, then forwards. Where another service has

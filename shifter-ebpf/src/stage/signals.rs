@@ -273,9 +273,13 @@ fn judge(index: u32, events: u32, generation: u32) {
         };
         atomic::fetch_add(counts, 1);
     }
-    let attempts = get!(record, attempts);
-    let failures = get!(record, failures);
-    let (attempts, failures) = (attempts[0] + attempts[1], failures[0] + failures[1]);
+    // SAFETY: as above.
+    let (attempts, failures) = unsafe {
+        (
+            sum(&raw const (*record).attempts),
+            sum(&raw const (*record).failures),
+        )
+    };
     let bounds = Bounds {
         max_failures: body.breaker_failures,
         min_attempts: body.breaker_attempts,
@@ -290,6 +294,17 @@ fn judge(index: u32, events: u32, generation: u32) {
             core::ptr::write_volatile(&raw mut (*record).tripped, u64::from(generation));
         }
     }
+}
+
+/// Counts of both halves of the window, in two loads.
+///
+/// # Safety
+/// `halves` must point into a map value.
+#[inline(always)]
+unsafe fn sum(halves: *const [u64; 2]) -> u64 {
+    let first = halves.cast::<u64>();
+    // SAFETY: the caller's promise.
+    unsafe { core::ptr::read_volatile(first) + core::ptr::read_volatile(first.add(1)) }
 }
 
 /// As [`BreakerRecord::generation`]: the counts of another are being taken back.
