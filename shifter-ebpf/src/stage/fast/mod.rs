@@ -30,7 +30,7 @@ use shifter_common::{
 };
 
 use crate::{
-    atomic::{load8_at, load16_at, load32_at},
+    atomic::{load8_at, load32_at},
     clock,
     flow_table::{at, client_words, expired, get, place_of, set},
     hook::Hook,
