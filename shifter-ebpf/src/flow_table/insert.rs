@@ -168,7 +168,7 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *mut NewFlow) -> u64 {
     let flags = get!(entry, flags);
     if is_unanswered(control_state(control), flags) {
         new.gone = unanswered_events(flags);
-        new.gone_index = u32::from(get!(entry, service)) * 2 + u32::from(flags & FLOW_GREEN != 0);
+        new.gone_index = signals::index_of(entry, flags);
         new.gone_generation = get!(entry, generation);
     }
     fill(entry, key, new);

@@ -30,7 +30,7 @@ use crate::{
 pub const TC_NEXT: Action = -1;
 const TC_DROP: Action = 2;
 
-/// Headers that must be reachable in an skb: Ethernet, IPv6, TCP.
+/// Headers that must be reachable where a frame is not plain: Ethernet, IPv6, TCP.
 const PULL_AT_LEAST: u32 = 74;
 /// What is made reachable where they are not: room for options and quoted packets.
 const PULL: u32 = 192;

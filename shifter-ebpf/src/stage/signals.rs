@@ -34,11 +34,17 @@ pub fn opened(key: &FlowKey, entry: *mut FlowEntry) {
     note(key.place, entry, 1 << ATTEMPTS | EVENT_OPENED);
 }
 
+/// Where a flow is counted, by its entry and the flags in it.
+#[inline(always)]
+pub fn index_of(entry: *const FlowEntry, flags: u16) -> u32 {
+    u32::from(get!(entry, service)) * 2 + u32::from(flags & FLOW_GREEN != 0)
+}
+
 /// Counts events of a flow. `place`: where its entry lies, 0 if it has none any more.
 #[inline(always)]
 pub fn note(place: u64, entry: *const FlowEntry, events: u32) {
     let flags = get!(entry, flags);
-    let index = u32::from(get!(entry, service)) * 2 + u32::from(flags & FLOW_GREEN != 0);
+    let index = index_of(entry, flags);
     note_events(
         place,
         index,
@@ -53,7 +59,7 @@ pub fn note(place: u64, entry: *const FlowEntry, events: u32) {
 pub fn free(entry: *mut FlowEntry, control: u64, now: u32) -> bool {
     // Before it is given up: the place may be another flow's right after.
     let flags = get!(entry, flags);
-    let index = u32::from(get!(entry, service)) * 2 + u32::from(flags & FLOW_GREEN != 0);
+    let index = index_of(entry, flags);
     let (generation, created) = (get!(entry, generation), get!(entry, created));
     let freed = transition(entry, control, STATE_FREE, now);
     if freed && is_unanswered(control_state(control), flags) {
@@ -159,8 +165,7 @@ fn put(index: u32, kind: u32, ns: u64) {
 /// A segment of a watched flow: counts what is sent again.
 #[inline(always)]
 pub fn watch(seen: &Seen, entry: *const FlowEntry) {
-    let green = u32::from(get!(entry, flags) & FLOW_GREEN != 0);
-    let index = u32::from(get!(entry, service)) * 2 + green;
+    let index = index_of(entry, get!(entry, flags));
     let from = u32::from(seen.from);
     watch_segment(seen.place, index, from, seen.sequence, seen.payload);
 }

@@ -107,6 +107,9 @@ pub extern "C" fn track_at(seen: *const Seen) -> u64 {
     let Some(seen) = (unsafe { seen.as_ref() }) else {
         return 0;
     };
+    if seen.place & PLACE_FOUND == 0 {
+        return 0;
+    }
     let Some(entry) = entry_at(seen.place & (PLACE_FOUND - 1)) else {
         return 0;
     };
