@@ -74,6 +74,9 @@ fn main() -> Result<()> {
     if unsafe { libc::geteuid() } != 0 {
         bail!("the bench loads eBPF programs: run `cargo xtask bench` as root");
     }
+    if arguments.parts.contains(&Part::Compare) != arguments.other.is_some() {
+        bail!("compare needs another build of shifter, and only compare: `compare --other FILE`");
+    }
     println!("{}", report::machine());
     if arguments.quick {
         println!("QUICK: fewer rounds than a full run; no figures to quote");
@@ -102,10 +105,7 @@ fn main() -> Result<()> {
         print!("{}", traffic::table(&lines));
         found.push(("traffic", traffic::json(&lines)));
     }
-    if arguments.parts.contains(&Part::Compare) {
-        let Some(other) = arguments.other.clone() else {
-            bail!("compare needs another build of shifter: --other FILE");
-        };
+    if let Some(other) = arguments.other.clone() {
         let options = compare::Options {
             other,
             rounds: arguments

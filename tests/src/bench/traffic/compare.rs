@@ -3,13 +3,16 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use super::{load, way::shifter};
+use super::{
+    lab, load,
+    way::{check_agent, shifter},
+};
 use crate::{
     bench::{report, stat::Spread},
-    topology::{Family, Lab, Placement},
+    topology::Family,
 };
 
 /// What is to be compared.
@@ -45,6 +48,12 @@ pub struct Line {
 
 /// Measures; `progress` is told of each host.
 pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<Line>> {
+    if !options.other.is_file() {
+        bail!(
+            "there is no other build at {}: name a `shifter` that `cargo xtask build` has made of other sources",
+            options.other.display()
+        );
+    }
     let mut lines = ["tc", "xdp"].map(|hook| Line {
         hook,
         own: Default::default(),
@@ -65,10 +74,11 @@ pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<
 }
 
 fn host(options: &Options, line: &mut Line) -> Result<()> {
-    let lab = Lab::new(Placement::RemoteOther)?;
+    let lab = lab()?;
     let _servers = load::servers(&lab)?;
     let mut agent = shifter(&lab, line.hook)?;
     let to = [lab.vip(Family::V4); 2];
+    let (mut connections, mut all_failed) = (0, 0);
     for turn in 0..2 * options.turns {
         // Own, other, other, own, so that neither is always the first.
         let is_own = matches!(turn % 4, 0 | 3);
@@ -77,15 +87,18 @@ fn host(options: &Options, line: &mut Line) -> Result<()> {
         agent
             .replace()
             .context("one build takes over from the other")?;
-        load::wrk(&lab, to, 1, true)?;
+        let first = load::wrk(&lab, to, 1, true)?;
         let kept = load::wrk(&lab, to, 1, false)?;
         let short = load::wrk(&lab, to, 1, true)?;
+        let failed = first.failed + kept.failed + short.failed;
+        connections += first.count + short.count;
+        all_failed += failed;
         let found = [
             kept.per_s,
             kept.cpu_s_per_million,
             short.per_s,
             short.cpu_s_per_million,
-            (kept.failed + short.failed) as f64,
+            failed as f64,
         ];
         let spreads = if is_own {
             &mut line.own
@@ -96,7 +109,7 @@ fn host(options: &Options, line: &mut Line) -> Result<()> {
             spread.values.push(value);
         }
     }
-    Ok(())
+    check_agent(&agent, connections, all_failed)
 }
 
 /// This build's values as multiples of the other's in the neighbouring turn.
@@ -142,7 +155,12 @@ pub fn json(lines: &[Line]) -> Value {
             .iter()
             .enumerate()
             .map(|(i, name)| {
-                json!({ "what": name, "own": line.own[i].json(), "other": line.other[i].json() })
+                json!({
+                    "what": name,
+                    "own": line.own[i].json(),
+                    "other": line.other[i].json(),
+                    "ratio": ratios(line, i).json(),
+                })
             })
             .collect();
         json!({ "hook": line.hook, "metrics": metrics })

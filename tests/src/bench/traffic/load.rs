@@ -132,6 +132,9 @@ pub fn wrk(lab: &Lab, to: [SocketAddr; 2], seconds: u64, is_short: bool) -> Resu
         bail!("wrk said something else: {text}");
     };
     ensure!(count > 0, "wrk got no answer:\n{text}");
+    if let Some(line) = text.lines().find(|line| line.contains("Socket errors")) {
+        eprintln!("{}: {}", lab.client.name(), line.trim());
+    }
     let ms = |us: u64| us as f64 / 1e3;
     Ok(Requests {
         count,

@@ -18,7 +18,7 @@ use super::{report, stat::Spread};
 use crate::{
     command::Process,
     need::on_path,
-    topology::{Lab, Placement},
+    topology::{self, Lab, Placement},
 };
 
 /// What is to be measured.
@@ -59,7 +59,7 @@ pub struct Line {
     metrics: [Spread; METRICS.len()],
 }
 
-/// Measures; `progress` is told of each way.
+/// Measures; `progress` is told of each turn.
 pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<Line>> {
     for (tool, package) in load::TOOLS {
         if !on_path(tool) {
@@ -84,10 +84,7 @@ pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<
     }
     for round in 0..options.rounds {
         // Fresh ones: what memory a way happens to get is worth some percent.
-        let labs: Vec<Lab> = lines
-            .iter()
-            .map(|_| Lab::new(Placement::RemoteOther))
-            .collect::<Result<_>>()?;
+        let labs: Vec<Lab> = lines.iter().map(|_| lab()).collect::<Result<_>>()?;
         let mut stands = Vec::new();
         for (line, lab) in lines.iter().zip(&labs) {
             let stand = Stand::new(options, line.way, lab);
@@ -113,11 +110,20 @@ pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<
             }
         }
         for (line, stand) in lines.iter().zip(&stands) {
+            stand.in_force.rest(false);
             let checked = stand.in_force.check(stand.connections, stand.failed);
             checked.with_context(|| line.way.name().to_owned())?;
         }
     }
     Ok(lines)
+}
+
+/// Servers receive as the kernel has it, for what steering costs would be in every way.
+fn lab() -> Result<Lab> {
+    Lab::with(topology::Options {
+        one_cpu_a_flow: false,
+        ..topology::Options::new(Placement::RemoteOther)
+    })
 }
 
 /// A way in force, with its servers.
@@ -138,6 +144,7 @@ impl<'lab> Stand<'lab> {
         let in_force = InForce::start(lab, way, &options.object)?;
         // Neighbours and caches.
         let first = load::wrk(lab, in_force.requests_to(), 1, true)?;
+        in_force.rest(true);
         Ok(Self {
             lab,
             in_force,
@@ -148,6 +155,13 @@ impl<'lab> Stand<'lab> {
     }
 
     fn measure(&mut self, seconds: u64) -> Result<[f64; METRICS.len()]> {
+        self.in_force.rest(false);
+        let found = self.visit(seconds);
+        self.in_force.rest(true);
+        found
+    }
+
+    fn visit(&mut self, seconds: u64) -> Result<[f64; METRICS.len()]> {
         let to = self.in_force.requests_to();
         let kept = load::wrk(self.lab, to, seconds, false)?;
         let short = load::wrk(self.lab, to, seconds, true)?;
@@ -155,6 +169,13 @@ impl<'lab> Stand<'lab> {
         self.failed += kept.failed + short.failed;
         let bulk = load::bulk(self.lab, self.in_force.bulk_to(), seconds)?;
         Ok(figures(kept, short, bulk))
+    }
+}
+
+impl Drop for Stand<'_> {
+    /// What rests does not end when it is told to.
+    fn drop(&mut self) {
+        self.in_force.rest(false);
     }
 }
 
@@ -183,6 +204,7 @@ pub fn table(lines: &[Line]) -> String {
             what,
             "of routed",
             "of ECMP",
+            "of bare NAT",
             "p50, ms",
             "p99, ms",
             "p99.9, ms",
@@ -197,6 +219,7 @@ pub fn table(lines: &[Line]) -> String {
                     metric(0).text(0),
                     of(lines, Way::Routed, line, first),
                     of(lines, Way::RoutedEcmp, line, first),
+                    of(lines, line.way.bare(), line, first),
                     metric(1).text(2),
                     metric(2).text(2),
                     metric(3).text(2),
@@ -229,7 +252,7 @@ pub fn table(lines: &[Line]) -> String {
     )
 }
 
-/// A metric as a multiple of another way's in the same round.
+/// A metric as a multiple of another way's in the same turn.
 fn of(lines: &[Line], way: Way, line: &Line, metric: usize) -> String {
     let Some(other) = lines.iter().find(|line| line.way == way) else {
         return "-".to_owned();

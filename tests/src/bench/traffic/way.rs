@@ -69,6 +69,14 @@ impl Way {
         }
     }
 
+    /// The bare NAT at the same hook; for what has none, that at tc.
+    pub fn bare(self) -> Self {
+        match self {
+            Self::ShifterXdp | Self::NatXdp => Self::NatXdp,
+            _ => Self::NatTc,
+        }
+    }
+
     /// The program that it cannot do without, and its Debian package.
     pub fn tool(self) -> Option<(&'static str, &'static str)> {
         match self {
@@ -150,23 +158,51 @@ impl<'lab> InForce<'lab> {
         }
     }
 
-    /// Whether shifter, where it is the way, really carried so many connections, and lost
-    /// none of those that failed: then it would have taken over what it had no entry of.
-    pub fn check(&self, connections: u64, failed: u64) -> Result<()> {
+    /// Stops the agent, if there is one, while another way is visited: its own work would
+    /// be charged to that; or lets it go on.
+    pub fn rest(&self, rests: bool) {
         if let What::Agent(agent) = &self.what {
-            let flows = agent.new_flows("tcp4")?;
-            ensure!(
-                flows.iter().all(|flows| *flows > 0) && flows.iter().sum::<u64>() >= connections,
-                "{connections} connections were made and shifter chose {flows:?}"
-            );
-            let lost = agent.flows_without_entry("tcp4")?;
-            ensure!(
-                failed == 0 || lost == 0,
-                "{failed} requests failed, and shifter met {lost} flows without an entry"
-            );
+            agent.signal(if rests { libc::SIGSTOP } else { libc::SIGCONT });
         }
-        Ok(())
     }
+
+    /// Whether hardly any request failed, and where shifter is the way, whether it has
+    /// carried the connections and lost none.
+    pub fn check(&self, connections: u64, failed: u64) -> Result<()> {
+        match &self.what {
+            What::Agent(agent) => check_agent(agent, connections, failed),
+            _ => check_failed(connections, failed),
+        }
+    }
+}
+
+/// Of so many connections one may fail: by the kernel's own doing some do, a way that
+/// fails more often is not measured by what is left. docs/bench.md, "Traffic".
+const ONE_MAY_FAIL_OF: u64 = 5_000;
+
+fn check_failed(connections: u64, failed: u64) -> Result<()> {
+    ensure!(
+        failed <= connections / ONE_MAY_FAIL_OF,
+        "{failed} requests failed beside {connections} connections; one of {ONE_MAY_FAIL_OF} may"
+    );
+    Ok(())
+}
+
+/// The same, and that shifter chose a backend for each connection and lost the entry of
+/// none: then it would have met segments of flows without one.
+pub fn check_agent(agent: &Agent, connections: u64, failed: u64) -> Result<()> {
+    check_failed(connections, failed)?;
+    let flows = agent.new_flows("tcp4")?;
+    ensure!(
+        flows.iter().all(|flows| *flows > 0) && flows.iter().sum::<u64>() >= connections,
+        "{connections} connections were made and shifter chose {flows:?}"
+    );
+    let lost = agent.flows_without_entry("tcp4")?;
+    ensure!(
+        lost == 0,
+        "shifter met {lost} flows without an entry ({failed} requests failed)"
+    );
+    Ok(())
 }
 
 pub fn shifter<'lab>(lab: &'lab Lab, hook: &'static str) -> Result<Agent<'lab>> {
