@@ -2,8 +2,11 @@
 //! so that a scenario that fails is not the lab's doing.
 
 use shifter_tests::{
+    agent::{Agent, Settings},
+    mover::Service,
     need,
-    topology::{Family, Lab, Placement, Side},
+    need::{long, scaled},
+    topology::{Family, Lab, Options, Placement, Side},
     traffic::{bulk, requests, server},
 };
 
@@ -30,5 +33,50 @@ fn servers_answer_over_the_routed_path_in_every_placement() {
             let from_other = lab.client.run(|| requests::ask(addr, Some(other)));
             assert_eq!(from_other.expect(&what), side.identity(), "{what}");
         }
+    }
+}
+
+/// New connections, one after the other, that failed. Merely routed without a hook.
+fn failed(hook: Option<&'static str>, one_cpu_a_flow: bool, connections: u32) -> u32 {
+    let options = Options {
+        one_cpu_a_flow,
+        ..Options::new(Placement::Container)
+    };
+    let lab = Lab::with(options).unwrap();
+    let _servers = server::start_both(&lab).unwrap();
+    let agent = hook.map(|hook| {
+        let agent = Agent::start(&lab, Settings::hook(hook)).unwrap();
+        let service = Service::of(&lab, "tcp", Family::V6).with_green("50%");
+        agent.apply(&[service]).unwrap();
+        agent
+    });
+    let vip = lab.vip(Family::V6);
+    let to = match agent {
+        Some(_) => vip,
+        None => lab.listen(Side::Blue, Family::V6),
+    };
+    lab.client.run(|| {
+        let fails = |i: u32| {
+            // Its ports do not come round within the time that a server keeps them.
+            let client = requests::client_address(vip, (i % 10_000 + 1) as u16);
+            requests::ask(to, Some(client)).is_err()
+        };
+        (0..connections).filter(|i| fails(*i)).count() as u32
+    })
+}
+
+#[test]
+fn no_connection_fails_where_one_cpu_handles_each_flow() {
+    need!();
+    let connections = scaled(20_000, 200_000);
+    for hook in [None, Some("tc"), Some("xdp")] {
+        let what = hook.unwrap_or("routed");
+        if long() {
+            let failed = failed(hook, false, connections);
+            println!("LAB {what}, as the kernel has it: {failed} of {connections} failed");
+        }
+        let failed = failed(hook, true, connections);
+        println!("LAB {what}, one CPU a flow: {failed} of {connections} failed");
+        assert_eq!(failed, 0, "{what}");
     }
 }

@@ -134,6 +134,12 @@ pub struct Options {
     /// Leave checksum and segmentation offload on where namespaces stand for
     /// a wire; XDP cannot rewrite such frames.
     pub wire_offloads: bool,
+    /// Each flow's packets are handled by one CPU at its server, as a network card's
+    /// queues have it. Where two CPUs handle the ACK and the first data of a new
+    /// connection at once, Linux may answer the data by a reset: for an instant there is
+    /// neither handshake nor socket (before its commit 1532ed0d0753; docs/bench.md,
+    /// "Traffic").
+    pub one_cpu_a_flow: bool,
 }
 
 impl Options {
@@ -148,6 +154,7 @@ impl Options {
             mtu_back: 1500,
             mtu_backend: 1500,
             wire_offloads: false,
+            one_cpu_a_flow: true,
         }
     }
 }

@@ -1,8 +1,11 @@
 //! Links, addresses and routes of a lab.
 
+use std::thread;
+
 use anyhow::Result;
 
 use super::{Lab, Netns, PUBLISHED_PORT, Placement, SERVER_PORT, Side, VIP_PORT};
+use crate::command::run;
 
 /// MSS that the ends announce whatever their own link's MTU is, so that only
 /// path MTU discovery can find a small link.
@@ -86,6 +89,20 @@ fn veth(a: &Netns, a_name: &str, b: &Netns, b_name: &str, mtu: u32) -> Result<()
     b.ethtool(b_name, &["gro", "on"])
 }
 
+/// Has each flow's packets handled by one CPU, whichever CPU sent them
+/// (`Options::one_cpu_a_flow`). Of the interface that packets reach a server by.
+fn steer_flows(lab: &Lab, ns: &Netns, interface: &str) -> Result<()> {
+    if !lab.options.one_cpu_a_flow {
+        return Ok(());
+    }
+    let cpus = thread::available_parallelism()?.get().min(32);
+    let mask = u32::MAX >> (32 - cpus);
+    let queues = format!("/sys/class/net/{interface}/queues/rx-*/rps_cpus");
+    let script = format!("for queue in {queues}; do echo {mask:x} > $queue || exit 1; done");
+    run(ns.command_with_sys("sh").args(["-c", &script]))?;
+    Ok(())
+}
+
 fn bridge(ns: &Netns, name: &str) -> Result<()> {
     ns.ip(&[
         format!("link add {name} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"),
@@ -154,6 +171,9 @@ pub(super) fn front(lab: &Lab) -> Result<()> {
         }
     }
     as_wire(lab, client, "c0")?;
+    if lab.blue.is_none() {
+        steer_flows(lab, host, "h0")?;
+    }
     address(host, "h0", "10.71.0.1/24", "fd71::1/64")?;
     address(host, "h0", "10.71.0.100/32", "fd71::100/128")?;
     if lab.options.placement == Placement::RemoteSame {
@@ -190,6 +210,7 @@ fn servers_behind(lab: &Lab, net: &Netns, bridge: &str, via4: &str, via6: &str) 
         let ns = lab.server_ns(side);
         let port = format!("p{}", side.name());
         veth(ns, "b0", net, &port, lab.options.mtu_backend)?;
+        steer_flows(lab, ns, "b0")?;
         plug(net, bridge, &port)?;
         as_wire(lab, ns, "b0")?;
         address(
@@ -237,6 +258,7 @@ fn container_bridge(lab: &Lab) -> Result<()> {
         let ns = lab.server_ns(side);
         let port = format!("v{}", side.name());
         veth(ns, "eth0", host, &port, lab.options.mtu_backend)?;
+        steer_flows(lab, ns, "eth0")?;
         plug(host, "cbr0", &port)?;
         address(
             ns,
@@ -255,6 +277,7 @@ fn container_veths(lab: &Lab) -> Result<()> {
         let ns = lab.server_ns(side);
         let port = format!("v{}", side.name());
         veth(ns, "eth0", host, &port, lab.options.mtu_backend)?;
+        steer_flows(lab, ns, "eth0")?;
         address(
             host,
             &port,

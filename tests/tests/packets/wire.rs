@@ -87,6 +87,8 @@ fn what_ingress_redirects_is_not_looked_at_again_on_its_way_out() {
         ));
         scene.ip(&format!("link add out index {OUT} type veth peer name far"));
         for link in ["near", "wire", "out", "far"] {
+            // Nothing of the kernel's own shall leave there.
+            scene.ip(&format!("link set {link} addrgenmode none"));
             scene.ip(&format!("link set {link} up"));
         }
         scene.datapath.attach_egress("out", OUT).unwrap();

@@ -14,13 +14,29 @@ pub struct Timed {
 pub struct Report {
     pub passed: usize,
     pub failed: Vec<String>,
+    /// Name and the panic's message, of those that failed.
+    pub panics: Vec<(String, String)>,
     /// Name and reason.
     pub ignored: Vec<(String, String)>,
     pub timed: Vec<Timed>,
     line: String,
     /// A test that was announced and has no result yet.
     pending: Option<(String, Instant)>,
+    /// The test whose own output is being repeated, and what of it is being read.
+    repeated: Option<(String, Repeated)>,
 }
+
+/// Where in the repeated output of a test that failed a line is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Repeated {
+    BeforePanic,
+    /// So many lines of the message were taken.
+    Panic(usize),
+    AfterPanic,
+}
+
+/// Lines of a panic's message that are kept, and characters of each.
+const PANIC: (usize, usize) = (4, 500);
 
 impl Report {
     /// Takes the next piece of output, as it arrives.
@@ -42,6 +58,7 @@ impl Report {
     pub fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed.extend(other.failed);
+        self.panics.extend(other.panics);
         self.ignored.extend(other.ignored);
         self.timed.extend(other.timed);
     }
@@ -56,6 +73,7 @@ impl Report {
     }
 
     fn take_line(&mut self, line: &str, now: Instant) {
+        self.take_repeated(line);
         let result = line
             .strip_prefix("test ")
             .and_then(|rest| rest.rsplit_once(" ... "))
@@ -84,6 +102,39 @@ impl Report {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// The harness repeats what a failed test printed below `---- NAME stdout ----`.
+    fn take_repeated(&mut self, line: &str) {
+        let name = line
+            .strip_prefix("---- ")
+            .and_then(|rest| rest.strip_suffix(" stdout ----"));
+        if let Some(name) = name {
+            self.repeated = Some((name.to_owned(), Repeated::BeforePanic));
+            return;
+        }
+        let Some((name, place)) = &mut self.repeated else {
+            return;
+        };
+        match *place {
+            Repeated::BeforePanic => {
+                if let Some((_, at)) = line.split_once(" panicked at ") {
+                    self.panics.push((name.clone(), at.to_owned()));
+                    *place = Repeated::Panic(0);
+                }
+            }
+            Repeated::Panic(taken) => {
+                let is_over = line.is_empty() || line.starts_with("stack backtrace:");
+                if is_over || taken == PANIC.0 {
+                    *place = Repeated::AfterPanic;
+                } else if let Some((_, message)) = self.panics.last_mut() {
+                    message.push('\n');
+                    message.extend(line.chars().take(PANIC.1));
+                    *place = Repeated::Panic(taken + 1);
+                }
+            }
+            Repeated::AfterPanic => {}
         }
     }
 
@@ -155,6 +206,26 @@ mod tests {
         let report = read(&[(0, "test loud ... 5 connections\nall well\nok\nok\n")]);
         assert_eq!(report.passed, 1);
         assert_eq!(report.timed[0].name, "loud");
+    }
+
+    #[test]
+    fn a_panic_is_kept_with_the_name_of_its_test() {
+        let report = read(&[(
+            0,
+            "test a ... FAILED\ntest b ... FAILED\n\nfailures:\n\n---- a stdout ----\nfirst\n\
+             thread 'a' (7) panicked at tests/a.rs:1:2:\nleft is\nnot right\n\
+             stack backtrace:\n   0: panicked at nothing\n\n---- b stdout ----\n\
+             thread 'b' panicked at tests/b.rs:3:4:\nno\n\nfailures:\n    a\n    b\n",
+        )]);
+        assert_eq!(report.failed, ["a", "b"]);
+        let panic = |name: &str, message: &str| (name.to_owned(), message.to_owned());
+        assert_eq!(
+            report.panics,
+            [
+                panic("a", "tests/a.rs:1:2:\nleft is\nnot right"),
+                panic("b", "tests/b.rs:3:4:\nno"),
+            ]
+        );
     }
 
     #[test]

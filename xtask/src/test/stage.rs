@@ -22,6 +22,8 @@ pub struct Stage {
     pub passed: usize,
     /// Names of what failed.
     pub failed: Vec<String>,
+    /// Names of tests among them, and what each panicked with.
+    pub panics: Vec<(String, String)>,
     /// Name and reason of what was skipped.
     pub skipped: Vec<(String, String)>,
     pub timed: Vec<Timed>,
@@ -158,6 +160,7 @@ fn sum_up(name: &'static str, report: Report, messages: Vec<(String, String)>) -
         name,
         passed,
         failed: report.failed,
+        panics: report.panics,
         skipped,
         timed: report.timed,
         has_tests: true,

@@ -91,6 +91,9 @@ impl fmt::Display for Summary {
         for stage in &self.stages {
             for name in &stage.failed {
                 writeln!(f, "FAILED: {}", full_name(stage, name))?;
+                for (_, message) in stage.panics.iter().filter(|(of, _)| of == name) {
+                    writeln!(f, "    {}", message.replace('\n', "\n    "))?;
+                }
             }
         }
         writeln!(f)
@@ -123,6 +126,7 @@ mod tests {
             took: Duration::from_millis(61_500),
             passed: 2,
             failed: vec!["storm".to_owned()],
+            panics: vec![("storm".to_owned(), "storm.rs:1:2:\nlost".to_owned())],
             skipped: vec![("nginx".to_owned(), "no wrk".to_owned())],
             timed: vec![
                 Timed {
@@ -149,7 +153,8 @@ mod tests {
     fn what_failed_was_skipped_or_slow_is_named() {
         let text = summary().to_string();
         assert!(text.contains("SKIPPED: scenarios: nginx: no wrk"), "{text}");
-        assert!(text.contains("FAILED: scenarios: storm"), "{text}");
+        let why = "FAILED: scenarios: storm\n    storm.rs:1:2:\n    lost\n";
+        assert!(text.contains(why), "{text}");
         assert!(text.contains("slow:   60.0 s  storm"), "{text}");
         assert!(!text.contains("quick"), "{text}");
     }
