@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     build::build,
-    run::{is_root, is_set, program, run, rustup_run, target_directory},
+    run::{cargo, is_root, is_set, program, run, rustup_run, target_directory},
     setup::{Need, nightly, setup},
 };
 
@@ -18,6 +18,8 @@ use crate::{
 const TARGET: &str = "bpfel-unknown-none";
 /// Names a ready object of the bench's programs.
 const OBJECT: &str = "SHIFTER_BENCH_OBJECT";
+/// Names a ready `shifter`.
+const AGENT: &str = "SHIFTER_BIN";
 
 /// `bench --object` builds the bench's programs and prints where they are;
 /// anything else becomes the bench.
@@ -45,9 +47,26 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     let mut command: Command = program(&path.to_string_lossy());
     command.args(arguments).stdin(Stdio::inherit());
     if !asks_for_help {
-        command.env(OBJECT, object()?);
+        command.env(OBJECT, object()?).env(AGENT, agent()?);
     }
     Err(command.exec()).with_context(|| format!("{} cannot be run", path.display()))
+}
+
+/// Builds `shifter` as it is installed: what its agent does beside the packets is in the
+/// figures too. The first time some minutes.
+fn agent() -> Result<PathBuf> {
+    if let Some(ready) = std::env::var_os(AGENT) {
+        return Ok(ready.into());
+    }
+    run(&mut cargo(&[
+        "build",
+        "--release",
+        "--package",
+        "shifter",
+        "--bin",
+        "shifter",
+    ]))?;
+    Ok(target_directory().join("release/shifter"))
 }
 
 /// Builds the eBPF programs that only the bench loads, into a directory of
