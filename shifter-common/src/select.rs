@@ -89,6 +89,20 @@ pub fn ring_slot(ring_hash: u32, slots: u32) -> u32 {
     ((u64::from(ring_hash) * u64::from(slots)) >> 32) as u32
 }
 
+/// Slots of a ring that are looked at for a backend which takes the flow.
+pub const RING_TRIES: u32 = 16;
+
+/// Ring hash to go on with where the backend of one's slot does not take the flow.
+/// Neighbouring slots will not do, nor those at any fixed distance: in a ring of few
+/// backends both often name the same one for long. The mixing is that of MurmurHash3's
+/// finalizer (Appleby, 2011), begun beside its fixed point 0.
+#[inline(always)]
+pub fn next_ring_hash(ring_hash: u32) -> u32 {
+    let mixed = ring_hash.wrapping_add(0x9e37_79b9);
+    let mixed = (mixed ^ mixed >> 16).wrapping_mul(0x85eb_ca6b);
+    mixed ^ mixed >> 13
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;

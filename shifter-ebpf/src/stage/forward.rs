@@ -252,7 +252,7 @@ fn fill_new(new: &mut NewFlow, headers: &Headers, body: &ServiceBody, choice: &C
 
 /// Writes the entry of a new flow, then forwards. Where another service has
 /// mapped the client's port to the same backend, the older entry gives way if
-/// it is closing, unproven or expired, else the next backend of the ring is taken.
+/// it is closing, unproven or expired, else another backend of the pool is taken.
 #[inline(always)]
 fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
     let Packet {
@@ -265,9 +265,11 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
     } = packet;
     let (headers, config, body) = (*headers, *config, *body);
     let mut tries = 0;
+    let mut taken = 0;
     while is_taken(key, choice.backend, now, config) {
         tries += 1;
-        let next = select::in_pool(body, choice.pool, select::hash_of(body, headers), tries);
+        taken = taken << 16 | u32::from(choice.backend);
+        let next = select::in_pool(body, choice.pool, select::hash_of(body, headers), taken);
         match next {
             Some(next) if tries < CLASH_TRIES && choice.origin.is_new() => {
                 choice.backend = next.backend;

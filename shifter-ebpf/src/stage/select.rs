@@ -10,16 +10,13 @@ use shifter_common::{
         service::{SERVICE_COHORTS, SERVICE_EXACT, SERVICE_LIVE_GREEN, THRESHOLD_ONE},
     },
     packet::parse::Headers,
-    select::{affinity_hash, diffuse, pool_of, ring_hash, ring_slot},
+    select::{RING_TRIES, affinity_hash, diffuse, next_ring_hash, pool_of, ring_hash, ring_slot},
 };
 
 use crate::{
     maps::{BACKENDS, COHORTS, RINGS, SPLIT_ERRORS, element},
     stage::signals,
 };
-
-/// Slots that are tried until a backend is found that can take a flow.
-const TRIES: u32 = 8;
 
 /// A pool and a backend of it.
 #[derive(Clone, Copy)]
@@ -118,7 +115,7 @@ pub fn of_new_flow(body: &ServiceBody, headers: &Headers, hash: u64) -> Option<C
                 });
         }
     }
-    by_weight(body, hash, 0)
+    by_weight(body, hash)
 }
 
 /// Stands for "no cohort".
@@ -143,16 +140,16 @@ pub extern "C" fn cohort_pool(headers: *const Headers, set: u32, live: u32) -> u
     }
 }
 
-/// Pool by threshold, backend by ring. `skip` passes over that many backends
-/// of the ring. A pool without a backend gives its flows to the other.
+/// Pool by threshold, backend by ring. A pool without a backend gives its flows to the
+/// other.
 #[inline(always)]
-pub fn by_weight(body: &ServiceBody, hash: u64, skip: u32) -> Option<Choice> {
+pub fn by_weight(body: &ServiceBody, hash: u64) -> Option<Choice> {
     let pool = if body.flags & SERVICE_EXACT != 0 {
         diffuse(owed(body), threshold(body)).0
     } else {
         pool_of(hash, threshold(body))
     };
-    in_pool(body, pool, hash, skip).or_else(|| in_pool(body, 1 - pool, hash, skip))
+    in_pool(body, pool, hash, 0).or_else(|| in_pool(body, 1 - pool, hash, 0))
 }
 
 /// What this CPU owes green under the exact split.
@@ -183,13 +180,13 @@ pub fn settle_debt(body: &ServiceBody, pool: usize) {
 
 /// A backend of one pool.
 #[inline(always)]
-pub fn in_pool(body: &ServiceBody, pool: usize, hash: u64, skip: u32) -> Option<Choice> {
+pub fn in_pool(body: &ServiceBody, pool: usize, hash: u64, avoid: u32) -> Option<Choice> {
     let region = if pool == GREEN {
         body.rings[GREEN]
     } else {
         body.rings[BLUE]
     };
-    let backend = in_ring(region.offset, region.slots, ring_hash(hash), skip) as u16;
+    let backend = in_ring(region.offset, region.slots, ring_hash(hash), avoid) as u16;
     let origin = Origin::Chosen;
     if backend == NO_BACKEND {
         None
@@ -202,31 +199,23 @@ pub fn in_pool(body: &ServiceBody, pool: usize, hash: u64, skip: u32) -> Option<
     }
 }
 
-/// Walks the ring from the hash's slot to the first backend that takes new flows.
+/// From the hash's slot of the ring the first backend that takes new flows and is
+/// none of the two in `avoid`.
 /// A global function: verified once for all its callers.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn in_ring(offset: u32, slots: u32, hash: u32, skip: u32) -> u64 {
+pub extern "C" fn in_ring(offset: u32, slots: u32, hash: u32, avoid: u32) -> u64 {
     if slots == 0 {
         return u64::from(NO_BACKEND);
     }
-    let mut slot = ring_slot(hash, slots);
-    let mut skipped = 0;
-    let mut last = NO_BACKEND;
+    let mut hash = hash;
     let mut turn = 0;
-    while turn < TRIES {
-        let id = slot_backend(offset + slot);
-        if id != last && is_open(id) {
-            if skipped >= skip {
-                return u64::from(id);
-            }
-            skipped += 1;
+    while turn < RING_TRIES {
+        let id = slot_backend(offset + ring_slot(hash, slots));
+        if id != avoid as u16 && id != (avoid >> 16) as u16 && is_open(id) {
+            return u64::from(id);
         }
-        last = id;
-        slot += 1;
-        if slot >= slots {
-            slot = 0;
-        }
+        hash = next_ring_hash(hash);
         turn += 1;
     }
     u64::from(NO_BACKEND)

@@ -164,6 +164,10 @@ pub fn moved_share(before: &[BackendId], after: &[BackendId]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
+    use shifter_common::select::{RING_TRIES, next_ring_hash, ring_slot};
+
     use super::*;
 
     fn members(weights: &[u32]) -> Vec<Member> {
@@ -266,6 +270,29 @@ mod tests {
         }
         for n in [1, 2, 9, 100, 1_000] {
             assert!(slots(&members(&vec![1; n])) >= n * SLOTS_PER_BACKEND);
+        }
+    }
+
+    #[test]
+    fn nearly_every_hash_leads_on_to_another_backend() {
+        for weights in [vec![1, 1], vec![1, 1, 1], vec![1, 2]] {
+            for seed in 0..100 {
+                let ring = build([seed, 5], &members(&weights));
+                let size = ring.len() as u32;
+                let all_one = |i: &u32| {
+                    let hash = i.wrapping_mul(0x9e37_79b1);
+                    let mut owners =
+                        iter::successors(Some(hash), |hash| Some(next_ring_hash(*hash)))
+                            .take(RING_TRIES as usize)
+                            .map(|hash| ring[ring_slot(hash, size) as usize]);
+                    let first = owners.next();
+                    owners.all(|owner| Some(owner) == first)
+                };
+                let alone = (0..4_096).filter(all_one).count();
+                // By chance: 1 hash in 32,768 with two equal ones, 1 in 656 where one
+                // weighs twice as much as the other.
+                assert!(alone <= 20, "{weights:?}, seed {seed}: {alone} of 4096");
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    iter,
     net::IpAddr,
 };
 
@@ -305,6 +306,7 @@ impl Model {
         how: How,
     ) -> End {
         let is_adopted = how == How::Adopted;
+        let mut taken = Vec::new();
         for tries in 1.. {
             let Some(holder) = self.by_backend.get(&(backend, view.source)).copied() else {
                 break;
@@ -314,7 +316,8 @@ impl Model {
                 self.remove((holder, view.source));
                 break;
             }
-            match self.in_pool(service, pool, self.hash(view, service), tries) {
+            taken.push(backend);
+            match self.in_pool(service, pool, self.hash(view, service), &taken) {
                 Some(next) if tries < 3 && !is_adopted => backend = next,
                 _ => return drop("tuple_clash"),
             }
@@ -390,13 +393,13 @@ impl Model {
             };
             let choice = [pool, 1 - pool]
                 .into_iter()
-                .find_map(|pool| Some((pool, self.in_pool(service, pool, hash, 0)?)));
+                .find_map(|pool| Some((pool, self.in_pool(service, pool, hash, &[])?)));
             return choice.map(|choice| (choice, how));
         }
         if image.live_has_vip {
             return Some(((live, image.vip_backend), How::Adopted));
         }
-        let backend = self.in_pool(service, live, hash, 0)?;
+        let backend = self.in_pool(service, live, hash, &[])?;
         Some(((live, backend), How::Adopted))
     }
 
@@ -408,17 +411,18 @@ impl Model {
         Some(cohort.pool_when(image.live).index())
     }
 
-    /// Eight slots of the ring, those of open backends, `skip` changes further.
-    fn in_pool(&self, service: u16, pool: usize, hash: u64, skip: usize) -> Option<u16> {
+    /// The first of sixteen slots of the ring that names an open backend which is not
+    /// `taken`.
+    fn in_pool(&self, service: u16, pool: usize, hash: u64, taken: &[u16]) -> Option<u16> {
         let ring = &self.services[&service].1[pool];
-        if ring.is_empty() {
-            return None;
-        }
-        let first = select::ring_slot(select::ring_hash(hash), ring.len() as u32) as usize;
-        let mut slots: Vec<u16> = (0..8).map(|i| ring[(first + i) % ring.len()]).collect();
-        slots.dedup();
-        slots.retain(|backend| self.is_open(*backend));
-        slots.get(skip).copied()
+        let hashes = iter::successors(Some(select::ring_hash(hash)), |hash| {
+            Some(select::next_ring_hash(*hash))
+        });
+        hashes
+            .take(16)
+            .filter_map(|hash| ring.get(select::ring_slot(hash, ring.len() as u32) as usize))
+            .copied()
+            .find(|backend| self.is_open(*backend) && !taken.contains(backend))
     }
 
     fn is_open(&self, backend: u16) -> bool {
