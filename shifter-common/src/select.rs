@@ -94,8 +94,8 @@ pub const RING_TRIES: u32 = 16;
 
 /// Ring hash to go on with where the backend of one's slot does not take the flow.
 /// Neighbouring slots will not do, nor those at any fixed distance: in a ring of few
-/// backends both often name the same one for long. The mixing is that of MurmurHash3's
-/// finalizer (Appleby, 2011), begun beside its fixed point 0.
+/// backends both often name the same one for long. The mixing is the first round of
+/// MurmurHash3's finalizer (Appleby, 2011); the constant keeps 0 from leading to 0.
 #[inline(always)]
 pub fn next_ring_hash(ring_hash: u32) -> u32 {
     let mixed = ring_hash.wrapping_add(0x9e37_79b9);

@@ -21,6 +21,8 @@ const OBJECT: &str = "SHIFTER_BENCH_OBJECT";
 /// Names a ready `shifter`.
 const AGENT: &str = "SHIFTER_BIN";
 
+const PARTS_WITH_AGENT: [&str; 5] = ["traffic", "compare", "control", "start", "migration"];
+
 /// `bench --object` builds the bench's programs and prints where they are;
 /// anything else becomes the bench.
 pub fn bench(arguments: &[String]) -> Result<()> {
@@ -34,6 +36,11 @@ pub fn bench(arguments: &[String]) -> Result<()> {
             "the bench makes network namespaces and loads eBPF programs: run `cargo xtask bench` as root"
         );
     }
+    // Parts that run an agent: all but packets.
+    let has_agent = !arguments.iter().any(|a| a == "packets")
+        || arguments
+            .iter()
+            .any(|a| PARTS_WITH_AGENT.contains(&a.as_str()));
     // The others call nothing that is not there anyway.
     let with_servers = ["traffic", "compare"];
     let has_traffic = arguments.iter().any(|a| with_servers.contains(&a.as_str()));
@@ -47,16 +54,19 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     let mut command: Command = program(&path.to_string_lossy());
     command.args(arguments).stdin(Stdio::inherit());
     if !asks_for_help {
-        command.env(OBJECT, object()?).env(AGENT, agent()?);
+        command.env(OBJECT, object()?);
+        if has_agent {
+            command.env(AGENT, agent()?);
+        }
     }
     Err(command.exec()).with_context(|| format!("{} cannot be run", path.display()))
 }
 
-/// Builds `shifter` as it is installed: what its agent does beside the packets is in the
+/// Builds `shifter` optimised, as it is installed: what its agent does beside the packets is in the
 /// figures too. The first time some minutes.
 fn agent() -> Result<PathBuf> {
-    if let Some(ready) = std::env::var_os(AGENT) {
-        return Ok(ready.into());
+    if is_set(AGENT) {
+        return Ok(std::env::var_os(AGENT).unwrap_or_default().into());
     }
     run(&mut cargo(&[
         "build",

@@ -373,7 +373,7 @@ pub trait Datapath: Send + Sync {
     /// Takes the VIP out of service; flows without a service pass untouched.
     fn delete_service(&self, id: ServiceId) -> Result<(), DatapathError>;
     /// Backend that new flows with this ring hash (upper half of the selection
-    /// hash) get in a pool, as the kernel would choose.
+    /// hash) get in a pool, as the kernel would choose where it can take them.
     fn ring_choice(&self, id: ServiceId, pool: PoolName, ring_hash: u32) -> Option<BackendId>;
     /// Rings in force, as `publish` takes them.
     fn rings(&self, id: ServiceId) -> Option<[Vec<BackendId>; 2]>;

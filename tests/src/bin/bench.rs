@@ -60,7 +60,7 @@ struct Arguments {
     /// traffic: only ways with this in their names (repeatable).
     #[arg(long, value_name = "TEXT")]
     way: Vec<String>,
-    /// compare: the other build of shifter.
+    /// compare: the other build of shifter, by `cargo xtask build --release`.
     #[arg(long, value_name = "FILE")]
     other: Option<PathBuf>,
     /// Rounds of traffic, compare and control (5, quick 1), start and migration (3, quick 1).
@@ -83,6 +83,7 @@ fn main() -> Result<()> {
     }
     let wants = |part| arguments.parts.is_empty() || arguments.parts.contains(&part);
     let mut found = Vec::new();
+    let mut complaints = Vec::new();
     if wants(Part::Packets) {
         let lines = packets::measure(&packet_options(&arguments)?, &mut |text| {
             eprintln!("{text}");
@@ -100,7 +101,9 @@ fn main() -> Result<()> {
             seconds: 1,
             ways: arguments.way.clone(),
         };
-        let lines = traffic::measure(&options, &mut |text| eprintln!("{text}"))?;
+        let measured = traffic::measure(&options, &mut |text| eprintln!("{text}"))?;
+        complaints.extend(measured.complaints);
+        let lines = measured.lines;
         println!("\nend to end, median (quartiles)\n");
         print!("{}", traffic::table(&lines));
         found.push(("traffic", traffic::json(&lines)));
@@ -113,7 +116,9 @@ fn main() -> Result<()> {
                 .unwrap_or(if arguments.quick { 1 } else { 5 }),
             turns: 4,
         };
-        let lines = compare::measure(&options, &mut |text| eprintln!("{text}"))?;
+        let measured = compare::measure(&options, &mut |text| eprintln!("{text}"))?;
+        complaints.extend(measured.complaints);
+        let lines = measured.lines;
         println!("\nthis build and another, median (quartiles)\n");
         print!("{}", compare::table(&lines));
         found.push(("compare", compare::json(&lines)));
@@ -157,6 +162,9 @@ fn main() -> Result<()> {
     }
     if let Some(path) = &arguments.json {
         report::write_json(path, arguments.quick, &found)?;
+    }
+    if !complaints.is_empty() {
+        bail!("not to be quoted: {}", complaints.join("; "));
     }
     Ok(())
 }

@@ -137,8 +137,8 @@ pub struct Options {
     /// Each flow's packets are handled by one CPU at its server, as a network card's
     /// queues have it. Where two CPUs handle the ACK and the first data of a new
     /// connection at once, Linux may answer the data by a reset: for an instant there is
-    /// neither handshake nor socket (before its commit 1532ed0d0753; docs/bench.md,
-    /// "Traffic").
+    /// neither handshake nor socket (docs/results.md, "New connections that a server resets").
+    /// Where a server is on the host, this is so for shifter's tc ingress too.
     pub one_cpu_a_flow: bool,
 }
 

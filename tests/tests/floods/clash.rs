@@ -109,7 +109,7 @@ fn clashes(placement: Placement, hook: &'static str) {
     // 32,768 of the tuples that clash; a flood comes from some thousands, in turn.
     assert!(
         clashed * 500 < sent,
-        "the next backend takes {sent}: {clashed}"
+        "another backend takes {sent}: {clashed}"
     );
     let tuples = scenario.tuples(false).len() as u64;
     assert!(second.iter().sum::<u64>() > tuples / 2, "{second:?}");

@@ -14,12 +14,13 @@ use anyhow::{Context as _, Result};
 use super::stage::{Heard, hear};
 
 /// Test programs that measure time or take every CPU: each has the machine to itself.
-const ALONE: [&str; 8] = [
+const ALONE: [&str; 9] = [
     "bench",
     "contention",
     "floods",
     "interfaces",
     "kills",
+    "lab",
     "publish",
     "shares",
     "storm",

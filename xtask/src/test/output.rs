@@ -114,6 +114,9 @@ impl Report {
             self.repeated = Some((name.to_owned(), Repeated::BeforePanic));
             return;
         }
+        if line.starts_with("test result: ") {
+            self.repeated = None;
+        }
         let Some((name, place)) = &mut self.repeated else {
             return;
         };
@@ -125,7 +128,10 @@ impl Report {
                 }
             }
             Repeated::Panic(taken) => {
-                let is_over = line.is_empty() || line.starts_with("stack backtrace:");
+                let is_over = line.is_empty()
+                    || ["stack backtrace:", "note: run with "]
+                        .iter()
+                        .any(|end| line.starts_with(end));
                 if is_over || taken == PANIC.0 {
                     *place = Repeated::AfterPanic;
                 } else if let Some((_, message)) = self.panics.last_mut() {
@@ -215,7 +221,8 @@ mod tests {
             "test a ... FAILED\ntest b ... FAILED\n\nfailures:\n\n---- a stdout ----\nfirst\n\
              thread 'a' (7) panicked at tests/a.rs:1:2:\nleft is\nnot right\n\
              stack backtrace:\n   0: panicked at nothing\n\n---- b stdout ----\n\
-             thread 'b' panicked at tests/b.rs:3:4:\nno\n\nfailures:\n    a\n    b\n",
+             thread 'b' panicked at tests/b.rs:3:4:\nno\n\
+             note: run with `RUST_BACKTRACE=1`\nlog\n\nfailures:\n    a\n    b\n",
         )]);
         assert_eq!(report.failed, ["a", "b"]);
         let panic = |name: &str, message: &str| (name.to_owned(), message.to_owned());

@@ -22,7 +22,7 @@ pub struct Stage {
     pub passed: usize,
     /// Names of what failed.
     pub failed: Vec<String>,
-    /// Names of tests among them, and what each panicked with.
+    /// Names among them, and what each panicked with or said.
     pub panics: Vec<(String, String)>,
     /// Name and reason of what was skipped.
     pub skipped: Vec<(String, String)>,
@@ -55,6 +55,7 @@ pub fn check(name: &'static str, check: impl FnOnce() -> Result<()>) -> Stage {
         Err(error) => {
             eprintln!("error: {error:#}");
             stage.failed.push(name.to_owned());
+            stage.panics.push((name.to_owned(), format!("{error:#}")));
         }
     }
     stage.took = start.elapsed();

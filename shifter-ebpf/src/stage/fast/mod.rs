@@ -1,8 +1,8 @@
 //! The way of most packets: a flow that has its entry, in a frame without
 //! tags, options, extension headers or fragments. Everything lies at offsets
-//! known at compile time, behind checks of the frame's end as its kind asks for;
-//! the flow is found by its client alone, and its entry leads to the service and
-//! the backend, so that neither is looked up. What is not so leaves with nothing
+//! known at compile time, behind one check of the frame's end for each kind of
+//! header; the flow is found by its client alone, and its entry leads to the service
+//! and the backend, so that neither is looked up. What is not so leaves with nothing
 //! changed, for the stages to look at.
 
 /// A value by family: offsets of loads and stores must be constants.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use super::{
-    lab, load,
+    Measured, lab, load,
     way::{check_agent, shifter},
 };
 use crate::{
@@ -47,10 +47,10 @@ pub struct Line {
 }
 
 /// Measures; `progress` is told of each host.
-pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<Line>> {
+pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Measured<Line>> {
     if !options.other.is_file() {
         bail!(
-            "there is no other build at {}: name a `shifter` that `cargo xtask build` has made of other sources",
+            "there is no other build at {}: name a `shifter` that `cargo xtask build --release` has made of other sources",
             options.other.display()
         );
     }
@@ -59,6 +59,7 @@ pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<
         own: Default::default(),
         other: Default::default(),
     });
+    let mut complaints = Vec::new();
     for round in 0..options.rounds {
         for line in &mut lines {
             progress(&format!(
@@ -67,13 +68,19 @@ pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<
                 options.rounds,
                 line.hook
             ));
-            host(options, line)?;
+            if let Err(error) = host(options, line)? {
+                complaints.push(format!("{}, round {}: {error:#}", line.hook, round + 1));
+            }
         }
     }
-    Ok(lines.into())
+    Ok(Measured {
+        lines: lines.into(),
+        complaints,
+    })
 }
 
-fn host(options: &Options, line: &mut Line) -> Result<()> {
+/// Adds to the line what one host shows, and says whether shifter kept every flow.
+fn host(options: &Options, line: &mut Line) -> Result<Result<()>> {
     let lab = lab()?;
     let _servers = load::servers(&lab)?;
     let mut agent = shifter(&lab, line.hook)?;
@@ -90,6 +97,10 @@ fn host(options: &Options, line: &mut Line) -> Result<()> {
         let first = load::wrk(&lab, to, 1, true)?;
         let kept = load::wrk(&lab, to, 1, false)?;
         let short = load::wrk(&lab, to, 1, true)?;
+        let whose = format!("{}, {}", line.hook, if is_own { "own" } else { "other" });
+        for requests in [&first, &kept, &short] {
+            requests.tell(&whose);
+        }
         let failed = first.failed + kept.failed + short.failed;
         connections += first.count + short.count;
         all_failed += failed;
@@ -109,7 +120,7 @@ fn host(options: &Options, line: &mut Line) -> Result<()> {
             spread.values.push(value);
         }
     }
-    check_agent(&agent, connections, all_failed)
+    Ok(check_agent(&agent, connections, all_failed))
 }
 
 /// This build's values as multiples of the other's in the neighbouring turn.
@@ -155,12 +166,14 @@ pub fn json(lines: &[Line]) -> Value {
             .iter()
             .enumerate()
             .map(|(i, name)| {
-                json!({
-                    "what": name,
-                    "own": line.own[i].json(),
-                    "other": line.other[i].json(),
-                    "ratio": ratios(line, i).json(),
-                })
+                let (own, other) = (line.own[i].json(), line.other[i].json());
+                match i {
+                    FAILED => json!({ "what": name, "own": own, "other": other }),
+                    _ => {
+                        let ratio = ratios(line, i).json();
+                        json!({ "what": name, "own": own, "other": other, "ratio": ratio })
+                    }
+                }
             })
             .collect();
         json!({ "hook": line.hook, "metrics": metrics })

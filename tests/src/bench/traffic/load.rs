@@ -27,11 +27,13 @@ pub const TOOLS: [(&str, &str); 3] = [
 ];
 
 /// What wrk says.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Requests {
     pub count: u64,
     /// Of connections that failed.
     pub failed: u64,
+    /// The same by kind, as wrk says it, if there were any.
+    pub errors: Option<String>,
     pub per_s: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
@@ -132,19 +134,27 @@ pub fn wrk(lab: &Lab, to: [SocketAddr; 2], seconds: u64, is_short: bool) -> Resu
         bail!("wrk said something else: {text}");
     };
     ensure!(count > 0, "wrk got no answer:\n{text}");
-    if let Some(line) = text.lines().find(|line| line.contains("Socket errors")) {
-        eprintln!("{}: {}", lab.client.name(), line.trim());
-    }
     let ms = |us: u64| us as f64 / 1e3;
+    let errors_by_kind = text.lines().find(|line| line.contains("Socket errors"));
     Ok(Requests {
         count,
         failed: errors,
+        errors: errors_by_kind.map(|line| line.trim().to_owned()),
         per_s: count as f64 / (duration_us as f64 / 1e6),
         p50_ms: ms(p50),
         p99_ms: ms(p99),
         p999_ms: ms(p999),
         cpu_s_per_million: busy / count as f64 * 1e6,
     })
+}
+
+impl Requests {
+    /// Says what failed, of whom, on stderr.
+    pub fn tell(&self, whose: &str) {
+        if let Some(errors) = &self.errors {
+            eprintln!("{whose}: {errors}");
+        }
+    }
 }
 
 /// Gbit/s that arrive from one sender.

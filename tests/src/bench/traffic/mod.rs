@@ -59,8 +59,15 @@ pub struct Line {
     metrics: [Spread; METRICS.len()],
 }
 
+/// What was measured, and what must not have been: then figures are not to be quoted.
+#[derive(Clone, Debug)]
+pub struct Measured<Line> {
+    pub lines: Vec<Line>,
+    pub complaints: Vec<String>,
+}
+
 /// Measures; `progress` is told of each turn.
-pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<Line>> {
+pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Measured<Line>> {
     for (tool, package) in load::TOOLS {
         if !on_path(tool) {
             bail!("{tool} is missing: apt-get install {package} (Debian 12)");
@@ -82,13 +89,14 @@ pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<
             }),
         }
     }
+    let mut complaints = Vec::new();
     for round in 0..options.rounds {
         // Fresh ones: what memory a way happens to get is worth some percent.
         let labs: Vec<Lab> = lines.iter().map(|_| lab()).collect::<Result<_>>()?;
         let mut stands = Vec::new();
         for (line, lab) in lines.iter().zip(&labs) {
             let stand = Stand::new(options, line.way, lab);
-            stands.push(stand.with_context(|| line.way.name().to_owned())?);
+            stands.push(stand.with_context(|| line.way.name())?);
         }
         for turn in 0..TURNS {
             progress(&format!(
@@ -103,7 +111,7 @@ pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<
                 let line = &mut lines[place];
                 let found = stands[place]
                     .measure(options.seconds)
-                    .with_context(|| line.way.name().to_owned())?;
+                    .with_context(|| line.way.name())?;
                 for (spread, value) in line.metrics.iter_mut().zip(found) {
                     spread.values.push(value);
                 }
@@ -111,11 +119,16 @@ pub fn measure(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Vec<
         }
         for (line, stand) in lines.iter().zip(&stands) {
             stand.in_force.rest(false);
-            let checked = stand.in_force.check(stand.connections, stand.failed);
-            checked.with_context(|| line.way.name().to_owned())?;
+            if let Err(error) = stand.in_force.check(stand.connections, stand.failed) {
+                complaints.push(format!(
+                    "{}, round {}: {error:#}",
+                    line.way.name(),
+                    round + 1
+                ));
+            }
         }
     }
-    Ok(lines)
+    Ok(Measured { lines, complaints })
 }
 
 /// Servers receive as the kernel has it, for what steering costs would be in every way.
@@ -130,6 +143,7 @@ fn lab() -> Result<Lab> {
 #[derive(Debug)]
 struct Stand<'lab> {
     lab: &'lab Lab,
+    way: Way,
     in_force: InForce<'lab>,
     _servers: Vec<Process>,
     /// Connections made so far, but for kept ones.
@@ -144,9 +158,11 @@ impl<'lab> Stand<'lab> {
         let in_force = InForce::start(lab, way, &options.object)?;
         // Neighbours and caches.
         let first = load::wrk(lab, in_force.requests_to(), 1, true)?;
+        first.tell(way.name());
         in_force.rest(true);
         Ok(Self {
             lab,
+            way,
             in_force,
             _servers: servers,
             connections: first.count,
@@ -165,10 +181,13 @@ impl<'lab> Stand<'lab> {
         let to = self.in_force.requests_to();
         let kept = load::wrk(self.lab, to, seconds, false)?;
         let short = load::wrk(self.lab, to, seconds, true)?;
+        for requests in [&kept, &short] {
+            requests.tell(self.way.name());
+        }
         self.connections += short.count;
         self.failed += kept.failed + short.failed;
         let bulk = load::bulk(self.lab, self.in_force.bulk_to(), seconds)?;
-        Ok(figures(kept, short, bulk))
+        Ok(figures(&kept, &short, bulk))
     }
 }
 
@@ -179,7 +198,7 @@ impl Drop for Stand<'_> {
     }
 }
 
-fn figures(kept: Requests, short: Requests, bulk: f64) -> [f64; METRICS.len()] {
+fn figures(kept: &Requests, short: &Requests, bulk: f64) -> [f64; METRICS.len()] {
     let mut found = [0.0; METRICS.len()];
     for (i, requests) in [kept, short].into_iter().enumerate() {
         found[5 * i..5 * i + 5].copy_from_slice(&[
