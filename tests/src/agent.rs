@@ -428,7 +428,7 @@ fn far_end(lab: &Lab, settings: &Settings) -> Result<Option<Blocker>> {
 
 /// The built binary: `SHIFTER_BIN`, or beside the test's own.
 pub fn binary() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("SHIFTER_BIN") {
+    if let Some(path) = env::var_os("SHIFTER_BIN").filter(|path| !path.is_empty()) {
         return Ok(path.into());
     }
     sibling("shifter")

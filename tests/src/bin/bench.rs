@@ -161,6 +161,7 @@ fn main() -> Result<()> {
         found.push(("migration", control::json(&lines)));
     }
     if let Some(path) = &arguments.json {
+        found.push(("complaints", complaints.clone().into()));
         report::write_json(path, arguments.quick, &found)?;
     }
     if !complaints.is_empty() {

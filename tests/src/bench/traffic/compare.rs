@@ -18,7 +18,7 @@ use crate::{
 /// What is to be compared.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Another build than the one that is beside the bench.
+    /// Another build than the one that the bench runs.
     pub other: PathBuf,
     /// Hosts, one after the other.
     pub rounds: usize,

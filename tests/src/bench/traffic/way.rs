@@ -192,7 +192,6 @@ fn check_failed(connections: u64, failed: u64) -> Result<()> {
 /// The same, and that shifter chose a backend for each connection and lost the entry of
 /// none: then it would have met segments of flows without one.
 pub fn check_agent(agent: &Agent, connections: u64, failed: u64) -> Result<()> {
-    check_failed(connections, failed)?;
     let flows = agent.new_flows("tcp4")?;
     ensure!(
         flows.iter().all(|flows| *flows > 0) && flows.iter().sum::<u64>() >= connections,
@@ -203,7 +202,7 @@ pub fn check_agent(agent: &Agent, connections: u64, failed: u64) -> Result<()> {
         lost == 0,
         "shifter met {lost} flows without an entry ({failed} requests failed)"
     );
-    Ok(())
+    check_failed(connections, failed)
 }
 
 pub fn shifter<'lab>(lab: &'lab Lab, hook: &'static str) -> Result<Agent<'lab>> {
