@@ -30,7 +30,8 @@ cargo xtask VERB [ARGUMENTS]
                      the kernel; --long runs all packet tables
   demo [ARGS]        move live traffic between two servers in network namespaces (root)
   bench [PART..] [--quick] [--json FILE] [..]
-                     measure packets, traffic and control beside the usual ways (root);
+                     measure packets and traffic beside the usual ways, control, start and
+                     migration; `compare --other FILE`: this build beside another (root);
                      `bench --help` lists the filters
   dist [--check]     a static binary and a Debian package of it, in target/dist;
                      --check installs, upgrades, removes and purges it in a Debian root (root)

@@ -37,7 +37,7 @@ enum Hook {
 #[derive(Parser, Debug)]
 #[command(name = "cargo xtask bench")]
 struct Arguments {
-    /// Which parts; all if none is named.
+    /// Which parts; all but compare if none is named.
     parts: Vec<Part>,
     /// Fewer loads and rounds: to see whether a change is worth a full run.
     #[arg(long)]

@@ -105,7 +105,7 @@ fn clashes(placement: Placement, hook: &'static str) {
     let (clashed, sent) = clash(&mut scenario, Kind::Syn, SPARE);
     let second = flows(&scenario);
     println!("FLOOD {hook} second backends took {second:?} flows");
-    // It is looked for in 16 slots of the ring, which all name the same backend for 1 in
+    // It is looked for in 16 slots of the ring, which all name the same one of two for 1 in
     // 32,768 of the tuples that clash; a flood comes from some thousands, in turn.
     assert!(
         clashed * 500 < sent,

@@ -1,5 +1,5 @@
 //! Two builds of shifter take turns on one host, one hot replacement after the other: same
-//! interfaces, same tables, same memory. It tells changes of a few percent apart.
+//! interfaces, same tables, same memory.
 
 use std::path::PathBuf;
 
