@@ -33,7 +33,9 @@ mod text;
 
 use std::{ffi::OsString, time::Duration};
 
-use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{
+    CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, parser::ValueSource,
+};
 
 use crate::model::duration;
 use client::Client;
@@ -72,7 +74,7 @@ struct Cli {
 /// Options of every verb.
 #[derive(clap::Args, Clone, Debug)]
 struct Global {
-    /// Where the agent listens.
+    /// Where the agent is asked: what `unix` in [api] of its configuration says.
     #[arg(long, env = "SHIFTER_ENDPOINT", global = true, value_name = "URL")]
     #[arg(default_value = "unix:///run/shifter/shifter.sock")]
     endpoint: String,
@@ -124,7 +126,7 @@ enum Verb {
 pub fn run(args: impl IntoIterator<Item = OsString>, screen: &mut Screen<'_>) -> u8 {
     let args: Vec<OsString> = args.into_iter().collect();
     screen.forbid_colour(args.iter().any(|arg| arg == "--no-color"));
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match parse(args) {
         Ok(cli) => cli,
         Err(mut error) => {
             name_not_by_alias(&mut error);
@@ -140,6 +142,24 @@ pub fn run(args: impl IntoIterator<Item = OsString>, screen: &mut Screen<'_>) ->
             failure.exit_code()
         }
     }
+}
+
+fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let mut command = command();
+    let matches = command.try_get_matches_from_mut(args)?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    let asks_where = matches.subcommand().is_some_and(|(_, matches)| {
+        matches.value_source("endpoint") == Some(ValueSource::CommandLine)
+    });
+    // It would be read by nobody.
+    if asks_where && matches!(cli.verb, Verb::Agent(_)) {
+        return Err(command.error(
+            clap::error::ErrorKind::ArgumentConflict,
+            "--endpoint is for those who ask the agent; it listens where `unix` in [api] of its \
+             configuration says (--config)",
+        ));
+    }
+    Ok(cli)
 }
 
 /// What is near to a wrong word is suggested by its name, not by its alias too.

@@ -84,6 +84,9 @@ fn wrong_usage_is_64_and_help_is_0() {
     }
     let ran = run(&["--endpoint", "http://127.0.0.1:1", "status"]);
     assert_eq!(ran.code, 64);
+    let ran = run(&["agent", "--endpoint", "unix:///tmp/elsewhere.sock"]);
+    assert_eq!(ran.code, 64);
+    assert!(ran.err.contains("`unix` in [api]"), "{}", ran.err);
     for line in ["--help", "shift --help", "--version"] {
         let ran = ask(&testbed, line);
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{line}");
