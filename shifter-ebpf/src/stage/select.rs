@@ -199,9 +199,9 @@ pub fn in_pool(body: &ServiceBody, pool: usize, hash: u64, avoid: u32) -> Option
     }
 }
 
-/// From the hash's slot of the ring the first backend that takes new flows and is
-/// none of the two in `avoid`.
-/// A global function: verified once for all its callers.
+/// From the hash's slot of the ring on, the first backend that takes new flows and is
+/// none of the two in `avoid`: ids of 16 bits each, 0 for none. A global function:
+/// verified once for all its callers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn in_ring(offset: u32, slots: u32, hash: u32, avoid: u32) -> u64 {

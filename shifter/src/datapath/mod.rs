@@ -372,8 +372,8 @@ pub trait Datapath: Send + Sync {
     fn cohort_rules(&self, set: CohortSet) -> Arc<[Rule]>;
     /// Takes the VIP out of service; flows without a service pass untouched.
     fn delete_service(&self, id: ServiceId) -> Result<(), DatapathError>;
-    /// Backend that new flows with this ring hash (upper half of the selection
-    /// hash) get in a pool, as the kernel would choose where it can take them.
+    /// Backend of the slot that this ring hash (upper half of the selection hash) leads
+    /// to, whether or not it takes new flows.
     fn ring_choice(&self, id: ServiceId, pool: PoolName, ring_hash: u32) -> Option<BackendId>;
     /// Rings in force, as `publish` takes them.
     fn rings(&self, id: ServiceId) -> Option<[Vec<BackendId>; 2]>;

@@ -290,7 +290,7 @@ impl Services {
         }
     }
 
-    /// Backend at a ring hash, as a packet would find it.
+    /// Backend of the slot that a ring hash leads to, open or not.
     pub fn ring_choice(&self, id: ServiceId, pool: PoolName, ring_hash: u32) -> Option<BackendId> {
         let region = self.body(id)?.rings[pool.index()];
         if region.slots == 0 {

@@ -105,10 +105,9 @@ fn clashes(placement: Placement, hook: &'static str) {
     let (clashed, sent) = clash(&mut scenario, Kind::Syn, SPARE);
     let second = flows(&scenario);
     println!("FLOOD {hook} second backends took {second:?} flows");
-    // It is looked for in 16 slots of the ring, which all name the same one of two for 1 in
-    // 32,768 of the tuples that clash; a flood comes from some thousands, in turn.
+    // It is looked for in 64 slots of the ring: with two of equal weight it is found.
     assert!(
-        clashed * 500 < sent,
+        clashed * 100_000 < sent,
         "another backend takes {sent}: {clashed}"
     );
     let tuples = scenario.tuples(false).len() as u64;

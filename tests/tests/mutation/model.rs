@@ -411,7 +411,7 @@ impl Model {
         Some(cohort.pool_when(image.live).index())
     }
 
-    /// The first of sixteen slots of the ring that names an open backend which is not
+    /// The first of 64 slots of the ring that names an open backend which is not
     /// `taken`.
     fn in_pool(&self, service: u16, pool: usize, hash: u64, taken: &[u16]) -> Option<u16> {
         let ring = &self.services[&service].1[pool];
@@ -419,7 +419,8 @@ impl Model {
             Some(select::next_ring_hash(*hash))
         });
         hashes
-            .take(16)
+            // Not by the constant: it is what is to be found out.
+            .take(64)
             .filter_map(|hash| ring.get(select::ring_slot(hash, ring.len() as u32) as usize))
             .copied()
             .find(|backend| self.is_open(*backend) && !taken.contains(backend))
