@@ -2,8 +2,9 @@
 //!
 //! Jean-Philippe Aumasson and Daniel J. Bernstein, "SipHash: a fast
 //! short-input PRF", 2012, with one compression and three finalisation rounds.
-//! Inputs are whole 64-bit words, little-endian; callers lay out their key so
-//! that two different keys never give the same words.
+//! Inputs are whole 64-bit words, little-endian, and up to seven bytes more, which
+//! ride with the length; callers lay out their key so that two different keys never
+//! give the same input.
 
 macro_rules! round {
     ($v0:ident, $v1:ident, $v2:ident, $v3:ident) => {
@@ -23,6 +24,20 @@ macro_rules! round {
 /// SipHash-1-3 of `N` whole words under a 128-bit key.
 #[inline(always)]
 pub fn siphash13<const N: usize>(key: [u64; 2], words: [u64; N]) -> u64 {
+    siphash13_and::<N, 0>(key, words, 0)
+}
+
+/// SipHash-1-3 of `N` whole words and then the lowest `BYTES` bytes of `rest`, under a
+/// 128-bit key. `BYTES` is below 8, and the other bytes of `rest` must be zero: the
+/// length takes the highest, so these cost no round of their own.
+#[inline(always)]
+pub fn siphash13_and<const N: usize, const BYTES: usize>(
+    key: [u64; 2],
+    words: [u64; N],
+    rest: u64,
+) -> u64 {
+    const { assert!(BYTES < 8) };
+    debug_assert!(rest >> (8 * BYTES) == 0);
     let mut v0 = 0x736f_6d65_7073_6575 ^ key[0];
     let mut v1 = 0x646f_7261_6e64_6f6d ^ key[1];
     let mut v2 = 0x6c79_6765_6e65_7261 ^ key[0];
@@ -32,7 +47,7 @@ pub fn siphash13<const N: usize>(key: [u64; 2], words: [u64; N]) -> u64 {
         round!(v0, v1, v2, v3);
         v0 ^= word;
     }
-    let last = (N as u64 * 8) << 56;
+    let last = (N as u64 * 8 + BYTES as u64) << 56 | rest;
     v3 ^= last;
     round!(v0, v1, v2, v3);
     v0 ^= last;
@@ -69,6 +84,16 @@ mod tests {
                 standard.write(&word.to_le_bytes());
             }
             assert_eq!(siphash13([0, 0], words), standard.finish());
+            let rest = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8;
+            standard.write(&rest.to_le_bytes()[..7]);
+            assert_eq!(
+                siphash13_and::<3, 7>([0, 0], words, rest),
+                standard.finish()
+            );
+            let mut standard = std::collections::hash_map::DefaultHasher::new();
+            standard.write(&rest.to_le_bytes()[..3]);
+            let three = rest & 0xff_ffff;
+            assert_eq!(siphash13_and::<0, 3>([0, 0], [], three), standard.finish());
         }
     }
 

@@ -5,7 +5,7 @@ use crate::{
         config::{TIMEOUT_PROVEN_MAX, TIMEOUTS},
         flow::*,
     },
-    hash::siphash13,
+    hash::siphash13_and,
 };
 
 /// Places of a key: two sets, a home in each, and the tag.
@@ -19,17 +19,17 @@ pub struct Places {
     pub tag: u32,
 }
 
-/// Keyed hash of a flow's client (its address as `address_words` gives it),
-/// port and protocol. An IPv4 client is one word with its port: SipHash tells
-/// inputs of one and of three words apart by their length.
+/// Keyed hash of a flow's client (its address as `address_words` gives it), port and
+/// protocol: of 7 bytes with IPv4, of 19 with IPv6. SipHash tells inputs apart by their
+/// length. Entries lie by it, so another hash is another layout.
 #[inline(always)]
 pub fn flow_hash(key: [u64; 2], client: [u64; 2], port: [u8; 2], protocol: u8, family: u8) -> u64 {
     let rest = u64::from(u16::from_ne_bytes(port)) | u64::from(protocol) << 16;
     let [low, high] = client;
     if family == 4 {
-        siphash13(key, [low & 0xffff_ffff | rest << 32])
+        siphash13_and::<0, 7>(key, [], low & 0xffff_ffff | rest << 32)
     } else {
-        siphash13(key, [low, high, rest])
+        siphash13_and::<2, 3>(key, [low, high], rest)
     }
 }
 
@@ -139,7 +139,10 @@ pub fn rank(control: u64, last_seen: u32, now: u32, timeouts: &[u32; TIMEOUTS]) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::config::{DEFAULT_TIMEOUTS_S, ticks_of_seconds};
+    use crate::{
+        abi::config::{DEFAULT_TIMEOUTS_S, ticks_of_seconds},
+        hash::siphash13,
+    };
 
     fn timeouts() -> [u32; TIMEOUTS] {
         DEFAULT_TIMEOUTS_S.map(ticks_of_seconds)

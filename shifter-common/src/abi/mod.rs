@@ -1,8 +1,8 @@
 //! Layouts of everything that lies in a BPF map.
 //!
 //! All structs are `repr(C)` with explicit zeroed padding; addresses and ports
-//! are byte arrays in network order; numbers are host order. A change here
-//! raises [`ABI_VERSION`].
+//! are byte arrays in network order; numbers are host order. A change here, or of
+//! where a flow's entry lies (`table::flow_hash`, `table::places`), raises [`ABI_VERSION`].
 
 pub mod backend;
 pub mod cohort;
@@ -30,7 +30,7 @@ pub use stats::{BackendCounters, FirstFlow, PoolCounters};
 
 /// Version of the layouts in this module; checked when pinned maps are adopted.
 #[cfg(not(feature = "next_layout"))]
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 /// That of the layout that tests move to.
 #[cfg(feature = "next_layout")]
 pub const ABI_VERSION: u32 = 1_000_000;

@@ -41,7 +41,8 @@ pub const OWN: FlowLayout = FlowLayout {
     high: offset_of!(FlowEntry, high),
 };
 
-/// That of versions 3 and 4, which differ in flags and in other maps.
+/// That of versions 3 to 5, which differ in flags, in other maps, and in where an entry
+/// lies.
 pub const V3: FlowLayout = FlowLayout {
     size: 64,
     control: 0,
@@ -64,7 +65,7 @@ pub const fn layout_of(version: u32) -> Option<FlowLayout> {
         return Some(OWN);
     }
     match version {
-        3 | 4 => Some(V3),
+        3..=5 => Some(V3),
         _ => None,
     }
 }
@@ -105,7 +106,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_read_from_every_layout() {
-        for (version, layout) in [(3, V3), (ABI_VERSION, OWN)] {
+        for (version, layout) in [(3, V3), (4, V3), (ABI_VERSION, OWN)] {
             assert_eq!(layout_of(version), Some(layout));
             let mut bytes = [0u8; 64];
             bytes[layout.control..][..8].copy_from_slice(&0x0102_0304_0506_0708u64.to_ne_bytes());

@@ -139,7 +139,7 @@ fn every_number_of_a_service_is_on_the_page() {
         "shifter_pool_backends_up{service=\"web\",pool=\"blue\"} 1",
         "shifter_interface_program_in_force{interface=\"eth0\",direction=\"ingress\"} 1",
         "shifter_interface_program_in_force{interface=\"eth0\",direction=\"egress\"} 0",
-        "shifter_build_info{version=\"0.1.0\",abi=\"4\",tag=\"t1\"} 1",
+        "shifter_build_info{version=\"0.1.0\",abi=\"5\",tag=\"t1\"} 1",
         "shifter_weight_configured_ratio{service=\"web\"} 0.05",
         "shifter_weight_programmed_ratio{service=\"web\"} 0.05",
         "shifter_weight_observed_ratio{service=\"web\"} 0.051",
