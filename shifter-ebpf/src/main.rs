@@ -28,7 +28,8 @@ use verdict::conclude;
 pub fn shifter_xdp(context: XdpContext) -> u32 {
     let mut frame = XdpFrame(context.ctx);
     match fast::established(&mut frame) {
-        0 => ingress(&mut frame) as u32,
+        0 => ingress(&mut frame, false) as u32,
+        fast::READ => ingress(&mut frame, true) as u32,
         done => done as u32,
     }
 }
@@ -39,7 +40,8 @@ pub fn shifter_xdp(context: XdpContext) -> u32 {
 pub fn shifter_ingress(context: TcContext) -> i32 {
     let mut packet = TcPacket::<false>::new(context.skb.skb);
     match fast::established(&mut packet) {
-        0 => ingress(&mut packet) as i32,
+        0 => ingress(&mut packet, false) as i32,
+        fast::READ => ingress(&mut packet, true) as i32,
         done => done as i32,
     }
 }
@@ -53,7 +55,7 @@ pub fn shifter_egress(context: TcContext) -> i32 {
         return TC_NEXT;
     }
     match fast::established(&mut packet) {
-        0 => egress(&mut packet) as i32,
+        0 | fast::READ => egress(&mut packet) as i32,
         done => done as i32,
     }
 }
@@ -62,8 +64,8 @@ pub fn shifter_egress(context: TcContext) -> i32 {
 /// stack of the one is gone when the other begins. What it gives is given to the
 /// kernel as it is: a program of the layout before may have answered in its place.
 #[inline(never)]
-fn ingress<H: Hook>(hook: &mut H) -> u64 {
-    u64::from(conclude::<H>(classify::ingress(hook)).cast_unsigned())
+fn ingress<H: Hook>(hook: &mut H, is_read: bool) -> u64 {
+    u64::from(conclude::<H>(classify::ingress(hook, is_read)).cast_unsigned())
 }
 
 /// The stages at egress.

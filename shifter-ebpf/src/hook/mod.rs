@@ -81,7 +81,7 @@ pub trait Hook: Packet {
     /// Whether a packet can be redirected to an interface from here.
     fn can_leave_by(&self, config: &Config, ifindex: u32) -> bool;
     /// Out of an interface; MACs are written already.
-    fn redirect(&self, ifindex: u32) -> Action;
+    fn redirect(&self, config: &Config, ifindex: u32) -> Action;
 }
 
 /// Pointer to `size` bytes at `offset`, checked against the packet's end.

@@ -49,9 +49,10 @@ impl<const EGRESS: bool> TcPacket<EGRESS> {
     /// mark is taken off.
     #[inline(always)]
     pub fn take_redirected(&self) -> bool {
-        let [low, high] = seal();
         // SAFETY: the context is valid.
-        let is_marked = unsafe { (*self.0).cb[0] == low && (*self.0).cb[1] == high };
+        let found = unsafe { [(*self.0).cb[0], (*self.0).cb[1]] };
+        // Most packets have zeros there.
+        let is_marked = found != [0; 2] && CONFIG.get(0).is_some_and(|own| seal(own) == found);
         if is_marked {
             self.mark([0; 2]);
         }
@@ -74,17 +75,12 @@ impl<const EGRESS: bool> TcPacket<EGRESS> {
 
 /// What marks a redirected packet: half of the tag, which is random and the installation's own.
 #[inline(always)]
-fn seal() -> [u32; 2] {
-    match CONFIG.get(0) {
-        Some(config) => {
-            let [a, b, c, d, e, f, g, h, ..] = config.tag;
-            [
-                u32::from_ne_bytes([a, b, c, d]),
-                u32::from_ne_bytes([e, f, g, h]),
-            ]
-        }
-        None => [u32::MAX; 2],
-    }
+fn seal(config: &Config) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h, ..] = config.tag;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+    ]
 }
 
 impl<const EGRESS: bool> Packet for TcPacket<EGRESS> {
@@ -244,8 +240,8 @@ impl<const EGRESS: bool> Hook for TcPacket<EGRESS> {
         true
     }
     #[inline(always)]
-    fn redirect(&self, ifindex: u32) -> Action {
-        self.mark(seal());
+    fn redirect(&self, config: &Config, ifindex: u32) -> Action {
+        self.mark(seal(config));
         // SAFETY: takes an interface's number only.
         unsafe { bpf_redirect(ifindex, 0) as Action }
     }

@@ -139,7 +139,7 @@ impl Hook for XdpFrame {
         false
     }
     #[inline(always)]
-    fn redirect(&self, ifindex: u32) -> Action {
+    fn redirect(&self, _config: &Config, ifindex: u32) -> Action {
         if ifindex == self.ifindex() {
             return xdp_action::XDP_TX as Action;
         }

@@ -38,9 +38,9 @@ fn parse_into<H: Hook>(hook: &H, headers: &mut Headers) -> bool {
     }
 }
 
-/// At ingress of an interface.
+/// At ingress of an interface. `is_read`: the headers lie in scratch space already.
 #[inline(always)]
-pub fn ingress<H: Hook>(hook: &mut H) -> Outcome {
+pub fn ingress<H: Hook>(hook: &mut H, is_read: bool) -> Outcome {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return Outcome::pass(hook, Verdict::Unparsed);
     };
@@ -53,7 +53,7 @@ pub fn ingress<H: Hook>(hook: &mut H) -> Outcome {
         choice,
         address,
     } = scratch;
-    if !parse_into(hook, headers) {
+    if !is_read && !parse_into(hook, headers) {
         return Outcome::pass(hook, Verdict::Unparsed);
     }
     let headers = &*headers;

@@ -111,7 +111,7 @@ pub fn at_ingress<H: Hook>(
     match written {
         Some(()) => Outcome {
             verdict,
-            action: hook.redirect(next.ifindex),
+            action: hook.redirect(config, next.ifindex),
         },
         None => Outcome::drop(hook, Verdict::RewriteFailed),
     }

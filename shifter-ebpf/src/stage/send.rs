@@ -48,35 +48,31 @@ pub fn send<H: Hook>(
         Verdict::ForwardKernel
     };
     let mut hop = None;
-    if backend.flags & BACKEND_REDIRECT != 0 && !hook.is_tagged(headers) {
-        hop = route::next_hop_at(backend.next_hop);
-        let reachable = match (hop, classify::config()) {
-            (Some(next), Some(config)) => hook.can_leave_by(config, next.ifindex),
-            _ => false,
-        };
-        if !reachable {
-            hop = None;
-        }
-        if let Some(next) = hop {
-            if hook.wire_length(headers) > next.mtu {
-                verdict = Verdict::TooBig;
-                hop = None;
-            } else if headers.hop_limit <= 1 {
-                verdict = Verdict::TtlExpired;
-                hop = None;
-            }
+    if backend.flags & BACKEND_REDIRECT != 0
+        && !hook.is_tagged(headers)
+        && let Some(next) = route::next_hop_at(backend.next_hop)
+        && let Some(config) = classify::config()
+        && hook.can_leave_by(config, next.ifindex)
+    {
+        if hook.wire_length(headers) > next.mtu {
+            verdict = Verdict::TooBig;
+        } else if headers.hop_limit <= 1 {
+            verdict = Verdict::TtlExpired;
+        } else {
+            hop = Some((next, config));
         }
     }
     if hop.is_some() && !is_error {
         verdict = Verdict::ForwardRedirect;
     }
-    if write(hook, headers, From::Client, &backend.key, hop).is_none() {
+    let next = hop.map(|(next, _)| next);
+    if write(hook, headers, From::Client, &backend.key, next).is_none() {
         return Outcome::drop(hook, Verdict::RewriteFailed);
     }
     match hop {
-        Some(next) => Outcome {
+        Some((next, config)) => Outcome {
             verdict,
-            action: hook.redirect(next.ifindex),
+            action: hook.redirect(config, next.ifindex),
         },
         None => Outcome::pass(hook, verdict),
     }

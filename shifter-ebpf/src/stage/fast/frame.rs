@@ -74,17 +74,32 @@ pub fn ether_type<H: Hook>(hook: &H) -> Option<u16> {
     Some(unsafe { load16_at::<12>(at) })
 }
 
-/// Reads a frame whose headers are of the plain kind and whole. Of UDP no more bytes
-/// are asked for than its headers have: the data may lie in pages.
+/// Reads a frame whose headers are of the plain kind and whole. One check serves both
+/// protocols where the frame has room for TCP. Of UDP no more bytes are asked for than
+/// its headers have: the data may lie in pages.
 #[inline(always)]
 pub fn read<H: Hook, const V6: bool>(hook: &H) -> Option<Frame> {
-    let at = hook.head::<42>()?;
-    // SAFETY: `head` has checked that so many bytes can be read.
-    match unsafe { by!(load8_at::<20>(at), load8_at::<23>(at)) } {
-        TCP => read_as::<V6, TCP>(by!(hook.head::<74>()?, hook.head::<54>()?)),
-        UDP => read_as::<V6, UDP>(by!(hook.head::<62>()?, hook.head::<42>()?)),
-        _ => None,
+    match by!(hook.head::<74>(), hook.head::<54>()) {
+        Some(at) => match protocol::<V6>(at) {
+            TCP => read_as::<V6, TCP>(at),
+            UDP => read_as::<V6, UDP>(at),
+            _ => None,
+        },
+        None => {
+            let at = by!(hook.head::<62>()?, hook.head::<42>()?);
+            match protocol::<V6>(at) {
+                UDP => read_as::<V6, UDP>(at),
+                _ => None,
+            }
+        }
     }
+}
+
+/// What the IP header says follows it.
+#[inline(always)]
+fn protocol<const V6: bool>(at: usize) -> u8 {
+    // SAFETY: `read` has checked that the headers can be read.
+    unsafe { by!(load8_at::<20>(at), load8_at::<23>(at)) }
 }
 
 #[inline(always)]
@@ -99,8 +114,6 @@ fn read_as<const V6: bool, const PROTOCOL: u8>(at: usize) -> Option<Frame> {
         } else if version != 0x45 || load16_at::<20>(at) & FRAGMENT != 0 {
             return None;
         }
-        // Not the byte that was looked at: the verifier has to see which it is.
-        let protocol = atomic::constant::<PROTOCOL>();
         let (tcp_flags, header) = if PROTOCOL == TCP {
             (by!(load8_at::<67>(at), load8_at::<47>(at)), 20)
         } else {
@@ -130,9 +143,10 @@ fn read_as<const V6: bool, const PROTOCOL: u8>(at: usize) -> Option<Frame> {
         let destination_port = by!(load16_at::<56>(at), load16_at::<36>(at));
         Some(Frame {
             at,
-            source: Side::new::<V6>(source, source_port, protocol),
-            destination: Side::new::<V6>(destination, destination_port, protocol),
-            protocol,
+            source: Side::new::<V6>(source, source_port, PROTOCOL),
+            destination: Side::new::<V6>(destination, destination_port, PROTOCOL),
+            // Not the byte that was looked at: the verifier has to see which it is.
+            protocol: atomic::constant::<PROTOCOL>(),
             hop_limit: by!(load8_at::<21>(at), load8_at::<22>(at)),
             tcp_flags,
             length,

@@ -19,17 +19,25 @@ use crate::{hook::Hook, stage::track::From};
 pub fn read_plain<H: Hook>(hook: &H, headers: &mut Headers) -> bool {
     // What `write_plain` asks for.
     match ether_type(hook) {
-        Some(IPV4) => hook.head::<54>().is_some() && fill::<H, false>(hook, headers),
-        Some(IPV6) => hook.head::<74>().is_some() && fill::<H, true>(hook, headers),
+        Some(IPV4) => hook.head::<54>().is_some() && read_into::<H, false>(hook, headers),
+        Some(IPV6) => hook.head::<74>().is_some() && read_into::<H, true>(hook, headers),
         _ => false,
     }
 }
 
 #[inline(always)]
-fn fill<H: Hook, const V6: bool>(hook: &H, headers: &mut Headers) -> bool {
+fn read_into<H: Hook, const V6: bool>(hook: &H, headers: &mut Headers) -> bool {
     let Some(frame) = read::<H, V6>(hook) else {
         return false;
     };
+    fill::<V6>(&frame, headers);
+    true
+}
+
+/// What `parse` would find in a frame. It must be long enough for [`write_plain`], as
+/// one with TCP is.
+#[inline(always)]
+pub fn fill<const V6: bool>(frame: &Frame, headers: &mut Headers) {
     *headers = Headers {
         source: bytes(frame.source.addr),
         destination: bytes(frame.destination.addr),
@@ -47,7 +55,6 @@ fn fill<H: Hook, const V6: bool>(hook: &H, headers: &mut Headers) -> bool {
         quoted_l3: 0,
         quoted_l4: 0,
     };
-    true
 }
 
 #[inline(always)]

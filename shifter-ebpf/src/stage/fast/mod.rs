@@ -34,7 +34,7 @@ use crate::{
     clock,
     flow_table::{at, client_words, expired, get, place_of, set},
     hook::Hook,
-    maps::{FLOWS, KNOWN},
+    maps::{FLOWS, KNOWN, SCRATCH},
     stage::{
         classify::{self, Bits},
         count,
@@ -45,6 +45,7 @@ use crate::{
     verdict::{Outcome, conclude},
 };
 use frame::{Frame, Side, ether_type, length_of, read};
+use headers::fill;
 pub use headers::{read_plain, write_plain};
 use write::write;
 
@@ -65,22 +66,32 @@ const BOTH_FINS: u16 = FLOW_FIN_CLIENT | FLOW_FIN_BACKEND;
 const _: () = assert!(FLOW_FIN_BACKEND > FLOW_FIN_CLIENT && FLOW_WATCHED > BOTH_FINS);
 /// Set in what [`established`] gives when it has handled the packet.
 const DONE: u64 = 1 << 32;
+/// What it gives when the packet is for the stages, and its headers lie in scratch space.
+pub const READ: u64 = 1 << 33;
 /// Places of a key's first set that are looked at.
 const PLACES: u32 = 4;
 
-/// Handles a packet of a flow that has its entry, or one that is none of ours; 0: it
-/// is for the stages. A function of its own, so that its frame on the stack is
+/// How far this way goes with a packet.
+enum Taken {
+    Done(Outcome),
+    /// The stages are to go on from the headers that were read.
+    Read,
+}
+
+/// Handles a packet of a flow that has its entry, or one that is none of ours; 0 or
+/// [`READ`]: it is for the stages. A function of its own, so that its frame on the stack is
 /// gone when they begin. In the low half of the result lies the action.
 #[inline(never)]
 pub fn established<H: Hook>(hook: &mut H) -> u64 {
     match take(hook) {
-        Some(outcome) => DONE | u64::from(conclude::<H>(outcome).cast_unsigned()),
+        Some(Taken::Done(outcome)) => DONE | u64::from(conclude::<H>(outcome).cast_unsigned()),
+        Some(Taken::Read) => READ,
         None => 0,
     }
 }
 
 #[inline(always)]
-fn take<H: Hook>(hook: &mut H) -> Option<Outcome> {
+fn take<H: Hook>(hook: &mut H) -> Option<Taken> {
     match ether_type(hook)? {
         IPV4 => look::<H, false>(hook),
         IPV6 => look::<H, true>(hook),
@@ -89,7 +100,7 @@ fn take<H: Hook>(hook: &mut H) -> Option<Outcome> {
 }
 
 #[inline(always)]
-fn look<H: Hook, const V6: bool>(hook: &mut H) -> Option<Outcome> {
+fn look<H: Hook, const V6: bool>(hook: &mut H) -> Option<Taken> {
     let frame = read::<H, V6>(hook)?;
     let bits = KNOWN.get_ptr(0)?;
     let to_vip = H::NUMBER != HOOK_EGRESS
@@ -97,25 +108,32 @@ fn look<H: Hook, const V6: bool>(hook: &mut H) -> Option<Outcome> {
     let from_backend =
         classify::is_port_known(bits, BACKEND_PORTS, frame.source.port().to_ne_bytes());
     if !to_vip && !from_backend {
-        return Some(Outcome::pass(hook, Verdict::NotOurs));
+        return Some(Taken::Done(Outcome::pass(hook, Verdict::NotOurs)));
     }
     let to_vip = to_vip && is_known(bits, VIP_HASHES, frame.destination);
     let from_backend = from_backend && is_known(bits, BACKEND_HASHES, frame.source);
     if !to_vip && !from_backend {
         // Only the port is known: a packet to or from somebody else.
-        return Some(Outcome::pass(hook, Verdict::NoFlow));
+        return Some(Taken::Done(Outcome::pass(hook, Verdict::NoFlow)));
     }
-    if frame.tcp_flags & TCP_SYN != 0
-        && (H::NUMBER != HOOK_EGRESS || frame.tcp_flags & (TURNS | TCP_ACK) != ANSWER)
-    {
-        return None;
+    if frame.tcp_flags & TCP_SYN != 0 {
+        if H::NUMBER != HOOK_EGRESS {
+            // SAFETY: per CPU, and programs of one CPU do not interleave.
+            let scratch = unsafe { SCRATCH.get_ptr_mut(0)?.as_mut() }?;
+            fill::<V6>(&frame, &mut scratch.headers);
+            return Some(Taken::Read);
+        }
+        if frame.tcp_flags & (TURNS | TCP_ACK) != ANSWER {
+            return None;
+        }
     }
     let config = classify::config()?;
-    if to_vip {
+    let outcome = if to_vip {
         forward::<H, V6>(hook, &frame, config)
     } else {
         reply::<H, V6>(hook, &frame, config)
-    }
+    };
+    outcome.map(Taken::Done)
 }
 
 /// Whether an address with its port may be a VIP's, or a backend's.
@@ -224,7 +242,7 @@ fn forward<H: Hook, const V6: bool>(
     Some(match hop {
         Some(hop) => Outcome {
             verdict: Verdict::ForwardRedirect,
-            action: hook.redirect(hop.ifindex),
+            action: hook.redirect(config, hop.ifindex),
         },
         None => Outcome::pass(hook, Verdict::ForwardKernel),
     })
@@ -270,7 +288,7 @@ fn reply<H: Hook, const V6: bool>(hook: &mut H, frame: &Frame, config: &Config) 
     Some(match hop {
         Some(hop) => Outcome {
             verdict: Verdict::ReplyRedirect,
-            action: hook.redirect(hop.ifindex),
+            action: hook.redirect(config, hop.ifindex),
         },
         None => Outcome::pass(hook, Verdict::ReplyEgress),
     })
