@@ -11,13 +11,14 @@ use shifter_common::{
 };
 
 use super::{
-    FlowKey, Match, PLACE_FOUND, at, entry_at, find_place, get, home_of, is_marked_from, place_of,
-    set, set_of,
+    FlowKey, Match, PLACE_FOUND, PLACE_SHARED, at, entry_at, find_place, get, home_of,
+    is_marked_from, place_of, set, set_of,
 };
 use crate::{atomic, maps::EVICTED, stage::signals};
 
 /// How an insert ended, from bit 42 of a place.
 const INSERT_SHIFT: u32 = 42;
+const _: () = assert!(PLACE_SHARED < 1 << INSERT_SHIFT);
 const INSERT_NEW: u64 = 1;
 const INSERT_EXISTING: u64 = 2;
 const INSERT_PENDING: u64 = 3;
@@ -59,7 +60,11 @@ fn best_place(set: *mut FlowSet, home: u32, now: u32) -> u64 {
     let mut distance = 0;
     while distance < SET_ENTRIES as u32 {
         let entry = at(set, home, distance);
-        let score = score(get!(entry, control), get!(entry, last_seen), now, distance);
+        let control = get!(entry, control);
+        if control_state(control) == STATE_FREE {
+            return free_score(distance);
+        }
+        let score = score(control, get!(entry, last_seen), now, distance);
         if score > best {
             best = score;
         }
@@ -72,8 +77,8 @@ fn best_place(set: *mut FlowSet, home: u32, now: u32) -> u64 {
 }
 
 /// Whether no place is free or expired for this flow: then an entry of its own may
-/// have given way to others just now. A closing one may have begun to close since. A global function: verified
-/// once, and its stack is gone when it returns.
+/// have given way to others just now. A closing one may have begun to close since. A
+/// global function: verified once, and its stack is gone when it returns.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn is_pressed(key: *const FlowKey, now: u32) -> u32 {
@@ -105,14 +110,20 @@ pub extern "C" fn score(control: u64, last_seen: u32, now: u32, distance: u32) -
     u64::from(rank) << 40 | u64::from(idle_ticks(last_seen, now)) << 8 | u64::from(distance & 15)
 }
 
+/// [`score`] of a place that is free: how long it has been is nobody's matter.
+#[inline(always)]
+fn free_score(distance: u32) -> u64 {
+    u64::from(RANK_FREE) << 40 | u64::from(distance & 15)
+}
+
 /// Takes a place for a new flow and makes it visible.
 #[inline(always)]
 pub fn insert(key: &mut FlowKey, new: &mut NewFlow) -> Inserted {
+    new.gone = 0;
     let place = insert_at(key, new);
     if new.gone != 0 {
         // Here and not where it is found out: the stack is deepest there.
         signals::note_events(0, new.gone_index, new.gone, new.gone_generation, 0);
-        new.gone = 0;
     }
     key.place = place & (2 * PLACE_FOUND - 1);
     match (place >> INSERT_SHIFT, entry_at(place & (PLACE_FOUND - 1))) {
@@ -155,7 +166,9 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *mut NewFlow) -> u64 {
     let place = place_of(index, home, distance);
     let entry = at(set, home, distance);
     let control = get!(entry, control);
-    if score(control, get!(entry, last_seen), new.now, distance) < best {
+    if control_state(control) != STATE_FREE
+        && score(control, get!(entry, last_seen), new.now, distance) < best
+    {
         // It came to life since, or went to another flow.
         return INSERT_PENDING << INSERT_SHIFT;
     }
@@ -181,12 +194,10 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *mut NewFlow) -> u64 {
         // SAFETY: as above.
         unsafe { atomic::compare_exchange(&raw mut (*entry).control, claim, free) };
         let rival = find_place(key, 0, u32::from(new.service));
-        let how = if rival & PLACE_FOUND == 0 {
-            INSERT_PENDING
-        } else {
-            INSERT_EXISTING
-        };
-        return how << INSERT_SHIFT | rival;
+        if rival & PLACE_FOUND == 0 {
+            return INSERT_PENDING << INSERT_SHIFT;
+        }
+        return INSERT_EXISTING << INSERT_SHIFT | rival;
     }
     if publish(entry, claim, new) {
         INSERT_NEW << INSERT_SHIFT | place

@@ -23,7 +23,8 @@ pub struct FlowKey {
     pub family: u8,
     pub protocol: u8,
     pub places: Places,
-    /// Where the entry that was last found or made lies, with `PLACE_FOUND`.
+    /// Where the entry that was last found or made lies, with `PLACE_FOUND`; where none was
+    /// found, `PLACE_SHARED` or 0.
     pub place: u64,
 }
 
@@ -34,8 +35,20 @@ pub enum Match {
     Backend(u16),
 }
 
+impl Match {
+    #[inline(always)]
+    fn is_of(self, entry: *const FlowEntry) -> bool {
+        match self {
+            Self::Service(id) => get!(entry, service) == id,
+            Self::Backend(id) => get!(entry, backend) == id,
+        }
+    }
+}
+
 /// In a place: there is an entry. Below lie set (from bit 4) and position.
 pub const PLACE_FOUND: u64 = 1 << 40;
+/// In what a look gives: the client has an entry by another service or backend.
+pub const PLACE_SHARED: u64 = 1 << 41;
 macro_rules! get {
     ($entry:expr, $field:ident) => {
         // SAFETY: entries point into a map value; other CPUs may write, so volatile.
@@ -69,6 +82,12 @@ impl FlowKey {
         self.places = places(hash, config.set_mask);
     }
 
+    /// Whether the client had an entry, of whatever service, when it was last looked for.
+    #[inline(always)]
+    pub fn has_entry(&self) -> bool {
+        self.place != 0
+    }
+
     #[inline(always)]
     fn flags(&self) -> u16 {
         let family = if self.family == 6 { FLOW_IPV6 } else { 0 };
@@ -78,12 +97,12 @@ impl FlowKey {
 
     #[inline(always)]
     fn is_of(&self, entry: *const FlowEntry, wanted: Match) -> bool {
-        let other = match wanted {
-            Match::Service(id) => get!(entry, service) == id,
-            Match::Backend(id) => get!(entry, backend) == id,
-        };
-        other
-            && get!(entry, client_port) == self.port
+        wanted.is_of(entry) && self.is_of_client(entry)
+    }
+
+    #[inline(always)]
+    fn is_of_client(&self, entry: *const FlowEntry) -> bool {
+        get!(entry, client_port) == self.port
             && client_words(entry) == self.client
             && (get!(entry, flags) ^ self.flags()) & (FLOW_IPV6 | FLOW_UDP) == 0
     }
@@ -154,11 +173,11 @@ pub fn find(key: &mut FlowKey, wanted: Match) -> Option<*mut FlowEntry> {
         Match::Backend(id) => (1, id),
     };
     let place = find_place(key, is_backend, u32::from(id));
+    key.place = place;
     if place & PLACE_FOUND == 0 {
         None
     } else {
-        key.place = place;
-        entry_at(place)
+        entry_at(place & (PLACE_FOUND - 1))
     }
 }
 
@@ -176,6 +195,7 @@ pub extern "C" fn find_place(key: *const FlowKey, is_backend: u32, id: u32) -> u
     } else {
         Match::Backend(id as u16)
     };
+    let mut shared = 0;
     let mut which = 0;
     while which < 2 {
         let index = if which == 0 {
@@ -184,7 +204,7 @@ pub extern "C" fn find_place(key: *const FlowKey, is_backend: u32, id: u32) -> u
             key.places.sets[1]
         };
         let Some(set) = FLOWS.get_ptr_mut(index) else {
-            return 0;
+            return shared;
         };
         let home = home_of(&key.places, which);
         let mark = get!(at(set, home, 0), home);
@@ -195,19 +215,22 @@ pub extern "C" fn find_place(key: *const FlowKey, is_backend: u32, id: u32) -> u
                 let control = get!(entry, control);
                 if control_tag(control) == key.places.tag
                     && is_live(control_state(control))
-                    && key.is_of(entry, wanted)
+                    && key.is_of_client(entry)
                 {
-                    return place_of(index, home, distance);
+                    if wanted.is_of(entry) {
+                        return place_of(index, home, distance);
+                    }
+                    shared = PLACE_SHARED;
                 }
             }
             distance = atomic::next(distance);
         }
         if mark & HOME_OVERFLOW == 0 {
-            return 0;
+            return shared;
         }
         which += 1;
     }
-    0
+    shared
 }
 
 #[inline(always)]

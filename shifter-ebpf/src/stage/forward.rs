@@ -247,7 +247,6 @@ fn fill_new(new: &mut NewFlow, headers: &Headers, body: &ServiceBody, choice: &C
     new.backend = choice.backend;
     new.generation = body.generation;
     new.now = now;
-    new.gone = 0;
 }
 
 /// Writes the entry of a new flow, then forwards. Where another service has
@@ -264,22 +263,27 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
         choice,
     } = packet;
     let (headers, config, body) = (*headers, *config, *body);
-    let mut tries = 0;
+    let mut backends = 1;
     let mut taken = 0;
-    while is_taken(key, choice.backend, now, config) {
-        tries += 1;
+    // Most clients have no entry at all. Of two SYNs of one port to two services on one
+    // backend, on two CPUs at once, neither may see the other: replies then find the
+    // first by place, and nothing that is proven has moved.
+    while key.has_entry() && is_taken(key, choice.backend, now, config) {
         taken = taken << 16 | u32::from(choice.backend);
-        let next = select::in_pool(body, choice.pool, select::hash_of(body, headers), taken);
+        let next = if backends < CLASH_TRIES && choice.origin.is_new() {
+            select::in_pool(body, choice.pool, select::hash_of(body, headers), taken)
+        } else {
+            None
+        };
         match next {
-            Some(next) if tries < CLASH_TRIES && choice.origin.is_new() => {
-                choice.backend = next.backend;
-            }
+            Some(next) => choice.backend = next.backend,
             // What goes to the VIP untouched needs no entry of its own.
-            _ if choice.backend == body.vip_backend => {
+            None if choice.backend == body.vip_backend => {
                 return Outcome::pass(hook, Verdict::ForwardVip);
             }
-            _ => return Outcome::drop(hook, Verdict::TupleClash),
+            None => return Outcome::drop(hook, Verdict::TupleClash),
         }
+        backends += 1;
     }
     fill_new(new, headers, body, choice, now);
     new.flags |= signals::watched_flag(headers, key.places.tag, config.watch_mask);
@@ -359,7 +363,7 @@ fn begin<H: Hook>(
         }
         // What a SYN says is in the entry already.
         if headers.protocol != 17 {
-            signals::opened(key, entry);
+            signals::opened(body, choice.pool as u32, key, entry);
             return send(hook, headers, body, choice);
         }
     }

@@ -30,8 +30,38 @@ const JUDGED: u32 = 1 << ATTEMPTS | EVENT_FAILED;
 
 /// A flow was chosen, and its entry is there.
 #[inline(always)]
-pub fn opened(key: &FlowKey, entry: *mut FlowEntry) {
-    note(key.place, entry, 1 << ATTEMPTS | EVENT_OPENED);
+pub fn opened(body: &ServiceBody, pool: u32, key: &FlowKey, entry: *mut FlowEntry) {
+    if body.breaker_window_ns == 0 {
+        note_opened(key.place, body.service * 2 + pool);
+    } else {
+        note(key.place, entry, 1 << ATTEMPTS | EVENT_OPENED);
+    }
+}
+
+/// [`note`] of a flow that is opened, where no breaker counts: a global function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn note_opened(place: u64, index: u32) -> u64 {
+    if let Some(counts) = SIGNALS.get_ptr_mut(index) {
+        // SAFETY: per CPU, and programs of one CPU do not interleave.
+        unsafe { (*counts)[ATTEMPTS] += 1 };
+    }
+    if let Some(times) = times_of(place) {
+        // SAFETY: takes nothing.
+        begin(times, units(unsafe { bpf_ktime_get_ns() }));
+    }
+    0
+}
+
+/// The times of a flow that was opened just now.
+#[inline(always)]
+fn begin(times: *mut FlowTimes, now: u32) {
+    let fresh = FlowTimes {
+        syn: now,
+        ..FlowTimes::default()
+    };
+    // SAFETY: a map value; only this flow's packets use it.
+    unsafe { core::ptr::write_volatile(times, fresh) };
 }
 
 /// Where a flow is counted, by its entry and the flags in it.
@@ -121,12 +151,7 @@ fn time(times: *mut FlowTimes, index: u32, events: u32, created: u32) {
     let now = units(ns);
     let tick = clock::tick(ns);
     if events & EVENT_OPENED != 0 {
-        let fresh = FlowTimes {
-            syn: now,
-            ..FlowTimes::default()
-        };
-        // SAFETY: a map value; only this flow's packets use it.
-        unsafe { core::ptr::write_volatile(times, fresh) };
+        begin(times, now);
         return;
     }
     let syn = get!(times, syn);
