@@ -79,19 +79,34 @@ fn lose_bpffs(lab: &Lab) {
     thread::sleep(Duration::from_secs(1));
 }
 
-/// Waits until no program runs at the host's interfaces: an agent that finds one takes its
-/// maps over, and nothing is lost.
-fn programs_end(lab: &Lab) {
-    let shown = || {
-        let mut command = lab.host.command("bpftool");
-        let output = run(command.args(["-j", "net", "show"])).unwrap();
-        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()[0].clone()
+/// The kernel's number of the lab's flow table, which programs use.
+fn flows_id(lab: &Lab) -> serde_json::Value {
+    let mut command = Command::new("bpftool");
+    let command = command.args(["-j", "map", "show", "pinned"]);
+    let output = run(command.arg(maps(lab).join("FLOWS"))).unwrap();
+    let id = serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["id"].clone();
+    assert!(!users(&id).is_empty(), "no program uses map {id}");
+    id
+}
+
+/// Programs that use a map.
+fn users(map: &serde_json::Value) -> Vec<serde_json::Value> {
+    let mut command = Command::new("bpftool");
+    let output = run(command.args(["-j", "prog", "show"])).unwrap();
+    let programs: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let uses = |program: &serde_json::Value| {
+        let maps = program["map_ids"].as_array();
+        maps.is_some_and(|ids| ids.contains(map))
     };
-    let have_ended = eventually(Duration::from_secs(60), || {
-        let shown = shown();
-        ["xdp", "tc"].map(|hook| shown[hook] == serde_json::json!([])) == [true; 2]
-    });
-    assert!(have_ended, "{}", shown());
+    programs.into_iter().filter(uses).collect()
+}
+
+/// Waits until no program is left that uses a flow table: an agent that finds one takes its
+/// maps over, and nothing is lost. Programs are there for a while after they have left
+/// their interfaces.
+fn programs_end(flows: &serde_json::Value) {
+    let have_ended = eventually(Duration::from_secs(60), || users(flows).is_empty());
+    assert!(have_ended, "{:?}", users(flows));
 }
 
 fn mount_bpffs(lab: &Lab) {
@@ -151,9 +166,10 @@ fn adopts_in_place(placement: Placement, hook: &'static str) {
     let _servers = server::start_both(&lab).unwrap();
     let mut agent = start(&lab, Settings::hook(hook));
     let mut held = hold(&lab);
+    let flows = flows_id(&lab);
     agent.kill();
     lose_bpffs(&lab);
-    programs_end(&lab);
+    programs_end(&flows);
     // Links without pins ended with the file system.
     assert!(!links(&lab).exists());
     agent.restart().unwrap();
@@ -206,9 +222,10 @@ fn connections_to_another_host_go_to_the_live_pool_and_are_counted_after_bpffs_i
     let _servers = server::start_both(&lab).unwrap();
     let mut agent = start(&lab, Settings::hook("tc"));
     let [mut blue, mut green] = hold(&lab);
+    let flows = flows_id(&lab);
     agent.kill();
     lose_bpffs(&lab);
-    programs_end(&lab);
+    programs_end(&flows);
     agent.restart().unwrap();
     let lost = lab.client.run(|| ask_all(&mut blue));
     assert!(lost.is_nothing(), "the live pool's own go on: {lost:?}");
