@@ -106,7 +106,7 @@ pub enum Verdict {
     Unpinned = 14,
     /// DROP: no room for a flow, and the live pool is not the VIP.
     TableFull = 15,
-    /// DROP: the client's port is taken on every backend of the pool.
+    /// DROP: the client's port is taken on the flow's backend, and no other of the pool was found free for it.
     TupleClash = 16,
     /// DROP: neither pool has a backend.
     NoBackend = 17,
