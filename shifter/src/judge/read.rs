@@ -9,7 +9,7 @@ use super::{
     words::{self, Word},
 };
 use crate::model::{
-    file::Table,
+    table::Table,
     tree::{Entry, Fault, Node, Value},
 };
 

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::model::{
     duration,
-    file::{Table, place},
+    table::{Table, place},
     tree::{Fault, Value},
 };
 

@@ -5,7 +5,7 @@ use shifter_common::abi::cohort::MAX_COHORT_PREFIXES;
 use super::{
     CohortSpec, Prefix,
     cohort::{CohortPlace, PrefixError},
-    file::{Table, place},
+    table::{Table, place},
     tree::{Fault, Node, Value},
 };
 

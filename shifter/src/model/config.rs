@@ -7,9 +7,9 @@ use shifter_common::abi::config::{DEFAULT_TIMEOUTS_S, TIMEOUTS};
 use super::{
     ServiceSpec,
     cohort_file::ReadFile,
-    duration,
-    file::{self, FileError, Format, Table},
+    file::{self, FileError, Format},
     gates::{self, GatesConfig},
+    table::Table,
     tree::{Fault, Value},
 };
 
@@ -199,7 +199,7 @@ fn agent(at: usize, node: &super::tree::Node, config: &mut AgentConfig) -> Resul
             }
         };
     }
-    if let Some(path) = absolute_path(&table, "bpffs")? {
+    if let Some(path) = table.absolute_path("bpffs")? {
         config.bpffs = path;
     }
     let (low, high) = (*FLOW_CAPACITY.start(), *FLOW_CAPACITY.end());
@@ -209,23 +209,23 @@ fn agent(at: usize, node: &super::tree::Node, config: &mut AgentConfig) -> Resul
     if let Some(number) = watch_one_in(&table)? {
         config.watch_one_in = number;
     }
-    if let Some(path) = absolute_path(&table, "state_dir")? {
+    if let Some(path) = table.absolute_path("state_dir")? {
         config.state_dir = path;
     }
-    if let Some(settle) = seconds(&table, "settle", 0)? {
+    if let Some(settle) = table.seconds("settle", 0)? {
         config.settle = Duration::from_secs(u64::from(settle));
     }
-    if let Some(bake) = seconds(&table, "bake", 0)? {
+    if let Some(bake) = table.seconds("bake", 0)? {
         config.bake = Duration::from_secs(u64::from(bake));
     }
     // Below, a connection that is about to end would be asked for too often.
-    if let Some(gone_after) = seconds(&table, "gone_after", 4)? {
+    if let Some(gone_after) = table.seconds("gone_after", 4)? {
         config.gone_after = Duration::from_secs(u64::from(gone_after));
     }
     if let Some(entry) = table.find("timeouts") {
         let timeouts = Table::of(&entry.node, "[agent.timeouts]", &TIMEOUT_KEYS)?;
         for (index, key) in TIMEOUT_KEYS.iter().enumerate() {
-            if let Some(timeout) = seconds(&timeouts, key, 1)? {
+            if let Some(timeout) = timeouts.seconds(key, 1)? {
                 config.timeouts_s[index] = timeout;
             }
         }
@@ -303,7 +303,7 @@ fn api(node: &super::tree::Node, config: &mut AgentConfig) -> Result<(), Fault> 
             ));
         }
     }
-    if let Some(path) = absolute_path(&table, "unix")? {
+    if let Some(path) = table.absolute_path("unix")? {
         config.unix = path;
     }
     Ok(())
@@ -324,45 +324,6 @@ fn metrics(node: &super::tree::Node, config: &mut AgentConfig) -> Result<(), Fau
         None => {}
     }
     Ok(())
-}
-
-pub(super) fn absolute_path(table: &Table<'_>, key: &str) -> Result<Option<PathBuf>, Fault> {
-    match table.string(key)? {
-        Some((text, at)) if !text.starts_with('/') => Err(Fault::new(
-            at,
-            format!("{key} = {text:?} is no whole path: write one that begins with '/'"),
-        )),
-        other => Ok(other.map(|(text, _)| text.into())),
-    }
-}
-
-/// Whole seconds, as a number or as a duration in quotes.
-pub(super) fn seconds(table: &Table<'_>, key: &str, low: u32) -> Result<Option<u32>, Fault> {
-    // A year: the coarse ticks of the flow table wrap after two.
-    const HIGH: u32 = 31_536_000;
-    let Some(entry) = table.find(key) else {
-        return Ok(None);
-    };
-    let number = match &entry.node.value {
-        Value::String(text) => {
-            let duration = duration::parse(text)
-                .map_err(|e| file::place(entry.node.at, format_args!("{key}: {e}")))?;
-            if duration.subsec_nanos() != 0 {
-                let text = format!("{key} = {text:?} has parts of a second: write whole seconds");
-                return Err(Fault::new(entry.node.at, text));
-            }
-            duration.as_secs() as i64
-        }
-        _ => match table.integer(key, i64::from(low), i64::from(HIGH))? {
-            Some(number) => number,
-            None => return Ok(None),
-        },
-    };
-    if !(i64::from(low)..=i64::from(HIGH)).contains(&number) {
-        let text = format!("{key} is out of range: write {low} to {HIGH} seconds");
-        return Err(Fault::new(entry.node.at, text));
-    }
-    Ok(Some(number as u32))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use super::{
     breaker::Breaker,
     cohort_file::{self, CohortPlaces, ReadFile},
     health_file::{HealthPlaces, health},
+    table::{Table, place},
     text,
     tree::{self, Entry, Fault, Node, Value},
     validate::{self, Place, SpecError},
@@ -342,113 +343,6 @@ fn backend(node: &Node) -> Result<BackendSpec, Fault> {
     })
 }
 
-pub(crate) fn place(at: usize, error: impl std::fmt::Display) -> Fault {
-    Fault::new(at, error.to_string())
-}
-
-/// A table whose keys are all known.
-pub(crate) struct Table<'a> {
-    pub(crate) at: usize,
-    what: &'a str,
-    entries: &'a [Entry],
-}
-
-impl<'a> Table<'a> {
-    /// Refuses what is no table and every key that is not in `known`.
-    pub(crate) fn of(node: &'a Node, what: &'a str, known: &[&str]) -> Result<Self, Fault> {
-        let Value::Table(entries) = &node.value else {
-            let kind = node.value.kind();
-            return Err(Fault::new(
-                node.at,
-                format!("{what} is {kind}: write a table"),
-            ));
-        };
-        for entry in entries {
-            if !known.contains(&entry.key.as_str()) {
-                return Err(Fault::new(entry.at, unknown(&entry.key, what, known)));
-            }
-        }
-        Ok(Self {
-            at: node.at,
-            what,
-            entries,
-        })
-    }
-
-    pub(crate) fn find(&self, key: &str) -> Option<&'a Entry> {
-        self.entries.iter().find(|entry| entry.key == key)
-    }
-
-    /// A text and its place; `None` if absent.
-    pub(crate) fn string(&self, key: &str) -> Result<Option<(&'a str, usize)>, Fault> {
-        match self.find(key) {
-            None => Ok(None),
-            Some(entry) => match &entry.node.value {
-                Value::String(text) => Ok(Some((text, entry.node.at))),
-                other => Err(Fault::new(
-                    entry.node.at,
-                    format!("{key} is {}: write it in quotes, as a string", other.kind()),
-                )),
-            },
-        }
-    }
-
-    pub(crate) fn need(&self, key: &str, meaning: &str) -> Result<(&'a str, usize), Fault> {
-        self.string(key)?.ok_or_else(|| {
-            Fault::new(
-                self.at,
-                format!("{} lacks the key {key}: {meaning}", self.what),
-            )
-        })
-    }
-
-    /// A text read as `T`.
-    pub(crate) fn parse<T>(&self, key: &str) -> Result<Option<T>, Fault>
-    where
-        T: std::str::FromStr<Err: std::fmt::Display>,
-    {
-        self.string(key)?
-            .map(|(text, at)| {
-                text.parse()
-                    .map_err(|e| place(at, format_args!("{key}: {e}")))
-            })
-            .transpose()
-    }
-
-    pub(crate) fn boolean(&self, key: &str) -> Result<Option<bool>, Fault> {
-        match self.find(key) {
-            None => Ok(None),
-            Some(entry) => match &entry.node.value {
-                Value::Bool(value) => Ok(Some(*value)),
-                other => Err(Fault::new(
-                    entry.node.at,
-                    format!("{key} is {}: write true or false", other.kind()),
-                )),
-            },
-        }
-    }
-
-    pub(crate) fn integer(&self, key: &str, low: i64, high: i64) -> Result<Option<i64>, Fault> {
-        let Some(entry) = self.find(key) else {
-            return Ok(None);
-        };
-        match &entry.node.value {
-            Value::Integer(number) if (low..=high).contains(number) => Ok(Some(*number)),
-            Value::Integer(number) => Err(Fault::new(
-                entry.node.at,
-                format!("{key} = {number} is out of range: write {low} to {high}"),
-            )),
-            other => Err(Fault::new(
-                entry.node.at,
-                format!(
-                    "{key} is {}: write a whole number, {low} to {high}",
-                    other.kind()
-                ),
-            )),
-        }
-    }
-}
-
 /// In TOML a key below `[service.pools]` is one of the pools, whatever was meant.
 fn refuse_service_keys(pools: &Node) -> Result<(), Fault> {
     let Value::Table(entries) = &pools.value else {
@@ -467,35 +361,6 @@ fn refuse_service_keys(pools: &Node) -> Result<(), Fault> {
         )),
         None => Ok(()),
     }
-}
-
-fn unknown(key: &str, what: &str, known: &[&str]) -> String {
-    let nearest = known
-        .iter()
-        .map(|candidate| (distance(key, candidate), candidate))
-        .min();
-    match nearest {
-        Some((distance, candidate)) if distance <= 2.max(candidate.len() / 3) => {
-            format!("{what} has no key {key:?}: did you mean {candidate:?}?")
-        }
-        _ => format!("{what} has no key {key:?}: it has {}", known.join(", ")),
-    }
-}
-
-/// Edits between two words (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -3,8 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    config::{absolute_path, seconds},
-    file::Table,
+    table::Table,
     tree::{Fault, Node, Value},
 };
 use crate::judge::{Allowed, allowed_host};
@@ -57,8 +56,10 @@ pub(super) fn section(node: &Node) -> Result<GatesConfig, Fault> {
     if let Some(entry) = table.find("hosts") {
         gates.hosts = hosts(&entry.node)?;
     }
-    gates.ca = absolute_path(&table, "ca")?.map(|path| path.to_string_lossy().into_owned());
-    gates.exec_dir = absolute_path(&table, "exec_dir")?;
+    gates.ca = table
+        .absolute_path("ca")?
+        .map(|path| path.to_string_lossy().into_owned());
+    gates.exec_dir = table.absolute_path("exec_dir")?;
     if let Some((user, at)) = table.string("exec_user")? {
         if user == "root" || user == "0" || user.is_empty() || user.contains([':', '\n']) {
             let text = format!(
@@ -68,7 +69,7 @@ pub(super) fn section(node: &Node) -> Result<GatesConfig, Fault> {
         }
         gates.exec_user = user.to_owned();
     }
-    if let Some(timeout) = seconds(&table, "timeout_max", 1)? {
+    if let Some(timeout) = table.seconds("timeout_max", 1)? {
         gates.timeout_max = Duration::from_secs(u64::from(timeout));
     }
     Ok(gates)

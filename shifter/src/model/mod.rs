@@ -14,6 +14,7 @@ mod health_read;
 pub mod json;
 pub mod service;
 pub mod signals;
+pub(crate) mod table;
 pub mod text;
 pub mod tree;
 pub mod validate;

@@ -10,10 +10,8 @@ use super::{
     controller::{Change, ControlError, Receipt, WriteContext},
     entry::{Entry, local_backends},
     plan::{Rigour, Step, check_specs},
-    reconciler::{
-        Core, Reconciler, audit, check_etag, describe_spec, elapsed_ns, finish, lock,
-        nothing_changed, store_failed,
-    },
+    reconciler::{Core, Reconciler, lock},
+    write::{audit, check_etag, describe_spec, elapsed_ns, finish, nothing_changed, store_failed},
 };
 use crate::{
     datapath::{BackendId, DatapathError, ServiceId, ServiceImage},

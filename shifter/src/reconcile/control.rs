@@ -14,7 +14,8 @@ use super::{
         WeightChange, WriteContext,
     },
     entry::hash_text,
-    reconciler::{Reconciler, find, lock},
+    reconciler::{Reconciler, lock},
+    write::find,
 };
 use crate::model::{CutRate, Protocol, ServiceSpec, Vip, file};
 

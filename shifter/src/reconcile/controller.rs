@@ -16,8 +16,8 @@ use crate::{
     },
 };
 
-pub use super::health::Standing;
 pub use super::rollouts::RolloutView;
+pub use super::standing::Standing;
 pub use crate::store::{Audit, AuditQuery, Event, EventQuery, Events, Recorded, RolloutFigures};
 
 /// Who asks, since when, and under which conditions.

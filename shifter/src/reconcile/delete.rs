@@ -4,9 +4,8 @@ use super::{
     apply::slots,
     controller::{ControlError, Receipt, WriteContext},
     entry::Entry,
-    reconciler::{
-        Reconciler, audit, check_etag, elapsed_ns, find, lock, nothing_changed, store_failed,
-    },
+    reconciler::{Reconciler, lock},
+    write::{audit, check_etag, elapsed_ns, find, nothing_changed, store_failed},
 };
 use crate::{
     datapath::{FlowFilter, LONG_IDLE_S, ServiceId, idle_note, plural},

@@ -8,7 +8,8 @@ use super::{
     controller::{ControlError, DrainEnd, NamedBackends, Receipt, WriteContext},
     cut::due_after,
     plan::{Rigour, check_specs},
-    reconciler::{Reconciler, find, lock},
+    reconciler::{Reconciler, lock},
+    write::find,
 };
 use crate::{
     model::{BackendState, CutRate, PoolName, ServiceSpec},

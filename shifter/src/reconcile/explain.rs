@@ -10,7 +10,8 @@ use shifter_common::{
 use super::{
     controller::{ControlError, Explanation, FlowView},
     entry::Entry,
-    reconciler::{Reconciler, find, lock},
+    reconciler::{Reconciler, lock},
+    write::find,
 };
 use crate::{
     datapath::BackendId,

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::{
     controller::ControlError,
-    reconciler::{Reconciler, lock, own_context},
+    reconciler::{Reconciler, lock},
+    write::own_context,
 };
 use crate::model::ServiceSpec;
 

@@ -2,7 +2,8 @@
 
 use super::{
     controller::{ControlError, WriteContext},
-    reconciler::{Core, Reconciler, find, lock, nothing_changed},
+    reconciler::{Core, Reconciler, lock},
+    write::{find, nothing_changed},
 };
 use crate::store::Frozen;
 

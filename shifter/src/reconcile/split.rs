@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::{
+    changes::adoption_meaning,
     controller::{Change, ControlError, Receipt, ShareOf, WeightChange, WriteContext},
     cut::pace_of_rollout,
     entry::{DeadMan, Entry, Split, adoption, threshold_moved},
-    plan::adoption_meaning,
-    reconciler::{Core, Durability, Reconciler, SplitWrite, check_etag, find, lock, own_context},
+    reconciler::{Core, Durability, Reconciler, SplitWrite, lock},
+    write::{check_etag, find, own_context},
 };
 use crate::{
     datapath::DeadManImage,

@@ -15,7 +15,8 @@ use super::{
     ids::ServiceIds,
     maintain::CLOCK_JUMP_MS,
     plan::rings_of,
-    reconciler::{Core, Reconciler, Settings, StartError, describe_spec},
+    reconciler::{Core, Reconciler, Settings, StartError},
+    write::describe_spec,
 };
 use crate::{
     datapath::{BackendId, CohortSet, Datapath, DatapathError, DeadManImage, ServiceImage},

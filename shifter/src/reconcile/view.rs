@@ -9,9 +9,10 @@ use super::{
     entry::Entry,
     health::pool_warning,
     observe::NewClients,
-    reconciler::{Core, Reconciler, find, lock},
+    reconciler::{Core, Reconciler, lock},
     shed,
     split::unready_warning,
+    write::find,
 };
 use crate::{
     datapath::{BackendId, Census, FlowFilter, FlowRow, Placement, ServiceId, plural},
@@ -212,7 +213,7 @@ impl Reconciler {
         if entry.adoption() == "refused" {
             warnings.push(format!(
                 "adoption: {}",
-                super::plan::adoption_meaning("refused")
+                super::changes::adoption_meaning("refused")
             ));
         }
         warnings.extend(self.breaker_view(entry).and_then(|breaker| breaker.warning));

@@ -6,8 +6,8 @@ use super::OnDoubt;
 use crate::{
     judge::{self, GateSpec},
     model::{
-        CutRate, PoolName, Weight, duration,
-        file::{self, Table, place},
+        CutRate, PoolName, Weight, duration, file,
+        table::{Table, place},
         text,
         tree::{Entry, Fault, Node, Value},
     },

@@ -10,7 +10,8 @@ use crate::{
     reconcile::{
         controller::{ControlError, Receipt, WriteContext},
         entry::{DeadMan, Entry, Split},
-        reconciler::{Core, Durability, Reconciler, SplitWrite, find, find_mut, lock, own_context},
+        reconciler::{Core, Durability, Reconciler, SplitWrite, lock},
+        write::{find, find_mut, own_context},
     },
     rollout::{
         Event, preset,

@@ -6,7 +6,8 @@ use crate::{
     judge::Origin,
     reconcile::{
         controller::{ControlError, RolloutCommand, StartRollout, WriteContext},
-        reconciler::{Core, Reconciler, audit, check_etag, find, lock, nothing_changed},
+        reconciler::{Core, Reconciler, lock},
+        write::{audit, check_etag, find, nothing_changed},
     },
     rollout::{Event, Note, RolloutSpec, State, preset, spec},
     store::{Commit, NewRollout},

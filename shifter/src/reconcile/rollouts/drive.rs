@@ -8,7 +8,8 @@ use crate::{
     fault,
     reconcile::{
         controller::ControlError,
-        reconciler::{Core, Reconciler, lock, store_failed},
+        reconciler::{Core, Reconciler, lock},
+        write::store_failed,
     },
     rollout::{self, Event, Happened, Note, Phase, State, notes, state::Action},
     store::{Progress, StoreError},

@@ -235,7 +235,7 @@ impl Reconciler {
             return Ok(row);
         }
         // A service that is not there at all is another mistake.
-        crate::reconcile::reconciler::find(&core.services, name)?;
+        crate::reconcile::write::find(&core.services, name)?;
         Err(ControlError::Invalid(match id {
             0 => format!(
                 "service {name:?} had no rollout yet: `shifter rollout start {name}` begins one"
@@ -254,7 +254,7 @@ impl Reconciler {
     ) -> Result<Vec<RolloutView>, ControlError> {
         let core = lock(&self.core);
         if !name.is_empty() && !core.rollouts.contains_key(name) {
-            crate::reconcile::reconciler::find(&core.services, name)?;
+            crate::reconcile::write::find(&core.services, name)?;
         }
         let rows = core
             .store
