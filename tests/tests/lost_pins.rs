@@ -109,6 +109,13 @@ fn programs_end(flows: &serde_json::Value) {
     assert!(have_ended, "{:?}", users(flows));
 }
 
+/// Another BPF file system in the place of the lab's, and nothing left of what was there.
+fn lose_all(lab: &Lab) {
+    let flows = flows_id(lab);
+    lose_bpffs(lab);
+    programs_end(&flows);
+}
+
 fn mount_bpffs(lab: &Lab) {
     let arguments = ["-t", "bpf", "bpf"];
     run(Command::new("mount").args(arguments).arg(lab.bpffs())).unwrap();
@@ -166,10 +173,8 @@ fn adopts_in_place(placement: Placement, hook: &'static str) {
     let _servers = server::start_both(&lab).unwrap();
     let mut agent = start(&lab, Settings::hook(hook));
     let mut held = hold(&lab);
-    let flows = flows_id(&lab);
     agent.kill();
-    lose_bpffs(&lab);
-    programs_end(&flows);
+    lose_all(&lab);
     // Links without pins ended with the file system.
     assert!(!links(&lab).exists());
     agent.restart().unwrap();
@@ -222,10 +227,8 @@ fn connections_to_another_host_go_to_the_live_pool_and_are_counted_after_bpffs_i
     let _servers = server::start_both(&lab).unwrap();
     let mut agent = start(&lab, Settings::hook("tc"));
     let [mut blue, mut green] = hold(&lab);
-    let flows = flows_id(&lab);
     agent.kill();
-    lose_bpffs(&lab);
-    programs_end(&flows);
+    lose_all(&lab);
     agent.restart().unwrap();
     let lost = lab.client.run(|| ask_all(&mut blue));
     assert!(lost.is_nothing(), "the live pool's own go on: {lost:?}");
@@ -391,12 +394,13 @@ fn names(directory: &Path) -> impl Iterator<Item = String> {
 
 #[test]
 fn maps_of_which_some_are_lost_for_good_are_refused_with_what_detach_would_cut() {
-    need!();
+    need!("bpftool");
     let _alone = alone();
     let lab = Lab::new(Placement::Container).unwrap();
     let _servers = server::start_both(&lab).unwrap();
     let mut agent = start(&lab, Settings::hook("tc"));
     let mut held = hold(&lab);
+    let flows = flows_id(&lab);
     agent.kill();
     for name in names(&links(&lab)) {
         fs::remove_file(links(&lab).join(name)).unwrap();
@@ -404,8 +408,7 @@ fn maps_of_which_some_are_lost_for_good_are_refused_with_what_detach_would_cut()
     for name in ["shifter_xdp", "shifter_ingress", "shifter_egress"] {
         fs::remove_file(maps(&lab).join(name)).unwrap();
     }
-    // Programs end some time after their last pin.
-    thread::sleep(Duration::from_secs(1));
+    programs_end(&flows);
     fs::remove_file(maps(&lab).join("RINGS")).unwrap();
     let refused = format!("{:#}", agent.restart().unwrap_err());
     let flows = format!("{} flows on green", held[1].len());
@@ -426,14 +429,14 @@ fn maps_of_which_some_are_lost_for_good_are_refused_with_what_detach_would_cut()
 
 #[test]
 fn a_first_start_that_was_cut_off_anywhere_is_followed_by_a_good_one() {
-    need!();
+    need!("bpftool");
     let _alone = alone();
     let lab = Lab::new(Placement::Container).unwrap();
     let _servers = server::start_both(&lab).unwrap();
     let mut agent = start(&lab, Settings::hook("tc"));
     for point in ["maps-pinned", "attach-egress", "attach-ingress"] {
         agent.kill();
-        lose_bpffs(&lab);
+        lose_all(&lab);
         fs::remove_dir_all(agent.state_dir()).unwrap();
         let died = agent.restart_with("SHIFTER_KILL_AT", point).unwrap_err();
         assert!(format!("{died:#}").contains("signal: 9"), "{died:#}");

@@ -12,7 +12,7 @@ pub(super) enum Failure {
     #[error("the output was closed")]
     OutputClosed,
     #[error(
-        "no agent answers on {endpoint} ({cause}): is it running? `shifter agent` starts it, and --endpoint says where it listens"
+        "no agent answers on {endpoint} ({cause}): is it running? `shifter agent` starts it, and --endpoint must be what `unix` in [api] of its configuration says"
     )]
     Unreachable { endpoint: String, cause: String },
     #[error("{endpoint} may not be opened by this user: run the command as root (sudo)")]

@@ -33,9 +33,7 @@ mod text;
 
 use std::{ffi::OsString, time::Duration};
 
-use clap::{
-    CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, parser::ValueSource,
-};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::model::duration;
 use client::Client;
@@ -74,7 +72,8 @@ struct Cli {
 /// Options of every verb.
 #[derive(clap::Args, Clone, Debug)]
 struct Global {
-    /// Where the agent is asked: what `unix` in [api] of its configuration says.
+    /// Where the agent is asked: what `unix` in [api] of its configuration says. Refused by
+    /// commands that ask none.
     #[arg(long, env = "SHIFTER_ENDPOINT", global = true, value_name = "URL")]
     #[arg(default_value = "unix:///run/shifter/shifter.sock")]
     endpoint: String,
@@ -121,6 +120,22 @@ enum Verb {
     Man(man::Man),
 }
 
+impl Verb {
+    /// Whether it is a client of the agent; the others work on this host themselves.
+    fn asks_agent(&self) -> bool {
+        !matches!(
+            self,
+            Self::Agent(_)
+                | Self::Doctor(_)
+                | Self::Detach(_)
+                | Self::Prepare(_)
+                | Self::Runner(_)
+                | Self::Completion(_)
+                | Self::Man(_)
+        )
+    }
+}
+
 /// Runs one command line (its first argument is the program's name) and gives
 /// its exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>, screen: &mut Screen<'_>) -> u8 {
@@ -147,19 +162,26 @@ pub fn run(args: impl IntoIterator<Item = OsString>, screen: &mut Screen<'_>) ->
 fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
     let mut command = command();
     let matches = command.try_get_matches_from_mut(args)?;
-    let cli = Cli::from_arg_matches(&matches)?;
-    let asks_where = matches.subcommand().is_some_and(|(_, matches)| {
-        matches.value_source("endpoint") == Some(ValueSource::CommandLine)
-    });
-    // It would be read by nobody.
-    if asks_where && matches!(cli.verb, Verb::Agent(_)) {
-        return Err(command.error(
-            clap::error::ErrorKind::ArgumentConflict,
-            "--endpoint is for those who ask the agent; it listens where `unix` in [api] of its \
-             configuration says (--config)",
-        ));
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    // What is in the environment is for other commands too.
+    let is_asked = |of: &clap::ArgMatches| {
+        of.value_source("endpoint") == Some(clap::parser::ValueSource::CommandLine)
+    };
+    match matches.subcommand() {
+        Some((verb, of)) if is_asked(of) && !cli.verb.asks_agent() => {
+            let why = match cli.verb {
+                Verb::Agent(_) => {
+                    "the agent listens where `unix` in [api] of its configuration says (--config)"
+                }
+                _ => "it works on this host itself",
+            };
+            let text = format!(
+                "shifter {verb} does not ask an agent, so --endpoint says nothing to it: {why}"
+            );
+            Err(command.error(clap::error::ErrorKind::ArgumentConflict, text))
+        }
+        _ => Ok(cli),
     }
-    Ok(cli)
 }
 
 /// What is near to a wrong word is suggested by its name, not by its alias too.

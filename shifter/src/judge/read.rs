@@ -9,7 +9,7 @@ use super::{
     words::{self, Word},
 };
 use crate::model::{
-    table::Table,
+    file_table::Table,
     tree::{Entry, Fault, Node, Value},
 };
 

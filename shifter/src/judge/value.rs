@@ -9,7 +9,7 @@ use super::{
 };
 use crate::model::{
     duration,
-    table::{Table, place},
+    file_table::{Table, place},
     tree::{Fault, Value},
 };
 

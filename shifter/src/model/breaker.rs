@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use super::{
     Weight, duration,
-    table::{self, Table},
+    file_table::{self, Table},
     tree::{Fault, Node},
 };
 
@@ -100,7 +100,7 @@ impl Breaker {
         let mut breaker = Self::default();
         if let Some((text, at)) = table.string("window")? {
             breaker.window = duration::parse(text)
-                .map_err(|error| table::place(at, format_args!("window: {error}")))?;
+                .map_err(|error| file_table::place(at, format_args!("window: {error}")))?;
         }
         let most = i64::from(MAX_COUNT);
         if let Some(count) = table.integer("max_failures", 0, most)? {

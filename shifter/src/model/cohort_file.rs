@@ -5,7 +5,7 @@ use shifter_common::abi::cohort::MAX_COHORT_PREFIXES;
 use super::{
     CohortSpec, Prefix,
     cohort::{CohortPlace, PrefixError},
-    table::{Table, place},
+    file_table::{Table, place},
     tree::{Fault, Node, Value},
 };
 

@@ -8,8 +8,8 @@ use super::{
     ServiceSpec,
     cohort_file::ReadFile,
     file::{self, FileError, Format},
+    file_table::Table,
     gates::{self, GatesConfig},
-    table::Table,
     tree::{Fault, Value},
 };
 

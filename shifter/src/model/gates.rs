@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    table::Table,
+    file_table::Table,
     tree::{Fault, Node, Value},
 };
 use crate::judge::{Allowed, allowed_host};

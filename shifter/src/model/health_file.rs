@@ -1,8 +1,8 @@
 //! `[service.health]` of a file, with the place of each key.
 
 use super::{
+    file_table::{Table, place},
     health::{HealthFault, HealthSpec, KEYS, Written},
-    table::{Table, place},
     tree::{Entry, Fault, Node, Value},
 };
 

@@ -4,8 +4,8 @@
 use super::{
     controller::BreakerView,
     entry::Entry,
-    reconciler::{Core, Durability, Reconciler, SplitWrite},
-    write::{audit, own_context},
+    reconciler::{Core, Reconciler},
+    write::{Durability, SplitWrite, audit, own_context},
 };
 use crate::{
     datapath::{BreakerImage, BreakerState, Trip},

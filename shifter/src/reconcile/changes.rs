@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use super::{
-    entry::{Entry, adoption},
+    entry::{Entry, adoption, adoption_meaning},
     plan::Step,
 };
 use crate::model::{BackendSpec, PoolName, ServiceSpec, cohort, health};
@@ -98,19 +98,5 @@ fn pool_details(
     }
     for backend in before.iter().filter(|b| !new.contains_key(&b.addr)) {
         lines.push(format!("{pool}: - {}", backend.addr));
-    }
-}
-
-/// What a case means for flows under way that no socket of this host shows.
-pub fn adoption_meaning(case: &str) -> &'static str {
-    match case {
-        "vip" => "flows under way stay on the server at the VIP, untouched",
-        "single" => "flows under way go on to the one backend of the live pool",
-        "refused" => {
-            "flows under way are cut: DNAT stands in front of the VIP and the live pool does not hold it"
-        }
-        _ => {
-            "flows under way that no socket of this host shows are spread over the live pool by hash; those that meet another server than before are reset"
-        }
     }
 }

@@ -324,6 +324,20 @@ pub fn adoption(spec: &ServiceSpec, translated: bool) -> &'static str {
     }
 }
 
+/// What a case means for flows under way that no socket of this host shows.
+pub fn adoption_meaning(case: &str) -> &'static str {
+    match case {
+        "vip" => "flows under way stay on the server at the VIP, untouched",
+        "single" => "flows under way go on to the one backend of the live pool",
+        "refused" => {
+            "flows under way are cut: DNAT stands in front of the VIP and the live pool does not hold it"
+        }
+        _ => {
+            "flows under way that no socket of this host shows are spread over the live pool by hash; those that meet another server than before are reset"
+        }
+    }
+}
+
 /// Backends of each pool whose sockets can be looked up, without the VIP.
 pub fn local_backends(
     pools: &[Vec<BackendId>; 2],

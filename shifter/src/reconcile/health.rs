@@ -22,7 +22,6 @@ use crate::{
     health::{
         Checked, CheckedService, Look, Watched,
         offer::{PoolHealth, healthy, offer, ready_count},
-        state::Health,
     },
     model::{BackendState, PoolName, ServiceSpec, cohort::Prefix},
 };
@@ -270,26 +269,6 @@ impl Reconciler {
                 }
             }
         }
-    }
-
-    /// What the checks of a backend say; `None` where it is not checked.
-    pub(super) fn standing(&self, entry: &Entry, addr: SocketAddr) -> Option<Standing> {
-        entry.spec.health.as_ref()?;
-        let known = lock(&self.health).get(&entry.spec.name, addr).cloned();
-        let is_down = entry.down.contains(&addr);
-        let mut standing = known.unwrap_or_else(|| Standing {
-            reason: if is_down {
-                "it was down when the agent started".to_owned()
-            } else {
-                String::new()
-            },
-            ..Standing::default()
-        });
-        if is_down {
-            // Kept from before, or about to be told.
-            standing.health = Health::Down;
-        }
-        Some(standing)
     }
 
     /// Refuses to give a pool more traffic that too few of its backends are up for.

@@ -1,4 +1,4 @@
-//! The reconciler's state and the steps that every write shares.
+//! The reconciler's state, and the publishing of an entry.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,11 +12,10 @@ use super::{
     Clock, HostFacts,
     backends::Backends,
     control::Answered,
-    controller::{ControlError, Receipt, WriteContext},
     cut::CutFigures,
     cutter::Cutting,
     dropped::Dropped,
-    entry::{Entry, Split, threshold_moved},
+    entry::Entry,
     events::Events,
     gone::Gone,
     ids::ServiceIds,
@@ -25,17 +24,14 @@ use super::{
     rollouts::{Rollouts, Work},
     shed::Shed,
     standing::Board,
-    write::{audit, elapsed_ns, find_mut, finish, nothing_changed, store_failed},
 };
 use crate::{
     datapath::{Census, Datapath, DatapathError, ServiceId, ServiceImage},
     judge::Allowed,
-    model::{Protocol, ServiceSpec, config, weight::threshold_share},
-    store::{Audit, Commit, Cut, EventFile, EventQueue, Frozen, Store, StoreError},
+    model::{Protocol, ServiceSpec, config},
+    store::{Audit, Cut, EventFile, EventQueue, Frozen, Store, StoreError},
 };
 
-/// Audit records kept until the store can be written again.
-const UNSTORED: usize = 1_000;
 /// How old the counts of the flow table may be when they are shown.
 const CENSUS_AGE: Duration = Duration::from_secs(1);
 
@@ -166,21 +162,6 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether an undurable write stays in force.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Durability {
-    Required,
-    Wanted,
-}
-
-/// A change of one service's split.
-pub(super) struct SplitWrite {
-    pub next: Split,
-    pub action: &'static str,
-    pub durability: Durability,
-    pub warnings: Vec<String>,
-}
-
 impl Reconciler {
     pub(super) fn assemble(
         datapath: Arc<dyn Datapath>,
@@ -270,138 +251,4 @@ impl Reconciler {
             }
         }
     }
-
-    /// Publishes a split, then makes it last; ARCHITECTURE says why in this order.
-    pub(super) fn write_split(
-        &self,
-        core: &mut Core,
-        name: &str,
-        write: SplitWrite,
-        context: &WriteContext,
-    ) -> Result<Receipt, ControlError> {
-        let Core {
-            store,
-            services,
-            generation,
-            unstored,
-            ..
-        } = core;
-        let entry = find_mut(services, name)?;
-        let before = entry.split();
-        let mut receipt = Receipt {
-            service: name.to_owned(),
-            moved_share: threshold_moved(
-                entry.programmed_threshold(&*self.clock),
-                write.next.green.threshold(),
-            ),
-            green_share: threshold_share(write.next.green.threshold()),
-            unchanged: before == write.next,
-            warnings: write.warnings,
-            ..Receipt::default()
-        };
-        if receipt.unchanged || context.validate_only {
-            return Ok(finish(receipt, entry, context));
-        }
-        if write.durability == Durability::Required {
-            store.check().map_err(nothing_changed)?;
-        }
-        let described = entry.describe();
-        entry.set_split(write.next);
-        if let Err(error) = self.publish(generation, entry, false) {
-            entry.set_split(before);
-            return Err(error.into());
-        }
-        entry.written = entry.generation;
-        receipt.programmed_ns = elapsed_ns(context);
-        let at_unix_ms = self.clock.unix_ms();
-        let commit = Commit {
-            generation: *generation,
-            at_unix_ms,
-            rows: vec![entry.row(entry.dirty)],
-            delete: Vec::new(),
-            audit: vec![audit(at_unix_ms, context, entry, write.action, &described)],
-        };
-        match (store.commit(&commit), write.durability) {
-            (Ok(()), _) => entry.dirty = false,
-            (Err(error), Durability::Wanted) => {
-                keep_records(unstored, commit.audit);
-                entry.dirty = true;
-                tracing::warn!(service = name, %error, "not durable");
-                receipt.warnings.push(not_durable(store, &error));
-            }
-            (Err(error), Durability::Required) => {
-                return Err(self.take_back(generation, entry, before, &error));
-            }
-        }
-        tracing::info!(
-            service = name,
-            action = write.action,
-            generation = entry.generation,
-            green = %entry.spec.green,
-            live = %entry.spec.live,
-            actor = context.actor,
-            reason = context.reason,
-            "split changed"
-        );
-        self.events.push(name, false);
-        Ok(finish(receipt, entry, context))
-    }
-
-    /// The kernel gets the split from before back, under a new generation.
-    fn take_back(
-        &self,
-        generation: &mut u32,
-        entry: &mut Entry,
-        before: Split,
-        error: &StoreError,
-    ) -> ControlError {
-        let after = entry.split();
-        entry.dirty = true;
-        entry.set_split(before);
-        let outcome = match self.publish(generation, entry, false) {
-            Ok(()) => {
-                entry.written = entry.generation;
-                "the change was taken back".to_owned()
-            }
-            Err(second) => {
-                entry.set_split(after);
-                format!("the change is in force, because taking it back failed too ({second})")
-            }
-        };
-        self.events.push(&entry.spec.name, false);
-        store_failed(error, &outcome)
-    }
-}
-
-impl Core {
-    /// Changes of a rollback that the store failed for: in force, and stored as soon
-    /// as that works. The warning says so.
-    pub(super) fn keep_unstored<'a>(
-        &mut self,
-        names: impl Iterator<Item = &'a str>,
-        records: Vec<Audit>,
-        error: &StoreError,
-    ) -> String {
-        for name in names {
-            if let Some(entry) = self.services.get_mut(name) {
-                entry.dirty = true;
-            }
-            tracing::warn!(service = name, %error, "not durable");
-        }
-        keep_records(&mut self.unstored, records);
-        not_durable(&self.store, error)
-    }
-}
-
-fn keep_records(unstored: &mut Vec<Audit>, records: Vec<Audit>) {
-    let room = UNSTORED.saturating_sub(unstored.len());
-    unstored.extend(records.into_iter().take(room));
-}
-
-fn not_durable(store: &Store, error: &StoreError) -> String {
-    let again = match store.refused() {
-        None => "it is tried again every second",
-        Some(_) => "nothing is stored until the agent is started with a good store",
-    };
-    format!("not durable: it is in force, but the store failed ({error}); {again}")
 }

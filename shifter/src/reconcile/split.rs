@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use super::{
-    changes::adoption_meaning,
     controller::{Change, ControlError, Receipt, ShareOf, WeightChange, WriteContext},
     cut::pace_of_rollout,
-    entry::{DeadMan, Entry, Split, adoption, threshold_moved},
-    reconciler::{Core, Durability, Reconciler, SplitWrite, lock},
-    write::{check_etag, find, own_context},
+    entry::{DeadMan, Entry, Split, adoption, adoption_meaning, threshold_moved},
+    reconciler::{Core, Reconciler, lock},
+    write::{Durability, SplitWrite, check_etag, find, own_context},
 };
 use crate::{
     datapath::DeadManImage,

@@ -6,6 +6,10 @@ use std::{
     time::Duration,
 };
 
+use super::{
+    entry::Entry,
+    reconciler::{Reconciler, lock},
+};
 use crate::health::{Checked, Look, probe::Outcome, state::Health};
 
 /// What the checks of one backend have said.
@@ -84,5 +88,27 @@ impl Board {
             self.services
                 .retain(|name, _| named.contains(name.as_str()));
         }
+    }
+}
+
+impl Reconciler {
+    /// What the checks of a backend say; `None` where it is not checked.
+    pub(super) fn standing(&self, entry: &Entry, addr: SocketAddr) -> Option<Standing> {
+        entry.spec.health.as_ref()?;
+        let known = lock(&self.health).get(&entry.spec.name, addr).cloned();
+        let is_down = entry.down.contains(&addr);
+        let mut standing = known.unwrap_or_else(|| Standing {
+            reason: if is_down {
+                "it was down when the agent started".to_owned()
+            } else {
+                String::new()
+            },
+            ..Standing::default()
+        });
+        if is_down {
+            // Kept from before, or about to be told.
+            standing.health = Health::Down;
+        }
+        Some(standing)
     }
 }

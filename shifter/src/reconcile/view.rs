@@ -213,7 +213,7 @@ impl Reconciler {
         if entry.adoption() == "refused" {
             warnings.push(format!(
                 "adoption: {}",
-                super::changes::adoption_meaning("refused")
+                super::entry::adoption_meaning("refused")
             ));
         }
         warnings.extend(self.breaker_view(entry).and_then(|breaker| breaker.warning));

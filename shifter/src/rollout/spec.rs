@@ -7,7 +7,7 @@ use crate::{
     judge::{self, GateSpec},
     model::{
         CutRate, PoolName, Weight, duration, file,
-        table::{Table, place},
+        file_table::{Table, place},
         text,
         tree::{Entry, Fault, Node, Value},
     },

@@ -1,4 +1,4 @@
-//! Every metric of the agent, in one place.
+//! The page of metrics, and what services, backends and the flow table have on it.
 
 use shifter_common::abi::{ABI_VERSION, PoolCounters};
 

@@ -84,9 +84,21 @@ fn wrong_usage_is_64_and_help_is_0() {
     }
     let ran = run(&["--endpoint", "http://127.0.0.1:1", "status"]);
     assert_eq!(ran.code, 64);
-    let ran = run(&["agent", "--endpoint", "unix:///tmp/elsewhere.sock"]);
-    assert_eq!(ran.code, 64);
-    assert!(ran.err.contains("`unix` in [api]"), "{}", ran.err);
+    // Who asks no agent has no use for a place to ask one at.
+    let elsewhere = ["--endpoint", "unix:///tmp/elsewhere.sock"];
+    for (line, says) in [
+        (["agent", "--config=/nonexistent"], "`unix` in [api]"),
+        (["detach", "--bpffs=/nonexistent"], "on this host itself"),
+        (["prepare", "--config=/nonexistent"], "on this host itself"),
+    ] {
+        for ran in [
+            run(&[&elsewhere[..], &line].concat()),
+            run(&[&line[..], &elsewhere].concat()),
+        ] {
+            assert_eq!(ran.code, 64, "{line:?}: {}", ran.err);
+            assert!(ran.err.contains(says), "{line:?}: {}", ran.err);
+        }
+    }
     for line in ["--help", "shift --help", "--version"] {
         let ran = ask(&testbed, line);
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{line}");

@@ -10,8 +10,8 @@ use crate::{
     reconcile::{
         controller::{ControlError, Receipt, WriteContext},
         entry::{DeadMan, Entry, Split},
-        reconciler::{Core, Durability, Reconciler, SplitWrite, lock},
-        write::{find, find_mut, own_context},
+        reconciler::{Core, Reconciler, lock},
+        write::{Durability, SplitWrite, find, find_mut, own_context},
     },
     rollout::{
         Event, preset,

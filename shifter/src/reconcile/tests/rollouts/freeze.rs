@@ -56,16 +56,7 @@ fn a_freeze_lets_an_experiment_give_everything_back() {
 fn a_freeze_keeps_the_dead_man_until_it_ends() {
     let rig = with_signals();
     start(&rig, CANARY).unwrap();
-    {
-        let mut core = lock(&rig.reconciler.core);
-        let state = &mut core.rollouts.get_mut("web").unwrap().state;
-        state.pending = Some(Effect {
-            id: state.next_id,
-            action: Action::Keep,
-        });
-        state.failed = Some("it was in doubt".into());
-        state.next_id += 1;
-    }
+    leave_in_doubt(&rig, Action::Keep);
     rig.reconciler.freeze("web", &context()).unwrap();
     rig.reconciler.forsake_rollouts();
     pass(&rig, 5);

@@ -60,8 +60,7 @@ fn a_hook_whose_task_is_gone_has_failed_and_one_not_begun_is_run() {
 #[test]
 fn a_gate_whose_task_is_gone_is_asked_again() {
     let rig = with_signals();
-    let json = r#"{"strategy":"canary","steps":["50%"],"interval":"10m","gates":[{"judge":"sequential"}]}"#;
-    start(&rig, json).unwrap();
+    start(&rig, SEQUENTIAL).unwrap();
     {
         let mut core = lock(&rig.reconciler.core);
         let rollout = core.rollouts.get_mut("web").unwrap();

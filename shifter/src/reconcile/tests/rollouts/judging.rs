@@ -32,8 +32,7 @@ fn a_canary_walks_to_its_promotion_and_leaves_a_report() {
 #[test]
 fn a_bad_green_is_judged_and_the_report_says_how_soon() {
     let rig = with_signals();
-    let json = r#"{"strategy":"canary","steps":["50%"],"interval":"10m","gates":[{"judge":"sequential"}]}"#;
-    start(&rig, json).unwrap();
+    start(&rig, SEQUENTIAL).unwrap();
     pass_with_traffic(&rig, 20, 0);
     assert_eq!(view(&rig).state, "running");
     pass_with_traffic(&rig, 60, 5);
@@ -78,8 +77,7 @@ fn a_restart_goes_on_judging_where_it_was() {
 #[test]
 fn a_failed_judgement_needs_no_disk() {
     let rig = with_signals();
-    let json = r#"{"strategy":"canary","steps":["50%"],"interval":"10m","gates":[{"judge":"sequential"}]}"#;
-    start(&rig, json).unwrap();
+    start(&rig, SEQUENTIAL).unwrap();
     pass_with_traffic(&rig, 5, 0);
     rig.disk_full(true);
     pass_with_traffic(&rig, 60, 5);

@@ -53,16 +53,8 @@ fn after_a_reboot_within_the_lease_it_goes_on() {
 
 /// As if a weight were asked for whose result has not come.
 fn ask_for(rig: &Rig, candidate: &str) {
-    let mut core = lock(&rig.reconciler.core);
-    let state = &mut core.rollouts.get_mut("web").unwrap().state;
-    state.pending = Some(Effect {
-        id: state.next_id,
-        action: Action::Weight {
-            candidate: candidate.parse().unwrap(),
-        },
-    });
-    state.next_id += 1;
-    state.failed = Some("it was in doubt".into());
+    let candidate = candidate.parse().unwrap();
+    leave_in_doubt(rig, Action::Weight { candidate });
 }
 
 #[test]

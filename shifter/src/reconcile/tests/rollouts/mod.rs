@@ -30,6 +30,21 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 const CANARY: &str = r#"{"strategy":"canary","steps":["10%","50%"],"interval":"5s","lease":"30s"}"#;
 
+const SEQUENTIAL: &str =
+    r#"{"strategy":"canary","steps":["50%"],"interval":"10m","gates":[{"judge":"sequential"}]}"#;
+
+/// As if an action were asked for whose result has not come.
+fn leave_in_doubt(rig: &Rig, action: Action) {
+    let mut core = lock(&rig.reconciler.core);
+    let state = &mut core.rollouts.get_mut("web").unwrap().state;
+    state.pending = Some(Effect {
+        id: state.next_id,
+        action,
+    });
+    state.next_id += 1;
+    state.failed = Some("it was in doubt".into());
+}
+
 fn start(rig: &Rig, json: &str) -> Result<RolloutView, ControlError> {
     let start = StartRollout {
         service: "web".into(),
