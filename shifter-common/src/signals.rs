@@ -14,8 +14,6 @@ use crate::{
 
 /// Event: a failure that the breaker counts. Lower bits are `1 << counter`.
 pub const EVENT_FAILED: u32 = 1 << 16;
-/// Event: the flow was opened by its SYN.
-pub const EVENT_OPENED: u32 = 1 << 17;
 /// Event: the client's first data.
 pub const EVENT_CLIENT_DATA: u32 = 1 << 18;
 /// Event: the backend's first data, which answers the client's.

@@ -28,8 +28,7 @@ use verdict::conclude;
 pub fn shifter_xdp(context: XdpContext) -> u32 {
     let mut frame = XdpFrame(context.ctx);
     match fast::established(&mut frame) {
-        0 => ingress(&mut frame, false) as u32,
-        fast::READ => ingress(&mut frame, true) as u32,
+        left @ (0 | fast::READ) => ingress(&mut frame, left == fast::READ) as u32,
         done => done as u32,
     }
 }
@@ -40,8 +39,7 @@ pub fn shifter_xdp(context: XdpContext) -> u32 {
 pub fn shifter_ingress(context: TcContext) -> i32 {
     let mut packet = TcPacket::<false>::new(context.skb.skb);
     match fast::established(&mut packet) {
-        0 => ingress(&mut packet, false) as i32,
-        fast::READ => ingress(&mut packet, true) as i32,
+        left @ (0 | fast::READ) => ingress(&mut packet, left == fast::READ) as i32,
         done => done as i32,
     }
 }
@@ -55,7 +53,7 @@ pub fn shifter_egress(context: TcContext) -> i32 {
         return TC_NEXT;
     }
     match fast::established(&mut packet) {
-        0 | fast::READ => egress(&mut packet) as i32,
+        0 => egress(&mut packet) as i32,
         done => done as i32,
     }
 }

@@ -60,11 +60,7 @@ fn best_place(set: *mut FlowSet, home: u32, now: u32) -> u64 {
     let mut distance = 0;
     while distance < SET_ENTRIES as u32 {
         let entry = at(set, home, distance);
-        let control = get!(entry, control);
-        if control_state(control) == STATE_FREE {
-            return free_score(distance);
-        }
-        let score = score(control, get!(entry, last_seen), now, distance);
+        let score = score(get!(entry, control), get!(entry, last_seen), now, distance);
         if score > best {
             best = score;
         }
@@ -96,10 +92,19 @@ pub extern "C" fn is_pressed(key: *const FlowKey, now: u32) -> u32 {
 }
 
 /// How willingly an entry gives way: rank from bit 40, time idle from bit 8,
-/// distance below. A global function: verified once, not once an entry.
+/// distance below. Of one that is free nobody asks for how long.
+#[inline(always)]
+fn score(control: u64, last_seen: u32, now: u32, distance: u32) -> u64 {
+    if control_state(control) == STATE_FREE {
+        return u64::from(RANK_FREE) << 40 | u64::from(distance & 15);
+    }
+    score_of(control, last_seen, now, distance)
+}
+
+/// [`score`] of one that may be in use. A global function: verified once, not once an entry.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn score(control: u64, last_seen: u32, now: u32, distance: u32) -> u64 {
+pub extern "C" fn score_of(control: u64, last_seen: u32, now: u32, distance: u32) -> u64 {
     let Some(config) = crate::stage::classify::config() else {
         return 0;
     };
@@ -108,12 +113,6 @@ pub extern "C" fn score(control: u64, last_seen: u32, now: u32, distance: u32) -
         return 0;
     }
     u64::from(rank) << 40 | u64::from(idle_ticks(last_seen, now)) << 8 | u64::from(distance & 15)
-}
-
-/// [`score`] of a place that is free: how long it has been is nobody's matter.
-#[inline(always)]
-fn free_score(distance: u32) -> u64 {
-    u64::from(RANK_FREE) << 40 | u64::from(distance & 15)
 }
 
 /// Takes a place for a new flow and makes it visible.
@@ -126,7 +125,7 @@ pub fn insert(key: &mut FlowKey, new: &mut NewFlow) -> Inserted {
         signals::note_events(0, new.gone_index, new.gone, new.gone_generation, 0);
     }
     key.place = place & (2 * PLACE_FOUND - 1);
-    match (place >> INSERT_SHIFT, entry_at(place & (PLACE_FOUND - 1))) {
+    match (place >> INSERT_SHIFT, entry_at(place)) {
         (INSERT_NEW, Some(entry)) => Inserted::New(entry),
         (INSERT_EXISTING, Some(entry)) => Inserted::Existing(entry),
         (INSERT_FULL, _) => Inserted::Full,
@@ -166,9 +165,7 @@ pub extern "C" fn insert_at(key: *const FlowKey, new: *mut NewFlow) -> u64 {
     let place = place_of(index, home, distance);
     let entry = at(set, home, distance);
     let control = get!(entry, control);
-    if control_state(control) != STATE_FREE
-        && score(control, get!(entry, last_seen), new.now, distance) < best
-    {
+    if score(control, get!(entry, last_seen), new.now, distance) < best {
         // It came to life since, or went to another flow.
         return INSERT_PENDING << INSERT_SHIFT;
     }

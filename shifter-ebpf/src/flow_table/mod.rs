@@ -121,7 +121,8 @@ pub fn client_words(entry: *const FlowEntry) -> [u64; 2] {
     }
 }
 
-/// The entry at a place that `find_place` or `insert_at` gave.
+/// The entry at a place that `find_place` or `insert_at` gave; what says how it was found
+/// lies above the 36 bits that are looked at.
 #[inline(always)]
 pub fn entry_at(place: u64) -> Option<*mut FlowEntry> {
     let set = FLOWS.get_ptr_mut((place >> 4) as u32)?;
@@ -177,7 +178,7 @@ pub fn find(key: &mut FlowKey, wanted: Match) -> Option<*mut FlowEntry> {
     if place & PLACE_FOUND == 0 {
         None
     } else {
-        entry_at(place & (PLACE_FOUND - 1))
+        entry_at(place)
     }
 }
 

@@ -263,14 +263,14 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
         choice,
     } = packet;
     let (headers, config, body) = (*headers, *config, *body);
-    let mut backends = 1;
+    let mut tried = 1;
     let mut taken = 0;
     // Most clients have no entry at all. Of two SYNs of one port to two services on one
     // backend, on two CPUs at once, neither may see the other: replies then find the
     // first by place, and nothing that is proven has moved.
     while key.has_entry() && is_taken(key, choice.backend, now, config) {
         taken = taken << 16 | u32::from(choice.backend);
-        let next = if backends < CLASH_TRIES && choice.origin.is_new() {
+        let next = if tried < CLASH_TRIES && choice.origin.is_new() {
             select::in_pool(body, choice.pool, select::hash_of(body, headers), taken)
         } else {
             None
@@ -283,7 +283,7 @@ fn pin<H: Hook>(hook: &mut H, packet: &mut Packet, now: u32) -> Outcome {
             }
             None => return Outcome::drop(hook, Verdict::TupleClash),
         }
-        backends += 1;
+        tried += 1;
     }
     fill_new(new, headers, body, choice, now);
     new.flags |= signals::watched_flag(headers, key.places.tag, config.watch_mask);

@@ -23,22 +23,19 @@ use crate::{
 /// Events that a counter stands for.
 const COUNTED: u32 = (1 << SIGNAL_COUNTERS) - 1;
 /// Events that have a time.
-const TIMED: u32 =
-    1 << ANSWERED | 1 << ENDED | EVENT_OPENED | EVENT_CLIENT_DATA | EVENT_BACKEND_DATA;
-/// Events that the breaker counts.
-const JUDGED: u32 = 1 << ATTEMPTS | EVENT_FAILED;
+const TIMED: u32 = 1 << ANSWERED | 1 << ENDED | EVENT_CLIENT_DATA | EVENT_BACKEND_DATA;
 
 /// A flow was chosen, and its entry is there.
 #[inline(always)]
 pub fn opened(body: &ServiceBody, pool: u32, key: &FlowKey, entry: *mut FlowEntry) {
-    if body.breaker_window_ns == 0 {
-        note_opened(key.place, body.service * 2 + pool);
-    } else {
-        note(key.place, entry, 1 << ATTEMPTS | EVENT_OPENED);
+    let index = body.service * 2 + pool;
+    note_opened(key.place, index);
+    if body.breaker_window_ns != 0 {
+        judge(index, 1 << ATTEMPTS, get!(entry, generation));
     }
 }
 
-/// [`note`] of a flow that is opened, where no breaker counts: a global function.
+/// An attempt, and when it began: a global function.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn note_opened(place: u64, index: u32) -> u64 {
@@ -47,21 +44,15 @@ pub extern "C" fn note_opened(place: u64, index: u32) -> u64 {
         unsafe { (*counts)[ATTEMPTS] += 1 };
     }
     if let Some(times) = times_of(place) {
-        // SAFETY: takes nothing.
-        begin(times, units(unsafe { bpf_ktime_get_ns() }));
+        let fresh = FlowTimes {
+            // SAFETY: takes nothing.
+            syn: units(unsafe { bpf_ktime_get_ns() }),
+            ..FlowTimes::default()
+        };
+        // SAFETY: a map value; only this flow's packets use it.
+        unsafe { core::ptr::write_volatile(times, fresh) };
     }
     0
-}
-
-/// The times of a flow that was opened just now.
-#[inline(always)]
-fn begin(times: *mut FlowTimes, now: u32) {
-    let fresh = FlowTimes {
-        syn: now,
-        ..FlowTimes::default()
-    };
-    // SAFETY: a map value; only this flow's packets use it.
-    unsafe { core::ptr::write_volatile(times, fresh) };
 }
 
 /// Where a flow is counted, by its entry and the flags in it.
@@ -121,7 +112,7 @@ pub extern "C" fn note_events(
             counter = atomic::next(counter);
         }
     }
-    if events & JUDGED != 0 {
+    if events & EVENT_FAILED != 0 {
         judge(index, events, generation);
     }
     if events & TIMED != 0
@@ -150,10 +141,6 @@ fn time(times: *mut FlowTimes, index: u32, events: u32, created: u32) {
     let ns = unsafe { bpf_ktime_get_ns() };
     let now = units(ns);
     let tick = clock::tick(ns);
-    if events & EVENT_OPENED != 0 {
-        begin(times, now);
-        return;
-    }
     let syn = get!(times, syn);
     if events & 1 << ANSWERED != 0 && syn != 0 {
         put(index, HANDSHAKE, elapsed_ns(syn, now, created, tick));
@@ -261,11 +248,13 @@ pub fn has_tripped(body: &ServiceBody) -> bool {
 }
 
 /// Counts an attempt on the candidate or its failure, and trips the breaker.
-/// Where halves of a window meet, two CPUs may lose a few counts.
-#[inline(always)]
-fn judge(index: u32, events: u32, generation: u32) {
+/// Where halves of a window meet, two CPUs may lose a few counts. A global function:
+/// verified once for both its callers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge(index: u32, events: u32, generation: u32) -> u64 {
     let Some(body) = classify::body(index >> 1) else {
-        return;
+        return 0;
     };
     let live_green = body.flags & SERVICE_LIVE_GREEN != 0;
     // A flow chosen before the last write says nothing of what was written.
@@ -273,14 +262,14 @@ fn judge(index: u32, events: u32, generation: u32) {
         || (index & 1 != 0) == live_green
         || generation != body.generation
     {
-        return;
+        return 0;
     }
     let Some(record) = BREAKERS.get_ptr_mut(body.service) else {
-        return;
+        return 0;
     };
     let half = half_of(clock::coarse_ns(), body.breaker_window_ns);
     if !turn(record, u64::from(generation), half) {
-        return;
+        return 0;
     }
     // SAFETY: words of a map value, aligned to 8.
     unsafe {
@@ -294,7 +283,7 @@ fn judge(index: u32, events: u32, generation: u32) {
             atomic::fetch_add(counts, 1);
         }
         if events & EVENT_FAILED == 0 {
-            return;
+            return 0;
         }
         let counts = if odd {
             &raw mut (*record).failures[1]
@@ -324,6 +313,7 @@ fn judge(index: u32, events: u32, generation: u32) {
             core::ptr::write_volatile(&raw mut (*record).tripped, u64::from(generation));
         }
     }
+    0
 }
 
 /// Counts of both halves of the window, in two loads.

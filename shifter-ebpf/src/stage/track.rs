@@ -110,7 +110,7 @@ pub extern "C" fn track_at(seen: *const Seen) -> u64 {
     if seen.place & PLACE_FOUND == 0 {
         return 0;
     }
-    let Some(entry) = entry_at(seen.place & (PLACE_FOUND - 1)) else {
+    let Some(entry) = entry_at(seen.place) else {
         return 0;
     };
     let now = seen.now;

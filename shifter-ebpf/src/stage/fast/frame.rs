@@ -79,25 +79,35 @@ pub fn ether_type<H: Hook>(hook: &H) -> Option<u16> {
 /// its headers have: the data may lie in pages.
 #[inline(always)]
 pub fn read<H: Hook, const V6: bool>(hook: &H) -> Option<Frame> {
-    match by!(hook.head::<74>(), hook.head::<54>()) {
-        Some(at) => match protocol::<V6>(at) {
-            TCP => read_as::<V6, TCP>(at),
-            UDP => read_as::<V6, UDP>(at),
-            _ => None,
-        },
-        None => {
-            let at = by!(hook.head::<62>()?, hook.head::<42>()?);
-            match protocol::<V6>(at) {
-                UDP => read_as::<V6, UDP>(at),
-                _ => None,
-            }
-        }
+    if let Some(at) = long::<H, V6>(hook) {
+        return read_long::<V6>(at);
+    }
+    let at = by!(hook.head::<62>()?, hook.head::<42>()?);
+    match protocol_of::<V6>(at) {
+        UDP => read_as::<V6, UDP>(at),
+        _ => None,
+    }
+}
+
+/// The first byte of a frame that has room for TCP.
+#[inline(always)]
+pub fn long<H: Hook, const V6: bool>(hook: &H) -> Option<usize> {
+    by!(hook.head::<74>(), hook.head::<54>())
+}
+
+/// [`read`] of a frame that has room for TCP.
+#[inline(always)]
+pub fn read_long<const V6: bool>(at: usize) -> Option<Frame> {
+    match protocol_of::<V6>(at) {
+        TCP => read_as::<V6, TCP>(at),
+        UDP => read_as::<V6, UDP>(at),
+        _ => None,
     }
 }
 
 /// What the IP header says follows it.
 #[inline(always)]
-fn protocol<const V6: bool>(at: usize) -> u8 {
+fn protocol_of<const V6: bool>(at: usize) -> u8 {
     // SAFETY: `read` has checked that the headers can be read.
     unsafe { by!(load8_at::<20>(at), load8_at::<23>(at)) }
 }

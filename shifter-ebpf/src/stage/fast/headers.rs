@@ -8,7 +8,7 @@ use shifter_common::{
 
 use super::{
     IPV4, IPV6, L3,
-    frame::{Frame, Side, ether_type, read},
+    frame::{Frame, Side, ether_type, long, read_long},
     write::write,
 };
 use crate::{hook::Hook, stage::track::From};
@@ -19,15 +19,15 @@ use crate::{hook::Hook, stage::track::From};
 pub fn read_plain<H: Hook>(hook: &H, headers: &mut Headers) -> bool {
     // What `write_plain` asks for.
     match ether_type(hook) {
-        Some(IPV4) => hook.head::<54>().is_some() && read_into::<H, false>(hook, headers),
-        Some(IPV6) => hook.head::<74>().is_some() && read_into::<H, true>(hook, headers),
+        Some(IPV4) => read_into::<H, false>(hook, headers),
+        Some(IPV6) => read_into::<H, true>(hook, headers),
         _ => false,
     }
 }
 
 #[inline(always)]
 fn read_into<H: Hook, const V6: bool>(hook: &H, headers: &mut Headers) -> bool {
-    let Some(frame) = read::<H, V6>(hook) else {
+    let Some(frame) = long::<H, V6>(hook).and_then(read_long::<V6>) else {
         return false;
     };
     fill::<V6>(&frame, headers);
@@ -72,10 +72,10 @@ pub fn write_plain<H: Hook>(
     hop: Option<&NextHop>,
 ) -> Option<()> {
     if headers.family == 4 {
-        let frame = frame_of::<false>(hook.head::<54>()?, headers);
+        let frame = frame_of::<false>(long::<H, false>(hook)?, headers);
         write::<H, false>(hook, &frame, from, Side::of(to), hop)
     } else {
-        let frame = frame_of::<true>(hook.head::<74>()?, headers);
+        let frame = frame_of::<true>(long::<H, true>(hook)?, headers);
         write::<H, true>(hook, &frame, from, Side::of(to), hop)
     }
 }
